@@ -1,0 +1,116 @@
+"""Images to learn from: EDM's data-set layout (folder or ZIP with dataset.json) and scikit-learn's digits."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from registry.api import UserError
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+@dataclass(frozen=True)
+class Images:
+    """A set of images in memory: uint8 values [n, C, H, W], and class numbers [n] or None."""
+
+    pixels: Tensor
+    classes: Tensor | None
+    origin: str
+    levels: float = 127.5
+    """x = pixels/levels − 1 lies in [−1, 1]."""
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        _, c, h, w = self.pixels.shape
+        return c, h, w
+
+    @property
+    def label_dim(self) -> int:
+        return 0 if self.classes is None else int(self.classes.max()) + 1
+
+    def x(self) -> Tensor:
+        """All images as float32 in [−1, 1]: [n, C, H, W]."""
+        return self.pixels.to(torch.float32) / self.levels - 1
+
+    def one_hot(self, index: Tensor) -> Tensor | None:
+        """Labels of the images at `index` as one-hot rows, or None."""
+        if self.classes is None:
+            return None
+        return torch.nn.functional.one_hot(self.classes[index], self.label_dim).to(torch.float32)
+
+
+def load_images(source: str) -> Images:
+    """`digits`, or a folder or uncompressed ZIP of square images in EDM's layout. Raises UserError."""
+    if source == "digits":
+        return _digits()
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
+        return _read(str(path), list(files), lambda name: files[name].read_bytes())
+    if path.is_file() and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return _read(str(path), sorted(archive.namelist()), archive.read)
+    if path.exists():
+        raise UserError(f"{source}: neither a folder nor a ZIP of images")
+    raise UserError(f"{source}: no such data set; give 'digits', or a folder or ZIP of images in EDM's layout")
+
+
+def _digits() -> Images:
+    """The 1,797 real 8×8 digits that scikit-learn carries (UCI), 17 grey levels, ten classes."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UserError("the digits come with scikit-learn, which is not installed: pip install 'distill[digits]'") from None
+    digits = load_digits()
+    pixels = torch.from_numpy(digits.images.astype(np.uint8))[:, None]
+    return Images(pixels, torch.from_numpy(digits.target.astype(np.int64)), "digits", levels=8.0)
+
+
+def _read(origin: str, names: list[str], read: Callable[[str], bytes]) -> Images:
+    from PIL import Image
+
+    pictures = [n for n in names if n.lower().endswith(IMAGES)]
+    if not pictures:
+        raise UserError(f"{origin}: no images in it ({', '.join(IMAGES)})")
+    arrays: list[np.ndarray] = []
+    for name in pictures:
+        try:
+            array = np.asarray(Image.open(io.BytesIO(read(name))))
+        except Exception as error:
+            raise UserError(f"{origin}: {name} is not a readable image: {error}") from None
+        array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+        if array.shape[1] != array.shape[2]:
+            raise UserError(f"{origin}: {name} is {array.shape[2]}×{array.shape[1]}; images must be square")
+        if arrays and array.shape != arrays[0].shape:
+            raise UserError(f"{origin}: {name} has shape {array.shape}, {pictures[0]} has {arrays[0].shape}; all must agree")
+        arrays.append(array.astype(np.uint8))
+    return Images(torch.from_numpy(np.stack(arrays)), _classes(origin, names, pictures, read), origin)
+
+
+def _classes(origin: str, names: list[str], pictures: list[str], read: Callable[[str], bytes]) -> Tensor | None:
+    if "dataset.json" not in names:
+        return None
+    try:
+        labels: Any = json.loads(read("dataset.json"))["labels"]
+        if labels is None:
+            return None
+        of = {name: int(number) for name, number in labels}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{origin}: dataset.json is not EDM's {{'labels': [[name, class], …]}}: {error!r}") from None
+    missing = [n for n in pictures if n not in of]
+    if missing:
+        raise UserError(f"{origin}: dataset.json has no label for {missing[0]} ({len(missing)} images without one)")
+    return torch.tensor([of[n] for n in pictures])

@@ -1,0 +1,153 @@
+"""What several tests share: golden numbers, small real teachers and recipes, and the command as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from registry.edm.networks import EDMPrecond
+from registry.files import save_network
+from registry.plugins import Plugins, load_plugins
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+
+TINY = dict(
+    model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1, attn_resolutions=[], dropout=0.0,
+    channel_mult_noise=1, embedding_type="positional", encoder_type="standard", decoder_type="standard",
+)  # fmt: skip
+
+
+def golden(name: str) -> SimpleNamespace:
+    """A golden file: `meta`, and arrays by key through `at(key, dtype)` as tensors."""
+    arrays = np.load(HERE / "golden" / f"{name}.npz", allow_pickle=False)
+
+    def at(key: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        found = torch.from_numpy(np.array(arrays[key]))
+        return found if dtype is None else found.to(dtype)
+
+    def state(prefix: str) -> dict[str, torch.Tensor]:
+        return {k.removeprefix(prefix): at(k) for k in arrays.files if k.startswith(prefix)}
+
+    return SimpleNamespace(meta=json.loads(str(arrays["meta"])), at=at, state=state, keys=list(arrays.files))
+
+
+def network_of(found: SimpleNamespace, kwargs: dict[str, Any], prefix: str = "state/") -> EDMPrecond:
+    """A golden network with its weights, in eval mode."""
+    net = EDMPrecond(**kwargs)
+    net.load_state_dict(found.state(prefix))
+    return net.eval()
+
+
+def tiny_network(resolution: int = 8, channels: int = 1, label_dim: int = 0, D: float = 128.0, **kwargs: Any) -> EDMPrecond:
+    """A small network whose every tensor matters (the constructors' initial values silence most layers)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = EDMPrecond(resolution, channels, label_dim, D=D, pfgmpp=float("inf") != D, **(TINY | kwargs))
+        for p in net.parameters():
+            torch.nn.init.normal_(p, std=0.3 / max(1, p[0].numel()) ** 0.5) if p.ndim > 1 else p.data.add_(
+                0.1 * torch.randn_like(p)
+            )
+    return net.eval()
+
+
+@pytest.fixture(scope="session")
+def plugins() -> Plugins:
+    return load_plugins(blocked=())
+
+
+@pytest.fixture
+def teacher_file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a small teacher of a given dimension, and gives its path."""
+
+    def write(D: float = 128.0, name: str = "teacher.pt", **kwargs: Any) -> Path:
+        net = tiny_network(D=D, **kwargs)
+        save_network(tmp_path / name, "denoiser", net, net.state_dict(), {"D": D, "sigma_data": 0.5})
+        return tmp_path / name
+
+    return write
+
+
+RECIPE = """
+[teacher]
+use = "pfgmpp"
+source = "{teacher}"
+[noise]
+use = "electrostatic"
+[loss]
+use = "ipfm"
+[train]
+batch = 8
+duration_kimg = 0.048
+lr = 1e-3
+glr = 1e-3
+device = "cpu"
+[log]
+outdir = "{outdir}"
+tick_kimg = 0.016
+snapshot_ticks = 1
+state_ticks = 1
+grid = 2
+[eval]
+samples = 32
+repeats = 2
+snapshot_samples = 16
+teacher_steps = [3]
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, teacher_file: Callable[..., Path]) -> Callable[..., Path]:
+    """Writes a recipe of six short iterations, with text replaced or appended, and gives its path."""
+
+    def write(*replacements: tuple[str, str], append: str = "", name: str = "short.toml", D: float = 128.0) -> Path:
+        text = RECIPE.format(teacher=teacher_file(D=D), outdir=tmp_path / "runs") + append
+        for old, new in replacements:
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command `distill` in a process of its own, in an empty folder, as a user types it."""
+    cwd = tmp_path / "a folder"
+    cwd.mkdir()
+
+    def run(*args: str | Path, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "registry.cli", *map(str, args)],
+            cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
+    """This process's environment with one thread per process, so that tests in parallel do not crowd each other out."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "200", **(extra or {})}
+
+
+def error_line(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
+    """The one line of an error; asserts exit code, and that there is no traceback."""
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+torch.set_num_threads(1)
