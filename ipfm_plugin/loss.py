@@ -1,0 +1,34 @@
+"""The IPFM loss."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ipfm_plugin import IPFMConfig
+from registry.api import Teacher
+from registry.denoising import DenoisingGame
+
+
+def ipfm_objective(x: Tensor, f_star: Tensor, f: Tensor, alpha: float) -> Tensor:
+    """½(|f* − x|² − |f − x|²) − (alpha − ½)|f* − f|², elementwise.
+
+    IPFM Eq. 21 (halved) at alpha = ½; with the regularisation of Eq. 28 for any other. By Prop. 3.4 this is SiD's
+    L_alpha at every D.
+    """
+    inverse = ((f_star - x) ** 2 - (f - x) ** 2) / 2
+    return inverse if alpha == 0.5 else inverse - (alpha - 0.5) * (f_star - f) ** 2
+
+
+class IPFMLoss(DenoisingGame):
+    """Inverse Poisson Flow Matching (Shlenskii and Korotin 2025)."""
+
+    def __init__(self, alpha: float = 1.0, sigma_data: float = 0.5) -> None:
+        super().__init__(sigma_data)
+        self.alpha = alpha
+
+    def objective(self, x: Tensor, f_star: Tensor, f: Tensor) -> Tensor:
+        return ipfm_objective(x, f_star, f, self.alpha)
+
+
+def build(config: IPFMConfig, teacher: Teacher) -> IPFMLoss:
+    return IPFMLoss(config.alpha, teacher.sigma_data)

@@ -1,0 +1,14 @@
+"""PFGM++ teachers from files."""
+
+from __future__ import annotations
+
+from ipfm_plugin import PFGMPPConfig
+from registry.api import Teacher, UserError
+from registry.builtin.teacher import teacher_from_file
+
+
+def build(config: PFGMPPConfig) -> Teacher:
+    teacher = teacher_from_file(config.source)
+    if config.D is not None and config.D != teacher.D:
+        raise UserError(f"{config.source}: was trained with D = {teacher.D:g}, but [teacher] D = {config.D:g}")
+    return teacher

@@ -1,0 +1,89 @@
+"""EDM teachers from files, and the exact denoiser of a finite set as a teacher."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from registry.analytic import ExactDenoiser, PointDenoiser, points_in_the_plane
+from registry.api import Teacher, UserError
+from registry.builtin import AnalyticConfig, EDMConfig
+from registry.denoising import edm_weight
+from registry.edm.datasets import load_images
+from registry.files import load_network, weights_hash
+from registry.noise import karras_sigma
+from registry.streams import Streams
+
+
+def teacher_from_file(source: str) -> Teacher:
+    """A teacher from a file of ours, whatever its D. Raises UserError."""
+    net, about = load_network(source, "denoiser")
+    shape = (int(net.img_channels), int(net.img_resolution), int(net.img_resolution))  # type: ignore[arg-type]
+    return Teacher(
+        denoiser=net.requires_grad_(False),
+        D=float(about["D"]),
+        image_shape=shape,
+        label_dim=int(net.label_dim),  # type: ignore[arg-type]
+        sigma_data=float(about.get("sigma_data", 0.5)),
+        origin=source,
+        provenance=about | {"weights": weights_hash(net)},
+    )
+
+
+def build_edm(config: EDMConfig) -> Teacher:
+    teacher = teacher_from_file(config.source)
+    if not math.isinf(teacher.D):
+        raise UserError(
+            f'{config.source}: is a PFGM++ teacher with D = {teacher.D:g}, not an EDM one; write [teacher] use = "pfgmpp"'
+        )
+    return teacher
+
+
+def build_analytic(config: AnalyticConfig) -> Teacher:
+    if config.points in ("ring", "spiral", "grid"):
+        images = points_in_the_plane(config.points, config.count)
+    else:
+        images = load_images(config.points).x()
+        spread = torch.Generator().manual_seed(config.seed)
+        images = images[torch.randperm(len(images), generator=spread)[: config.count]]
+    exact = ExactDenoiser(images, config.D)
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+
+    def trainable() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            net = PointDenoiser(shape, config.width, config.depth, config.sigma_data)
+        device = exact.points.device
+        return warm_up(net.to(device), exact, config.warmup, config.seed, config.sigma_data)
+
+    return Teacher(
+        denoiser=exact.requires_grad_(False),
+        D=config.D,
+        image_shape=shape,
+        sigma_data=config.sigma_data,
+        origin=f"the exact denoiser of {len(images)} points ({config.points})",
+        provenance={"points": config.points, "count": len(images), "D": config.D, "weights": weights_hash(exact)},
+        trainable=trainable,
+        images=images,
+    )
+
+
+def warm_up(net: nn.Module, exact: ExactDenoiser, iterations: int, seed: int, sigma_data: float, batch: int = 256) -> nn.Module:
+    """Fit a network to the exact denoiser at all noise levels: it takes the place of a pre-trained teacher's weights."""
+    optimiser = torch.optim.Adam(net.parameters(), lr=2e-3)
+    points, device = exact.points, exact.points.device
+    for i in range(iterations):
+        rng = Streams.derived(f"{seed}/warm-up", range(i * batch, (i + 1) * batch), device)
+        x = points[rng.integers(len(points))]
+        sigma = karras_sigma(rng.uniform().double(), rho=7.0).float()
+        x = x + sigma.reshape(-1, 1, 1, 1) * rng.normal(x.shape[1:])
+        error = (net(x, sigma) - exact(x, sigma)).square()
+        loss = (edm_weight(sigma, sigma_data).reshape(-1, 1, 1, 1) * error).sum() / batch
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3 * (1 - i / iterations)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return net

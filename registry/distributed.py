@@ -1,0 +1,85 @@
+"""torchrun: one process per device. Without it, a world of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from registry.api import UserError
+
+
+def start(device: str = "auto") -> torch.device:
+    """Join the other processes if torchrun started us, and give this process's device. Raises UserError."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"[train] device = {device!r}: must be auto, cpu, cuda or cuda:N") from None
+    if found.type not in ("cpu", "cuda"):
+        raise UserError(f"[train] device = {device!r}: must be auto, cpu, cuda or cuda:N")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"[train] device = {device!r}: no CUDA device was found; use device = 'cpu' or 'auto'")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"[train] device = {device!r}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if found.type == "cuda":
+            found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(found)
+        dist.init_process_group("nccl" if found.type == "cuda" else "gloo")
+    return found
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Add up each parameter's gradient over all processes, in one message."""
+    if world_size() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def sum_(values: torch.Tensor) -> torch.Tensor:
+    """Add up a tensor over all processes, in place."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def any_(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in any process."""
+    return flag if world_size() == 1 else bool(sum_(torch.tensor(float(flag), device=device)).item())
+
+
+def gather(value: Any) -> list[Any]:
+    """One picklable value of every process, in order of rank."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def from_rank0(value: Any) -> Any:
+    """Rank 0's value, everywhere."""
+    return gather(value)[0]
+
+
+def stop() -> None:
+    """Leave the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,52 @@
+"""The generator's average: torch-ema with EDM's half-life and ramp-up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch_ema import ExponentialMovingAverage
+
+
+def ema_beta(batch: int, nimg: int, halflife_kimg: float, rampup_ratio: float | None) -> float:
+    """beta = 0.5^(batch/max(H, 1e-8)), H = min(halflife, rampup_ratio·nimg) in images; nimg is the count before the batch.
+
+    So beta is 0 at the first update: the average starts as the network after its first step (EDM, SiD).
+    """
+    halflife = halflife_kimg * 1000
+    if rampup_ratio is not None:
+        halflife = min(halflife, rampup_ratio * nimg)
+    return float(0.5 ** (batch / max(halflife, 1e-8)))
+
+
+class EMA:
+    """Exponential moving average of a network's parameters; buffers are not averaged."""
+
+    def __init__(self, net: nn.Module, halflife_kimg: float = 500.0, rampup_ratio: float | None = 0.05) -> None:
+        self.net = net
+        self.halflife_kimg, self.rampup_ratio = halflife_kimg, rampup_ratio
+        self._names = [name for name, _ in net.named_parameters()]
+        self._average = ExponentialMovingAverage(net.parameters(), decay=0.0, use_num_updates=False)
+
+    def update(self, batch: int, nimg: int) -> None:
+        """Average in the parameters after a step on `batch` images, `nimg` images having been seen before it."""
+        self._average.decay = ema_beta(batch, nimg, self.halflife_kimg, self.rampup_ratio)
+        self._average.update()
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """The network with its averaged parameters; the raw ones come back afterwards."""
+        with self._average.average_parameters():
+            yield self.net
+        self._average.collected_params = None  # else each saved state would carry one more model
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages by parameter name."""
+        return dict(zip(self._names, self._average.shadow_params, strict=True))
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over averages saved by `state_dict`; the names must be the network's."""
+        assert list(state) == self._names, "the averages belong to another network"
+        for shadow, value in zip(self._average.shadow_params, state.values(), strict=True):
+            shadow.data.copy_(value)
