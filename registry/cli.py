@@ -1,0 +1,194 @@
+"""The `distill` command."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from registry.api import UserError
+from registry.plugins import Plugins, load_plugins, version
+from registry.recipe import FeaturesRecipe, PretrainRecipe, Recipe, dumps, expect, resolve
+
+
+class Group(click.Group):
+    """A group that also runs by itself, and turns errors into one line and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        debug = "--debug" in sys.argv
+        try:
+            code = super().main(*args, **(kwargs | {"standalone_mode": False}))
+        except click.exceptions.Abort:
+            code = told("interrupted", 130)
+        except KeyboardInterrupt:
+            code = told("interrupted", 130)
+        except click.ClickException as error:
+            error.show()
+            code = error.exit_code
+        except UserError as error:
+            code = told(str(error), 1, debug)
+        except Exception as error:
+            if type(error).__name__ == "Interrupted":
+                code = told(str(error), getattr(error, "code", 130))
+            else:
+                short = " ".join(str(error).split())
+                code = told(f"unexpected {type(error).__name__}: {short} (a defect of ours; --debug shows where)", 70, debug)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def told(message: str, code: int, debug: bool = False) -> int:
+    """Say it on stderr, and give the exit code."""
+    if debug:
+        traceback.print_exc()
+    click.echo(f"distill: {message}" if "\n" not in message else message, err=True)
+    return code
+
+
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of everything that runs a recipe."""
+    for option in reversed(
+        (
+            click.option("--recipe", metavar="PATH|NAME", help="The recipe: a TOML file, or the name of a shipped one."),
+            click.option("--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting; repeatable."),
+            click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random: [train] seed."),
+            click.option("--outdir", metavar="DIR", help="Where run folders are made: [log] outdir."),
+            click.option("--resume", metavar="auto|PATH", help="Continue from a training state or run folder."),
+            click.option("--dry-run", is_flag=True, help="Print the resolved recipe and what would run; run nothing."),
+            click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@recipe_options
+@click.option("--loss", metavar="NAME", help="Swap the loss: sid, ipfm, or a plugin's; lays [swap.NAME] over the recipe.")
+@click.option("--fresh-teacher", is_flag=True, help="Measure the teacher again instead of using its kept numbers.")
+@click.version_option(version(), prog_name="distill")
+@click.pass_context
+def main(
+    context: click.Context,
+    recipe: str | None,
+    sets: tuple[str, ...],
+    seed: int | None,
+    outdir: str | None,
+    resume: str | None,
+    dry_run: bool,
+    debug: bool,
+    loss: str | None,
+    fresh_teacher: bool,
+) -> None:
+    """Turn slow diffusion (EDM) and electrostatic (PFGM++) teachers into one-step generators.
+
+    \b
+    distill --recipe quickstart                          distil the shipped digits teacher
+    distill --recipe quickstart --loss sid               the same, with SiD
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if recipe is None:
+        click.echo(context.get_help())
+        return
+    plugins = load_plugins()
+    resolved = expect(resolve(recipe, plugins, sets, loss, seed, outdir), Recipe)
+    if dry_run:
+        preview(resolved, plugins)
+        return
+    from registry.run import distill
+
+    distill(resolved, resume=resume, fresh_teacher=fresh_teacher)
+
+
+@main.command()
+@recipe_options
+@click.option("--save", metavar="FILE", help="Where the finished teacher goes (default: into the run folder).")
+def pretrain(
+    recipe: str | None,
+    sets: tuple[str, ...],
+    seed: int | None,
+    outdir: str | None,
+    resume: str | None,
+    dry_run: bool,
+    debug: bool,
+    save: str | None,
+) -> None:
+    """Train a teacher from images: scikit-learn's digits, or a folder or ZIP."""
+    if recipe is None:
+        raise click.UsageError("Missing option '--recipe'.")
+    plugins = load_plugins()
+    resolved = expect(resolve(recipe, plugins, sets, None, seed, outdir), PretrainRecipe)
+    if dry_run:
+        preview(resolved, plugins)
+        return
+    from registry.run import pretrain
+
+    pretrain(resolved, resume=resume, save=save)
+
+
+@main.command()
+@click.option("--recipe", required=True, metavar="PATH|NAME", help="The recipe, with [data] and [classifier].")
+@click.option("--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting; repeatable.")
+@click.option("--save", required=True, metavar="FILE", help="Where the feature network goes.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def features(recipe: str, sets: tuple[str, ...], save: str, debug: bool) -> None:
+    """Train the feature network of the Fréchet distance."""
+    resolved = expect(resolve(recipe, load_plugins(), sets), FeaturesRecipe)
+    from registry.run import train_features
+
+    train_features(resolved, save=save)
+
+
+@main.command()
+@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
+@click.option("--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting; repeatable.")
+@click.option("--loss", metavar="NAME", help="Check the recipe as swapped to this loss.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def check(recipes: tuple[str, ...], sets: tuple[str, ...], loss: str | None, debug: bool) -> None:
+    """Validate recipes without running (or importing torch)."""
+    plugins, wrong = load_plugins(), 0
+    for name in recipes:
+        try:
+            resolved = resolve(name, plugins, sets, loss)
+        except UserError as error:
+            wrong += 1
+            click.echo(str(error), err=True)
+        else:
+            click.echo(f"{resolved.path}: ok")
+    if wrong:
+        raise UserError(f"{wrong} of {len(recipes)} recipes cannot run")
+
+
+@main.command()
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def plugins(debug: bool) -> None:
+    """List every component with its owner, and every plugin that failed to load."""
+    from rich.console import Console
+    from rich.table import Table
+
+    found = load_plugins()
+    console = Console(highlight=False)
+    table = Table("kind", "name", "owner", "version", "what it is", box=None, pad_edge=False)
+    for entry in sorted(found.registered, key=lambda r: (r.kind, r.component.name, r.owner)):
+        twice = len(found.owners(entry.kind, entry.component.name)) > 1
+        note = f"{entry.component.help}{'  (two owners: an error when used)' if twice else ''}"
+        table.add_row(entry.kind, entry.component.name, entry.owner, entry.version, note)
+    console.print(table)
+    for failure in found.failures:
+        console.print(f"plugin {failure.plugin} {failure.version} not loaded: {failure.reason}", style="red", markup=False)
+
+
+def preview(recipe: Recipe | PretrainRecipe, plugins: Plugins) -> None:
+    """--dry-run: the resolved recipe, and what would run."""
+    click.echo(dumps(recipe.tables()).rstrip())
+    images, batch = recipe.train.duration_kimg * 1000, recipe.train.batch
+    click.echo(f"\n# {-int(-images // batch):,} iterations of {batch} images; runs in {recipe.log.outdir}/NNNNN-{recipe.path.stem}")
+    chosen = (recipe.teacher, recipe.noise, recipe.loss) if isinstance(recipe, Recipe) else (recipe.noise,)
+    click.echo("# " + ", ".join(f"{c.kind} {c.name!r} of plugin {c.owner}" for c in (*chosen, *recipe.metrics)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,490 @@
+"""Recipes: TOML and overrides in, a validated frozen configuration out, and the resolved recipe written back.
+
+All errors of a recipe are found before anything is built, and told at once, one line each: file, table, key, what was
+found, what is allowed, the nearest right name. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import toml
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from registry.api import Component, Config, Dimension, Positive, UserError
+from registry.plugins import Plugins
+from registry.sources import locate_recipe, near
+
+C = TypeVar("C", bound=Config)
+Tables = dict[str, Any]
+Betas = Annotated[tuple[float, float], Field(strict=False)]
+Ints = Annotated[tuple[int, ...], Field(strict=False)]
+
+# -------------------------------------------------------------------------------------------- the tables of a recipe
+
+
+class GeneratorConfig(Config):
+    """[generator]: how many times the generator is applied."""
+
+    steps: Literal[1] = Field(1, description="evaluations per image")
+
+
+class TrainConfig(Config):
+    """[train]: the loop (IPFM Algorithm 1); names and defaults as in EDM and SiD."""
+
+    batch: int = Field(256, ge=1, description="images per iteration, over all processes")
+    batch_gpu: int | None = Field(None, ge=1, description="images at a time on one device; divides batch")
+    duration_kimg: Positive = Field(description="length of the run, in thousands of generated images")
+    student_steps: int = Field(1, ge=1, description="student steps per generator step")
+    lr: Positive = Field(1e-5, description="the student's learning rate")
+    glr: Positive = Field(1e-5, description="the generator's learning rate")
+    lr_decay: float = Field(0.0, ge=0, le=1, description="last share of the run in which both rates fall to 0 (cosine)")
+    betas: Betas = Field((0.0, 0.999), description="Adam's betas of the student")
+    gbetas: Betas = Field((0.0, 0.999), description="Adam's betas of the generator")
+    eps: Positive = Field(1e-8, description="Adam's epsilon (1e-6 under fp16)")
+    loss_scaling: Positive = Field(1.0, description="factor of the student's loss")
+    generator_loss_scaling: Positive = Field(100.0, description="factor of the generator's loss")
+    ema_halflife_kimg: float = Field(500.0, ge=0, allow_inf_nan=False, description="half-life of the generator's average")
+    ema_rampup_ratio: float | None = Field(0.05, gt=0, description="the half-life is at most this share of the images seen")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+
+class PretrainConfig(Config):
+    """[train] of a teacher: EDM's training, with the same noise objects as the distillation."""
+
+    batch: int = Field(128, ge=1, description="images per iteration, over all processes")
+    batch_gpu: int | None = Field(None, ge=1, description="images at a time on one device; divides batch")
+    duration_kimg: Positive = Field(description="length of the run, in thousands of images")
+    lr: Positive = Field(1e-3, description="learning rate")
+    lr_rampup_kimg: float = Field(10_000.0, ge=0, allow_inf_nan=False, description="linear warm-up of the learning rate")
+    lr_decay: float = Field(0.0, ge=0, le=1, description="last share of the run in which the rate falls to 0 (cosine)")
+    betas: Betas = Field((0.9, 0.999), description="Adam's betas")
+    eps: Positive = Field(1e-8, description="Adam's epsilon")
+    ema_halflife_kimg: float = Field(500.0, ge=0, allow_inf_nan=False, description="half-life of the average")
+    ema_rampup_ratio: float | None = Field(0.05, gt=0, description="the half-life is at most this share of the images seen")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+
+class DataConfig(Config):
+    """[data]: images to train a teacher on."""
+
+    source: str = Field(description="digits (scikit-learn's), or a folder or ZIP in EDM's layout")
+    labels: bool = Field(False, description="train a class-conditional teacher")
+
+
+class NetworkConfig(Config):
+    """[network]: the teacher's architecture, in EDM's terms."""
+
+    arch: Literal["ddpmpp", "ncsnpp", "adm"] = "ddpmpp"
+    D: Dimension = Field(description="auxiliary dimension the teacher is made for; inf is a diffusion model")
+    model_channels: int = Field(128, ge=4)
+    channel_mult: Ints = (1, 2, 2, 2)
+    num_blocks: int = Field(4, ge=1)
+    attn_resolutions: Ints = (16,)
+    dropout: float = Field(0.13, ge=0, lt=1)
+    use_fp16: bool = False
+
+
+class ClassifierConfig(Config):
+    """[classifier]: the feature network of the Fréchet distance, and its training."""
+
+    width: int = Field(32, ge=1, description="channels of the first convolution; the second has twice as many")
+    features: int = Field(64, ge=2, description="dimension of the feature space")
+    epochs: int = Field(40, ge=1)
+    batch: int = Field(64, ge=1)
+    lr: Positive = 2e-3
+    weight_decay: float = Field(1e-2, ge=0)
+    noise: float = Field(0.1, ge=0, description="standard deviation of the noise added to the images")
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
+
+
+class LogConfig(Config):
+    """[log]: what a run leaves behind, and when. A tick is one line of the log."""
+
+    outdir: str = Field("runs", description="folder that run folders are made in")
+    tick_kimg: Positive = Field(50.0, description="thousands of images per tick")
+    snapshot_ticks: int = Field(50, ge=1, description="ticks between snapshots: network, grid, curves, metrics")
+    state_ticks: int = Field(500, ge=1, description="ticks between training states")
+    grid: int = Field(8, ge=1, le=64, description="the sample grid has grid × grid images")
+
+
+class EvalConfig(Config):
+    """[eval]: how quality is measured, at snapshots and at the end. [eval.NAME] holds a metric's own settings."""
+
+    metrics: Annotated[tuple[str, ...], Field(strict=False)] = Field((), description="metrics, the first one is drawn")
+    reference: str | None = Field(None, description="the real images, for every metric that takes them")
+    samples: int = Field(5000, ge=2, description="images per measurement")
+    repeats: int = Field(3, ge=1, description="sampling seeds of the final table: mean and spread")
+    snapshot_samples: int = Field(1000, ge=0, description="images of the metric at a snapshot; 0 = not measured")
+    teacher_steps: Ints = Field((18, 5), description="the teacher's sampler in the final table: Heun steps")
+
+
+# ---------------------------------------------------------------------------------------------------- the result
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A component that a recipe names, with its validated settings."""
+
+    kind: str
+    component: Component
+    owner: str
+    config: Config
+
+    @property
+    def name(self) -> str:
+        return self.component.name
+
+    def table(self) -> Tables:
+        return {"use": self.name, **plain(self.config)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A distillation, resolved: nothing in it is missing or unknown."""
+
+    path: Path
+    teacher: Choice
+    noise: Choice
+    loss: Choice
+    generator: GeneratorConfig
+    train: TrainConfig
+    log: LogConfig
+    eval: EvalConfig
+    metrics: tuple[Choice, ...]
+
+    def tables(self) -> Tables:
+        """The resolved recipe as plain tables: what is written to the run folder and reads back to the same recipe."""
+        return {
+            "teacher": self.teacher.table(),
+            "noise": self.noise.table(),
+            "loss": self.loss.table(),
+            "generator": plain(self.generator),
+            "train": plain(self.train),
+            "log": plain(self.log),
+            "eval": plain(self.eval) | {m.name: plain(m.config) for m in self.metrics},
+        }
+
+
+@dataclass(frozen=True)
+class PretrainRecipe:
+    """The training of a teacher, resolved."""
+
+    path: Path
+    data: DataConfig
+    network: NetworkConfig
+    noise: Choice
+    train: PretrainConfig
+    log: LogConfig
+    eval: EvalConfig
+    metrics: tuple[Choice, ...]
+
+    def tables(self) -> Tables:
+        """See Recipe.tables."""
+        return {
+            "data": plain(self.data),
+            "network": plain(self.network),
+            "noise": self.noise.table(),
+            "train": plain(self.train),
+            "log": plain(self.log),
+            "eval": plain(self.eval) | {m.name: plain(m.config) for m in self.metrics},
+        }
+
+
+@dataclass(frozen=True)
+class FeaturesRecipe:
+    """The training of a feature network, resolved."""
+
+    path: Path
+    data: DataConfig
+    classifier: ClassifierConfig
+
+    def tables(self) -> Tables:
+        """See Recipe.tables."""
+        return {"data": plain(self.data), "classifier": plain(self.classifier)}
+
+
+def plain(config: BaseModel) -> Tables:
+    """Settings as plain TOML values; what is unset is left out."""
+    return config.model_dump(mode="python", exclude_none=True, round_trip=True) | {
+        name: list(value) for name, value in config if isinstance(value, tuple)
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+def read_tables(path: Path) -> Tables:
+    """A TOML file as plain tables. Raises UserError with line and column."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file in UTF-8, so not a recipe") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def parse_set(text: str) -> tuple[list[str], Any]:
+    """'table.key=value' -> (['table', 'key'], value), the value read as TOML, or as a string if it is none."""
+    key, equals, value = text.partition("=")
+    keys = [part.strip() for part in key.split(".")]
+    if not equals or len(keys) < 2 or not all(keys):
+        raise UserError(f"--set {text}: write it as table.key=value, e.g. --set train.batch=128")
+    try:
+        return keys, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return keys, value.strip()
+
+
+def lay_over(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tables:
+    """`top` over `base`, table by table."""
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = lay_over(merged[key], value) if both else value
+    return merged
+
+
+def resolve(
+    name: str,
+    plugins: Plugins,
+    sets: Iterable[str] = (),
+    loss: str | None = None,
+    seed: int | None = None,
+    outdir: str | None = None,
+) -> Recipe | PretrainRecipe | FeaturesRecipe:
+    """Read the recipe at a path (or shipped under a bare name) and lay the command line over it.
+
+    Precedence: `sets` and flags > [swap.LOSS] > recipe > defaults. Raises UserError with all that is wrong.
+    """
+    path = locate_recipe(name)
+    reading = _Reading(path, read_tables(path), plugins)
+    if loss is not None:
+        reading.swap(loss)
+    for text in sets:
+        keys, value = parse_set(text)
+        reading.override(keys, value, f"--set {text}")
+    if seed is not None:
+        reading.override(["train", "seed"], seed, f"--seed {seed}")
+    if outdir is not None:
+        reading.override(["log", "outdir"], outdir, f"--outdir {outdir}")
+    if "classifier" in reading.tables:
+        return reading.features()
+    return reading.pretrain() if "network" in reading.tables else reading.distill()
+
+
+COMMANDS: dict[type, str] = {
+    Recipe: "distill --recipe",
+    PretrainRecipe: "distill pretrain --recipe",
+    FeaturesRecipe: "distill features --recipe",
+}
+R = TypeVar("R", Recipe, PretrainRecipe, FeaturesRecipe)
+
+
+def expect(recipe: Recipe | PretrainRecipe | FeaturesRecipe, kind: type[R]) -> R:
+    """The recipe, if it is of this kind. Raises UserError with the command that runs it."""
+    if isinstance(recipe, kind):
+        return recipe
+    raise UserError(f"{recipe.path}: this recipe is run with: {COMMANDS[type(recipe)]} {recipe.path}")
+
+
+@dataclass
+class _Reading:
+    """A recipe on its way from tables to configuration; collects what is wrong."""
+
+    path: Path
+    tables: Tables
+    plugins: Plugins
+    errors: list[str] = field(default_factory=list)
+    origins: dict[tuple[str, ...], str] = field(default_factory=dict)
+    swapped: set[str] = field(default_factory=set)
+
+    def swap(self, loss: str) -> None:
+        """--loss NAME: lay [swap.NAME] over the recipe, if it has one, and use that loss."""
+        swaps = self.tables.get("swap", {})
+        top = dict(swaps.get(loss, {})) if isinstance(swaps, dict) else {}
+        top["loss"] = {"use": loss} | top.get("loss", {})
+        for table, values in top.items():
+            old, new = self.tables.get(table, {}), values if isinstance(values, dict) else {}
+            if isinstance(old, dict) and "use" in new and new["use"] != old.get("use"):
+                self.swapped.add(table)  # keys of the component that leaves are dropped if the new one lacks them
+        self.tables = lay_over(self.tables, top)
+
+    def override(self, keys: list[str], value: Any, origin: str) -> None:
+        nested: Any = value
+        for key in reversed(keys):
+            nested = {key: nested}
+        self.tables = lay_over(self.tables, nested)
+        self.origins[tuple(keys)] = origin
+
+    # Each of the next four gives None after noting what is wrong.
+
+    def table(self, name: str) -> Tables | None:
+        found = self.tables.get(name, {})
+        if isinstance(found, dict):
+            return dict(found)
+        self.wrong(name, (), f"is {found!r}; it must be a table")
+        return None
+
+    def settings(self, table: str, cls: type[C], values: Tables | None = None) -> C | None:
+        values = self.table(table) if values is None else values
+        if values is None:
+            return None
+        try:
+            return cls.model_validate(values, context={"folder": str(self.path.parent)})
+        except ValidationError as error:
+            for detail in error.errors(include_url=False):
+                self.wrong(table, detail["loc"], describe(detail, cls))
+            return None
+
+    def choice(self, kind: str, table: str | None = None, use: str | None = None, values: Tables | None = None) -> Choice | None:
+        table = table or kind
+        values = self.table(table) if values is None else values
+        if values is None:
+            return None
+        use = values.pop("use", None) if use is None else use
+        known = self.plugins.names(kind)
+        if use is None:
+            self.wrong(table, ("use",), f"is missing: name a {kind}; known: {', '.join(known)}")
+            return None
+        if not isinstance(use, str):
+            self.wrong(table, ("use",), f"= {use!r}: must be the name of a {kind}; known: {', '.join(known)}")
+            return None
+        try:
+            found = self.plugins.find(kind, use)
+        except UserError as error:
+            self.wrong(table, ("use",), f"= {use!r}: {error}")
+            return None
+        if table in self.swapped:
+            values = {k: v for k, v in values.items() if k in found.component.config.model_fields}
+        config = self.settings(table, found.component.config, values)
+        return Choice(kind, found.component, found.owner, config) if config else None
+
+    def evaluation(self) -> tuple[EvalConfig | None, tuple[Choice, ...]]:
+        """[eval], with a metric's own settings in [eval.NAME]."""
+        values = self.table("eval") or {}
+        own = {name: values.pop(name) for name in list(values) if name not in EvalConfig.model_fields}
+        config = self.settings("eval", EvalConfig, values)
+        chosen = config.metrics if config else ()
+        for name, table in own.items():
+            if name not in self.plugins.names("metric"):
+                allowed = [*EvalConfig.model_fields, *self.plugins.names("metric")]
+                self.wrong("eval", (name,), f"is unknown{near(name, allowed)}; allowed: {', '.join(EvalConfig.model_fields)}")
+            elif not isinstance(table, dict):
+                self.wrong("eval", (name,), f"= {table!r}: must be a table of the metric's settings")
+        metrics = []
+        for name in chosen:
+            if not self.plugins.owners("metric", name):
+                known = self.plugins.names("metric")
+                self.wrong("eval", ("metrics",), f"no metric is called {name!r}{near(name, known)}; known: {', '.join(known)}")
+                continue
+            settings = dict(own[name]) if isinstance(own.get(name), dict) else {}
+            fields = self.plugins.owners("metric", name)[0].component.config.model_fields
+            if config and config.reference is not None and "reference" in fields:
+                settings = {"reference": config.reference} | settings
+            metrics.append(self.choice("metric", f"eval.{name}", use=name, values=settings))
+        return config, tuple(m for m in metrics if m)
+
+    def distill(self) -> Recipe:
+        teacher, noise, loss = self.choice("teacher"), self.choice("noise"), self.choice("loss")
+        generator = self.settings("generator", GeneratorConfig)
+        train, log = self.settings("train", TrainConfig), self.settings("log", LogConfig)
+        evaluation, metrics = self.evaluation()
+        self.unknown_tables(("teacher", "noise", "loss", "generator", "train", "log", "eval", "swap"))
+        self.divides(TrainConfig)
+        D = getattr(teacher.config, "D", None) if teacher else None
+        for choice in (noise, loss):
+            reason = choice.config.misfit(D) if choice and D is not None else None
+            if choice and reason:
+                self.wrong(choice.kind, ("use",), f"= {choice.name!r}: {reason}")
+        self.finish()
+        assert teacher and noise and loss and generator and train and log and evaluation
+        return Recipe(self.path, teacher, noise, loss, generator, train, log, evaluation, metrics)
+
+    def pretrain(self) -> PretrainRecipe:
+        data, network = self.settings("data", DataConfig), self.settings("network", NetworkConfig)
+        noise = self.choice("noise")
+        train, log = self.settings("train", PretrainConfig), self.settings("log", LogConfig)
+        evaluation, metrics = self.evaluation()
+        self.unknown_tables(("data", "network", "noise", "train", "log", "eval"))
+        self.divides(PretrainConfig)
+        reason = noise.config.misfit(network.D) if noise and network else None
+        if noise and reason:
+            self.wrong("noise", ("use",), f"= {noise.name!r}: {reason}".replace("the teacher has", "[network] has"))
+        self.finish()
+        assert data and network and noise and train and log and evaluation
+        return PretrainRecipe(self.path, data, network, noise, train, log, evaluation, metrics)
+
+    def features(self) -> FeaturesRecipe:
+        data, classifier = self.settings("data", DataConfig), self.settings("classifier", ClassifierConfig)
+        self.unknown_tables(("data", "classifier"))
+        self.finish()
+        assert data and classifier
+        return FeaturesRecipe(self.path, data, classifier)
+
+    def divides(self, cls: type[TrainConfig] | type[PretrainConfig]) -> None:
+        train = self.table("train") or {}
+        batch, part = train.get("batch", cls.model_fields["batch"].default), train.get("batch_gpu")
+        if type(batch) is int and type(part) is int and batch > 0 and part > 0 and batch % part:
+            lower = max(d for d in range(1, part + 1) if batch % d == 0)
+            self.wrong(
+                "train", ("batch_gpu",), f"= {part}: must divide batch = {batch}; the next lower number that does is {lower}"
+            )
+
+    def unknown_tables(self, allowed: tuple[str, ...]) -> None:
+        for name in self.tables:
+            if name not in allowed:
+                self.wrong(name, (), f"is no table of a recipe{near(name, list(allowed))}; tables: {', '.join(allowed)}")
+
+    def wrong(self, table: str, keys: tuple[int | str, ...], text: str) -> None:
+        path = (*table.split("."), *map(str, keys))
+        where = next((o for k, o in self.origins.items() if k == path[: len(k)]), str(self.path))
+        key = " " + ".".join(map(str, keys)) if keys else ""
+        self.errors.append(f"{where}: [{table}]{key} {text}")
+
+    def finish(self) -> None:
+        if self.errors:
+            raise UserError("\n".join(self.errors))
+
+
+def describe(error: ErrorDetails, config: type[Config]) -> str:
+    """One of pydantic's errors in a person's words, to follow '[table] key'."""
+    kind, found, message = error["type"], error["input"], error["msg"]
+    fields = config.model_fields
+    if kind == "extra_forbidden":
+        return f"is unknown{near(str(error['loc'][-1]), list(fields))}; allowed: {', '.join(fields)}"
+    if kind == "missing":
+        about = fields[str(error["loc"][-1])].description if str(error["loc"][-1]) in fields else None
+        return "is missing" + (f": {about}" if about else "")
+    message = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    message = message if kind == "value_error" else f"must be {message}"
+    return f"= {found!r}: {message}"
+
+
+# ------------------------------------------------------------------------------------------------------- writing
+
+
+def dumps(tables: Tables) -> str:
+    """Tables as TOML, read back and compared: what is written is what was resolved, or an error."""
+    text: str = toml.dumps(tables)
+    assert _same(tomllib.loads(text), tables), "the resolved recipe does not survive being written"
+    return text
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b) or (isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b))

@@ -1,0 +1,61 @@
+"""Everything that training is, as plain tensors: saved whole, restored exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from registry import distributed, files
+from registry.api import UserError
+
+KIND = "training state"
+
+
+class Part(Protocol):
+    """Anything that can be saved and restored: a network with its optimiser, an average."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+def save_state(path: Path, parts: Mapping[str, Part], nimg: int, recipe: Mapping[str, Any]) -> None:
+    """Save the parts, the count of images, and every random state of every process (rank 0 writes).
+
+    The draws of the game need no state, since each image has a stream of its own; dropout uses torch's global one.
+    """
+    rng = distributed.gather(random_states())
+    if distributed.rank() == 0:
+        content = {name: part.state_dict() for name, part in parts.items()}
+        files.save(path, KIND, {"parts": content, "nimg": nimg, "rng": rng, "recipe": dict(recipe)})
+
+
+def load_state(path: Path, parts: Mapping[str, Part]) -> int:
+    """Restore what `save_state` saved, and give the count of images. Raises UserError."""
+    content = files.load(path, KIND)
+    if set(content["parts"]) != set(parts):
+        raise UserError(f"{path}: holds {', '.join(content['parts'])}, wanted are {', '.join(parts)}")
+    for name, part in parts.items():
+        try:
+            part.load_state_dict(content["parts"][name])
+        except (RuntimeError, ValueError, KeyError, AssertionError) as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(f"{path}: its {name} does not fit this recipe's networks ({reason})") from None
+    states = content["rng"]
+    if len(states) == distributed.world_size():
+        restore_random_states(states[distributed.rank()])
+    return int(content["nimg"])
+
+
+def random_states() -> dict[str, Any]:
+    """torch's global random states of this process."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
