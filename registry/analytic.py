@@ -45,7 +45,7 @@ class PointDenoiser(nn.Module):
         self.sigma_data, self.label_dim = sigma_data, 0
         values = math.prod(image_shape)
         self.noise_in = nn.Linear(32, width)
-        self.image_in = nn.Linear(values, width)
+        self.image_in = nn.Linear(9 * values, width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.out = nn.Linear(width, values)
         self.freqs: Tensor
@@ -56,11 +56,17 @@ class PointDenoiser(nn.Module):
         s = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1)
         norm = (s**2 + self.sigma_data**2).sqrt()
         angles = s.log() / 4 * self.freqs
-        h = self.image_in(flat / norm) + self.noise_in(torch.cat([angles.cos(), angles.sin()], 1))
+        h = self.image_in(waves(flat / norm)) + self.noise_in(torch.cat([angles.cos(), angles.sin()], 1))
         for layer in self.hidden:
             h = h + layer(F.silu(h))
         f: Tensor = flat * self.sigma_data**2 / norm**2 + self.out(F.silu(h)) * s * self.sigma_data / norm
         return f.view_as(x)
+
+
+def waves(x: Tensor) -> Tensor:
+    """x with its sines and cosines at four frequencies, so that a smooth network can have sharp edges: [B, n] -> [B, 9n]."""
+    phases = torch.cat([x * 2.0**k for k in range(4)], 1)
+    return torch.cat([x, phases.sin(), phases.cos()], 1)
 
 
 def points_in_the_plane(name: str, count: int) -> Tensor:

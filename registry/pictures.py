@@ -99,9 +99,12 @@ def save_curves(path: Path, panels: Sequence[tuple[str, dict[str, tuple[list[flo
             ax.plot(x, y, color=color, linewidth=1.6, marker="o" if len(x) < 30 else None, markersize=3, label=name)
         if logarithmic and all(v > 0 for _, y in curves.values() for v in y):
             ax.set_yscale("log")
+            for axis_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+                axis_formatter("{x:.3g}")
         ax.set_ylabel(label, color=INK, fontsize=10)
         if len(curves) > 1:
             ax.legend(fontsize=9, frameon=False, labelcolor=INK)
+    figure.align_ylabels()
     axes[-1].set_xlabel("thousands of images (kimg)", color=INK, fontsize=10)
     figure.suptitle(title, color=INK, fontsize=11)
     save_figure(path, figure)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from registry import distributed, features, quality
 from registry.api import Loss, Metric, Noise, Teacher, UserError
+from registry.descent import mode
 from registry.edm.datasets import load_images
 from registry.files import save_network, weights_hash, write_atomically
 from registry.generator import Generator
@@ -102,13 +103,14 @@ def distill(
     run = Distillation(teacher, noise, loss_, recipe.train, device)
     about = {
         "D": noise.D, "sigma_data": teacher.sigma_data, "sigma_init": noise.sigma_init, "steps": recipe.generator.steps,
-        "teacher": teacher.origin, "teacher_weights": teacher.provenance.get("weights", ""), "recipe": recipe.tables(),
+        "teacher": teacher.origin, "teacher_weights": teacher.provenance.get("weights", ""), "recipe": training_tables(recipe),
     }  # fmt: skip
+
+    shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
 
     def snapshot(desk: Desk) -> None:
         with run.ema.averaged() as net:
-            images = run.generator.sample(range(recipe.log.grid**2 if teacher.image_shape[1:] != (1, 1) else 2000))
-            desk.samples(images, recipe.log.grid, teacher.images)
+            desk.samples(run.generator.sample(shown), recipe.log.grid, teacher.images)
             desk.network("generator", net, about)
             if recipe.eval.snapshot_samples and metrics:
                 found = quality.measure(metrics, run.generator.sample(range(recipe.eval.snapshot_samples)))
@@ -118,16 +120,17 @@ def distill(
     desk = Desk(journal, recipe.log, run, run.parts, recipe.tables(), recipe.path.stem, snapshot)
     desk.tallies = {"student": run.student.tally, "generator": run.generating.tally}
     desk.begin(state)
+    if resume and state is None:
+        journal.log(f"nothing to resume in {recipe.log.outdir}; starting anew")
     journal.log(
         f"distilling {Path(teacher.origin).name} (D = {noise.D:g}, {'×'.join(map(str, teacher.image_shape))}, "
         f"{count(run.generator.net)} parameters) with loss {recipe.loss.name!r} and noise {recipe.noise.name!r} on {device}"
         + (f" × {distributed.world_size()}" if distributed.world_size() > 1 else "")
     )
     if run.nimg == 0:
-        desk.samples(run.generator.sample(range(recipe.log.grid**2)), recipe.log.grid, teacher.images, name="fakes_init.png")
+        desk.samples(run.generator.sample(shown), recipe.log.grid, teacher.images, name="fakes_init.png")
     with desk.running():
         run_loop(run, desk)
-    desk.finish()
 
     with run.ema.averaged() as net:
         rows = [quality.generator_row(run.generator, metrics, recipe.eval, journal)] if metrics else []
@@ -184,7 +187,7 @@ def pretrain(
     metrics = build_metrics(recipe.metrics, teacher)
     torch.manual_seed(recipe.train.seed * 1000 + distributed.rank())
     run = Pretraining(net, noise, images, recipe.train, device)
-    about = {"D": noise.D, "sigma_data": teacher.sigma_data, "data": recipe.data.source, "recipe": recipe.tables()}
+    about = {"D": noise.D, "sigma_data": teacher.sigma_data, "data": recipe.data.source, "recipe": training_tables(recipe)}
 
     def snapshot(desk: Desk) -> None:
         with run.ema.averaged() as averaged, eval_mode(averaged):
@@ -201,7 +204,6 @@ def pretrain(
     )
     with desk.running():
         run_pretraining(run, desk)
-    desk.finish()
 
     target = Path(save) if save else desk.folder / "teacher.pt"
     with run.ema.averaged() as averaged, eval_mode(averaged):
@@ -258,6 +260,11 @@ def build_metrics(choices: tuple[Choice, ...], teacher: Teacher) -> list[tuple[C
     return [(choice, choice.component.make(choice.config, teacher)) for choice in choices]
 
 
+def training_tables(recipe: Recipe | PretrainRecipe) -> dict[str, Any]:
+    """What a network's file tells of its recipe: all but where the run was logged and how it was measured."""
+    return {name: table for name, table in recipe.tables().items() if name not in ("log", "eval")}
+
+
 def check_batch(train: TrainConfig | PretrainConfig) -> None:
     """The batch must split evenly over processes and parts. Raises UserError."""
     world = distributed.world_size()
@@ -276,8 +283,6 @@ def count(net: nn.Module) -> str:
 
 @contextmanager
 def eval_mode(net: nn.Module) -> Iterator[None]:
-    from registry.descent import mode
-
     with mode(net, train=False), torch.no_grad():
         yield
 
@@ -409,9 +414,7 @@ class Desk:
         """A grid of samples (or a scatter plot of points)."""
         if distributed.rank() == 0:
             path = self.folder / (name or f"fakes_{int(self.kimg):06d}.png")
-            self.picture(
-                lambda: save_samples(path, images[: columns**2] if images.shape[1:] != (2, 1, 1) else images, columns, real)
-            )
+            self.picture(lambda: save_samples(path, images, columns, real))
 
     def network(self, kind: str, net: nn.Module, about: dict[str, Any]) -> None:
         if distributed.rank() == 0:
@@ -460,9 +463,6 @@ class Desk:
         self.journal.table(quality.table(rows, metrics, title), "quality.txt")
         content = {"samples": config.samples, "rows": [vars(row) for row in rows], "versions": quality.versions()}
         write_atomically(self.folder / "quality.json", (json.dumps(content, indent=1) + "\n").encode())
-
-    def finish(self) -> None:
-        """Nothing was due after the loop that is not done yet."""
 
 
 def one(value: float) -> dict[str, float]:

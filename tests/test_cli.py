@@ -1,0 +1,344 @@
+"""The command as a user types it: real processes, real files, real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import pytest
+import torch
+from PIL import Image
+
+from registry.cli import main
+from registry.files import load_network
+from tests.conftest import environment, error_line
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+Write = Callable[..., Path]
+
+
+def only_run(folder: Path) -> Path:
+    (run,) = folder.iterdir()
+    return run
+
+
+def test_a_run_leaves_networks_pictures_and_numbers(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+    append = 'metrics = ["frechet", "sliced_wasserstein"]\nreference = "digits"\n'
+    done = cli("--recipe", recipe_file(append=append))
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path / "runs")
+    assert run.name == "00000-short"
+    names = {p.name for p in run.iterdir()}
+    assert names >= {
+        "recipe.toml", "log.txt", "stats.jsonl", "fakes_init.png", "fakes_000000.png", "curves.png", "quality.txt", "quality.json",
+        "metric-frechet.jsonl", "metric-sliced_wasserstein.jsonl", "network-snapshot-000000.pt", "training-state-000000.pt",
+    }  # fmt: skip
+    assert not [n for n in names if n.startswith(".")]  # no temporary file is left
+    stats = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
+    assert [round(s["Progress/kimg"]["mean"], 3) for s in stats] == [0.016, 0.032, 0.048]
+    assert set(stats[0]["Loss/generator"]) == {"num", "mean", "std"}
+    assert "timestamp" in stats[0]
+    metric = [json.loads(line) for line in (run / "metric-frechet.jsonl").read_text().splitlines()]
+    assert [round(m["kimg"], 3) for m in metric] == [0.016, 0.032, 0.048]
+    assert set(metric[0]["results"]) == {"frechet", "classes"}
+    assert "kimg 0.0" in done.stdout
+    assert "img/s" in done.stdout
+    assert "┃" in done.stdout  # the table
+    quality = json.loads((run / "quality.json").read_text())
+    assert [(r["name"], r["evaluations"]) for r in quality["rows"]][:2] == [("generator", 1), ("teacher", 5)]
+    assert all(len(v) == 2 for r in quality["rows"] for v in r["values"].values())
+    assert Image.open(run / "fakes_000000.png").size[0] >= 480
+    net, about = load_network(run / "network-snapshot-000000.pt", "generator")
+    assert (about["D"], about["sigma_init"], about["nimg"]) == (128.0, 2.5, 48)
+    assert net(torch.zeros(1, 1, 8, 8), 2.5).shape == (1, 1, 8, 8)
+    resolved = tomllib.loads((run / "recipe.toml").read_text())
+    assert resolved["train"]["betas"] == [0.0, 0.999]  # defaults are written out
+    again = cli("--recipe", run / "recipe.toml", "--outdir", tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+    assert (only_run(tmp_path / "again") / "stats.jsonl").read_text().split("Timing")[0] == (run / "stats.jsonl").read_text().split(
+        "Timing"
+    )[0]
+
+
+def test_kept_rows_of_the_teacher_are_used_until_it_is_measured_afresh(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+    path = recipe_file(append='metrics = ["sliced_wasserstein"]\nreference = "digits"\n')
+    shelf = tmp_path / "teacher.quality.json"
+    assert "measuring the teacher: 3 Heun steps" in cli("--recipe", path).stdout
+    kept = json.loads(shelf.read_text())
+    assert kept[0]["measured"]["steps"] == 3
+    kept[0]["row"]["values"]["sliced_w2"] = [123.0, 123.0]
+    shelf.write_text(json.dumps(kept))
+    used = cli("--recipe", path).stdout
+    assert "measuring the teacher" not in used
+    assert "123" in used
+    assert (
+        "measuring the teacher" in cli("--recipe", path, "--set", "eval.samples=16").stdout
+    )  # measured otherwise: not the same row
+    fresh = cli("--recipe", path, "--fresh-teacher").stdout
+    assert "measuring the teacher" in fresh
+    assert "123" not in fresh
+
+
+def test_dry_run_writes_nothing_and_needs_no_torch(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+    done = cli("--recipe", recipe_file(), "--dry-run", "--seed", "7")
+    assert done.returncode == 0, done.stderr
+    assert tomllib.loads(done.stdout)["train"]["seed"] == 7
+    assert "# 6 iterations of 8 images" in done.stdout
+    assert "loss 'ipfm' of plugin ipfm" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_checking_and_listing_do_not_import_torch(recipe_file: Write) -> None:
+    for args in (
+        ["check", str(recipe_file()), "quickstart", "toy_2d"],
+        ["plugins"],
+        ["--recipe", "quickstart", "--dry-run"],
+        ["--help"],
+    ):
+        code = f"import sys; sys.argv = ['distill', *{args!r}]\nfrom registry.cli import main\ntry: main()\nexcept SystemExit as e: assert not e.code\nassert 'torch' not in sys.modules"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_check_tells_every_recipe(cli: Cli, recipe_file: Write) -> None:
+    bad = recipe_file(("batch = 8", "batch = 0"), name="bad.toml")
+    done = cli("check", recipe_file(), bad)
+    assert done.returncode == 1
+    assert "short.toml: ok" in done.stdout
+    assert done.stderr.splitlines() == [
+        f"{bad}: [train] batch = 0: must be greater than or equal to 1",
+        "distill: 1 of 2 recipes cannot run",
+    ]
+
+
+BAD = {
+    "unknown component": (["--set", "loss.use=ipmf"], "no loss is called 'ipmf' (did you mean 'ipfm'?)"),
+    "unknown loss flag": (["--loss", "simd"], "no loss is called 'simd' (did you mean 'sid'?)"),
+    "wrong type": (["--set", "train.lr=fast"], "[train] lr = 'fast': must be a valid number"),
+    "missing file": (["--set", "teacher.source=nowhere/x.pt"], "[teacher] source = 'nowhere/x.pt': no such file"),
+    "other D": (["--set", "noise.D=64"], "[noise] use = 'electrostatic': has D = 64, but the teacher has D = 128"),
+    "teacher of another D": (["--set", "teacher.D=2048"], "was trained with D = 128, but [teacher] D = 2048"),
+    "sid at finite D": (["--loss", "sid"], "[loss] use = 'sid': is defined at D = inf, but the teacher has D = 128"),
+    "edm with finite D": (["--set", "teacher.use=edm"], 'is a PFGM++ teacher with D = 128, not an EDM one; write [teacher] use = "pfgmpp"'),
+    "D ≤ 0": (["--set", "noise.D=0"], "[noise] D = 0: must be greater than 0"),
+    "batch not divisible": (["--set", "train.batch_gpu=3"], "[train] batch_gpu = 3: must divide batch = 8"),
+    "no such metric": (["--set", 'eval.metrics=["fid"]'], "no metric is called 'fid'"),
+    "no reference": (["--set", 'eval.metrics=["frechet"]'], "does not carry its images; name a data set"),
+    "reference missing": (["--set", 'eval.metrics=["frechet"]', "--set", "eval.reference=nowhere"], "nowhere: no such data set"),
+    "device": (["--set", "train.device=tpu"], "[train] device = 'tpu': must be auto, cpu, cuda or cuda:N"),
+    "resume from nothing": (["--resume", "nowhere"], "--resume nowhere: no such file or folder"),
+    "resume from a teacher": (["--resume", "{teacher}"], "is a denoiser, wanted is a training state"),
+    "recipe of another kind": (["--recipe", "digits_d128"], "this recipe is run with: distill pretrain --recipe"),
+    "no such recipe": (["--recipe", "nowhere"], "nowhere: no such recipe"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(case: str, cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+    args, wanted = BAD[case]
+    args = [a.format(teacher=tmp_path / "teacher.pt") for a in args]
+    assert wanted in error_line(cli("--recipe", recipe_file(), *args))
+    assert not (tmp_path / "runs").exists()
+
+
+FILES: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "not a plain-tensor file of distill, or damaged"),
+    "text": (b"hello", "not a plain-tensor file of distill, or damaged"),
+    "pickle that calls": (b"cposix\nsystem\n(S'touch canary'\ntR.", "it refers to posix.system"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_teacher_that_is_none(case: str, cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+    content, wanted = FILES[case]
+    path = recipe_file()
+    (tmp_path / "teacher.pt").write_bytes(content)
+    assert wanted in error_line(cli("--recipe", path))
+    assert not list(tmp_path.rglob("canary"))
+
+
+def test_a_teacher_whose_tensors_do_not_fit(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+    path = recipe_file()
+    content = torch.load(tmp_path / "teacher.pt", weights_only=True)
+    del content["weights"]["model.map_layer0.bias"]
+    content["weights"]["model.map_layer1.bias"] = torch.zeros(3)
+    torch.save(content, tmp_path / "teacher.pt")
+    message = error_line(cli("--recipe", path))
+    assert "missing model.map_layer0.bias; model.map_layer1.bias is [3], not [32] (2 in all)" in message
+
+
+def test_outdir_that_cannot_be_written(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert f"{tmp_path / 'file'} is a file, not a folder" in error_line(
+        cli("--recipe", recipe_file(), "--outdir", tmp_path / "file" / "x")
+    )
+    assert "cannot be written" in error_line(cli("--recipe", recipe_file(), "--outdir", "/proc/nowhere"))
+
+
+def test_debug_shows_where(cli: Cli, recipe_file: Write) -> None:
+    done = cli("--recipe", recipe_file(), "--set", "train.lr=fast", "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_usage_errors_are_those_of_click(cli: Cli) -> None:
+    for args in (["--seed", "-1"], ["pretrain"], ["frobnicate"], ["--nope"]):
+        done = cli(*args)
+        assert done.returncode == 2
+        assert "Usage:" in done.stderr
+
+
+@contextmanager
+def started(*args: str | Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "registry.cli", *map(str, args)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(text: str, file: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        found = next(file.parent.parent.glob("*/" + file.name), None) if not file.exists() else file
+        if found and text in found.read_text():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{text!r} never came: {process.communicate()}")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_keeps_its_state_and_continues_bit_for_bit(
+    signum: signal.Signals, code: int, cli: Cli, recipe_file: Write, tmp_path: Path
+) -> None:
+    path = recipe_file(("duration_kimg = 0.048", "duration_kimg = 1.6\nlr_decay = 0.5"), ("snapshot_ticks = 1", "snapshot_ticks = 100"),
+                       ("state_ticks = 1", "state_ticks = 100"))  # fmt: skip
+    with started("--recipe", path, "--outdir", tmp_path / "cut") as process:
+        wait_for("kimg 0.0", tmp_path / "cut" / "00000-short" / "log.txt", process)
+        process.send_signal(signum)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == code, (out, err)
+    (line,) = err.strip().splitlines()
+    assert line.startswith("distill: interrupted at ")
+    run = only_run(tmp_path / "cut")
+    (state,) = run.glob("training-state-*.pt")
+    assert line.endswith(f"the state is kept, continue with --resume {state}")
+    assert 0 < torch.load(state, weights_only=True)["nimg"] < 1600
+
+    resumed = cli("--recipe", path, "--outdir", tmp_path / "cut", "--resume", "auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming at " in resumed.stdout
+    assert only_run(tmp_path / "cut") == run  # in the same folder
+    whole = cli("--recipe", path, "--outdir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    one, two = (
+        load_network(only_run(tmp_path / d) / "network-snapshot-000001.pt", "generator")[0].state_dict() for d in ("cut", "whole")
+    )
+    assert all(torch.equal(one[k], two[k]) for k in two)
+    ticks = [
+        [
+            round(json.loads(line)["Progress/kimg"]["mean"], 3)
+            for line in (only_run(tmp_path / d) / "stats.jsonl").read_text().splitlines()
+        ]
+        for d in ("cut", "whole")
+    ]
+    assert ticks[0] == ticks[1]  # no tick twice, none missing
+
+
+def test_resuming_a_changed_recipe_says_what_changed(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+    path = recipe_file()
+    assert cli("--recipe", path).returncode == 0
+    run = only_run(tmp_path / "runs")
+    longer = cli("--recipe", path, "--resume", run, "--set", "train.duration_kimg=0.064", "--set", "train.lr=5e-4")
+    assert longer.returncode == 0, longer.stderr
+    assert "changed since that state was written: [train] lr: 0.001 -> 0.0005" in longer.stdout
+    assert "changed since that state was written: [train] duration_kimg: 0.048 -> 0.064" in longer.stdout
+    assert len((run / "stats.jsonl").read_text().splitlines()) == 4
+
+
+def test_resume_auto_without_a_run_starts_one(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+    done = cli("--recipe", recipe_file(), "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert "nothing to resume" in done.stdout
+    assert only_run(tmp_path / "runs").name == "00000-short"
+
+
+def test_a_terminal_sees_progress_and_a_pipe_sees_lines(recipe_file: Write, tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    path = recipe_file(("duration_kimg = 0.048", "duration_kimg = 0.4"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "registry.cli", "--recipe", str(path)],
+        stdout=slave, stderr=slave, env=environment({"TERM": "xterm-256color"}), close_fds=True,
+    )  # fmt: skip
+    os.close(slave)
+    seen = b""
+    while True:
+        try:
+            seen += os.read(master, 65536)
+        except OSError:
+            break
+    assert process.wait() == 0
+    assert b"eta" in seen
+    assert b"\x1b[" in seen  # the bar is redrawn
+    assert "━".encode() in seen
+
+
+def test_pretraining_a_teacher_and_distilling_it(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        '[data]\nsource = "digits"\nlabels = true\n[network]\nD = 64\nmodel_channels = 8\nchannel_mult = [1]\nnum_blocks = 1\n'
+        'attn_resolutions = []\n[noise]\nuse = "electrostatic"\n[train]\nbatch = 16\nduration_kimg = 0.064\nlr = 1e-3\n'
+        'lr_rampup_kimg = 0.01\ndevice = "cpu"\n[log]\ntick_kimg = 0.032\nsnapshot_ticks = 2\ngrid = 2\n'
+        '[eval]\nmetrics = ["sliced_wasserstein"]\nreference = "digits"\nsamples = 16\nrepeats = 2\nteacher_steps = [2]\n'
+    )
+    done = cli("pretrain", "--recipe", recipe, "--outdir", tmp_path / "teachers", "--save", tmp_path / "mine.pt")
+    assert done.returncode == 0, done.stderr
+    net, about = load_network(tmp_path / "mine.pt", "denoiser")
+    assert (about["D"], net.label_dim) == (64.0, 10)
+    assert (tmp_path / "mine.quality.json").is_file()
+    assert (only_run(tmp_path / "teachers") / "training-state-000000.pt").is_file()
+    distilled = cli("--recipe", recipe_file(), "--set", f"teacher.source={tmp_path / 'mine.pt'}")
+    assert distilled.returncode == 0, distilled.stderr
+    assert "(D = 64, 1×8×8" in distilled.stdout
+    again = cli(
+        "pretrain", "--recipe", recipe, "--outdir", tmp_path / "teachers", "--resume", "auto", "--set", "train.duration_kimg=0.096"
+    )
+    assert again.returncode == 0, again.stderr
+    assert "resuming at 0.064 kimg" in again.stdout
+
+
+def test_training_the_feature_network(cli: Cli, tmp_path: Path) -> None:
+    done = cli("features", "--recipe", "digits_features", "--set", "classifier.epochs=2", "--save", tmp_path / "f.pt")
+    assert done.returncode == 0, done.stderr
+    assert load_network(tmp_path / "f.pt", "classifier")[1]["held_out_accuracy"] > 0.5
+
+
+def test_the_surface_of_the_command_is_frozen() -> None:
+    """Options that scripts rely on do not come and go unnoticed."""
+
+    def options(command: click.Command) -> set[str]:
+        return {o for p in command.params for o in p.opts if o.startswith("--")}
+
+    common = {"--recipe", "--set", "--seed", "--outdir", "--resume", "--dry-run", "--debug"}
+    assert options(main) == common | {"--loss", "--fresh-teacher", "--version"}
+    assert isinstance(main, click.Group)
+    assert {name: options(command) for name, command in main.commands.items()} == {
+        "pretrain": common | {"--save"},
+        "features": {"--recipe", "--set", "--save", "--debug"},
+        "check": {"--set", "--loss", "--debug"},
+        "plugins": {"--debug"},
+    }
