@@ -1,0 +1,44 @@
+"""The picture of the README: real digits, the teacher at 35 and 9 evaluations, and the one-step generator of a finished run.
+
+python benchmarks/quickstart_picture.py runs/00000-quickstart docs/quickstart.png
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from registry import load_plugins
+from registry.edm.datasets import load_images
+from registry.files import load_network
+from registry.generator import Generator
+from registry.pictures import INK, grid, save_figure
+from registry.quality import sample_teacher
+from registry.recipe import Recipe, expect, resolve
+from registry.run import build
+
+
+def main(folder: Path, target: Path, side: int = 8) -> None:
+    recipe = expect(resolve(str(folder / "recipe.toml"), load_plugins()), Recipe)
+    teacher, noise, _ = build(recipe)
+    net, _ = load_network(max(folder.glob("network-snapshot-*.pt")), "generator")
+    real = load_images("digits").x()
+    panels = {
+        "real": real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[: side**2]],
+        "teacher, 35 evaluations": sample_teacher(teacher, noise, range(side**2), 18),
+        "teacher, 9 evaluations": sample_teacher(teacher, noise, range(side**2), 5),
+        "generator, 1 evaluation": Generator(net, noise, teacher.image_shape).sample(range(side**2)),
+    }
+    figure = Figure(figsize=(12, 3.15), layout="constrained")
+    for ax, (title, images) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        ax.imshow(grid(images, side), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        ax.set_title(title, color=INK, fontsize=11)
+        ax.axis("off")
+    save_figure(target, figure)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
