@@ -24,7 +24,7 @@ from registry.run import build
 def main(folder: Path, target: Path, side: int = 8) -> None:
     recipe = expect(resolve(str(folder / "recipe.toml"), load_plugins()), Recipe)
     teacher, noise, _ = build(recipe)
-    net, _ = load_network(max(folder.glob("network-snapshot-*.pt")), "generator")
+    net, _ = load_network(max(folder.glob("network-snapshot-*.pkl")), "generator")
     real = load_images("digits").x()
     panels = {
         "real": real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[: side**2]],

@@ -8,7 +8,7 @@ from registry.builtin.teacher import teacher_from_file
 
 
 def build(config: PFGMPPConfig) -> Teacher:
-    teacher = teacher_from_file(config.source)
+    teacher = teacher_from_file(config.source, config.key, config.sha256)
     if config.D is not None and config.D != teacher.D:
         raise UserError(f"{config.source}: was trained with D = {teacher.D:g}, but [teacher] D = {config.D:g}")
     return teacher

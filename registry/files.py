@@ -1,9 +1,13 @@
-"""Plain files: tensors and plain values only, opened with `weights_only=True`, written whole or not at all."""
+"""Files of networks and of training states, opened without executing anything, written whole or not at all.
+
+Our own are plain tensors (`torch.load(..., weights_only=True)`); those of the EDM family are read by `registry.edm.pickles`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import pickle
 import re
@@ -18,10 +22,16 @@ from torch import Tensor, nn
 from registry.analytic import PointDenoiser
 from registry.api import UserError
 from registry.edm.networks import EDMPrecond
+from registry.edm.pickles import RUNS_SOURCE, Persistent, list_globals, network_of, read_pickle
+from registry.edm.snapshots import EXTRA, snapshot
 from registry.features import Classifier
 from registry.sources import open_path
 
 FORMAT = "distill/1"
+MARK = "distill"
+KINDS = ("denoiser", "generator", "classifier", "training state")
+NETWORK_KEYS = ("ema", "G_ema", "net", "G", "fake_score")
+"""Networks of a pickle in the order in which one is looked for: averages first."""
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "EDMPrecond": EDMPrecond,
     "PointDenoiser": PointDenoiser,
@@ -92,32 +102,145 @@ def load(source: str | Path, *kinds: str) -> dict[str, Any]:
     return content
 
 
-def save_network(path: Path, kind: str, net: nn.Module, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Save a network: its class with constructor arguments, its weights, and what is to be known about it."""
+def save_network(path: Path, kind: str, net: nn.Module, about: Mapping[str, Any]) -> None:
+    """Save a network in the format that the suffix of `path` names, with what is to be known about it (plain values).
+
+    .pkl: a snapshot that the scripts of EDM, SiD and PFGM++ open; .safetensors: weights, all else as JSON in its metadata;
+    .pt: plain tensors. `kind` is denoiser, generator or classifier. Raises UserError.
+    """
     network = {"class": type(net).__name__, "kwargs": dict(getattr(net, "init_kwargs", {}))}
-    content = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save(path, kind, {"network": network, "weights": content, "about": dict(about)})
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    facts = {"kind": kind, "about": dict(about)}
+    assert is_plain(facts), f"not plain: {about}"
+    if path.suffix == ".pkl":
+        if not isinstance(net, EDMPrecond):
+            raise UserError(f"{path}: EDM's pickles hold EDM's networks; a {network['class']} can be saved as .pt or .safetensors")
+        write_atomically(path, snapshot(net, facts))
+    elif path.suffix == ".safetensors":
+        from safetensors.torch import save as to_safetensors
+
+        metadata = {MARK: json.dumps({"format": FORMAT, "network": network, **facts})}
+        write_atomically(path, to_safetensors({k: v.clone() for k, v in weights.items()}, metadata))
+    elif path.suffix == ".pt":
+        save(path, kind, {"network": network, "weights": weights, "about": dict(about)})
+    else:
+        raise UserError(f"{path}: unknown kind of file; networks are saved as .pkl, .safetensors or .pt")
 
 
-def load_network(source: str | Path, *kinds: str) -> tuple[nn.Module, dict[str, Any]]:
-    """A network in eval mode and what its file tells about it. Raises UserError; no tensor is ever left random."""
-    content = load(source, *kinds)
-    name, kwargs = content["network"]["class"], content["network"]["kwargs"]
+def load_network(
+    source: str | Path, *kinds: str, key: str | None = None, sha256: str | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A network in eval mode on the CPU, and what its file tells about it. Nothing of the file is executed.
+
+    Reads our files, network snapshots and training states of EDM, PFGM++, SiD and IPFM, and safetensors of ours. `kinds` are
+    the kinds wanted of our files; `key` picks a network of a file that has several (default: the first of NETWORK_KEYS);
+    `sha256` is checked if `source` is a URL. Raises UserError; no tensor is ever left random.
+    """
+    path = open_path(str(source), sha256)
+    layout = layout_of(path)
+    if layout == "edm":
+        content = read_pickle(path)
+        networks = network_keys(content)
+        chosen = key or next((k for k in NETWORK_KEYS if k in networks), None)
+        if chosen not in networks:
+            raise UserError(f"{source}: has no network {chosen or ''!r}; it has {', '.join(networks) or 'none'}".replace(" ''", ""))
+        theirs, found = network_of(content[chosen], source)
+        ours = content.get(EXTRA)
+        ours = ours if isinstance(ours, dict) else {}
+        return _of_kind(theirs, {**ours.get("about", {}), **found, "key": chosen}, ours.get("kind"), kinds, source)
+    if key is not None:
+        raise UserError(f"{source}: holds one network, so --key {key} cannot be picked from it")
+    content = _load_safetensors(path, source) if layout == "safetensors" else load(source, *(kinds or KINDS[:3]))
+    net = _rebuild(content["network"], content["weights"], source)
+    return _of_kind(net, dict(content["about"]), content["kind"], kinds, source)
+
+
+def convert_network(source: str, target: str, key: str | None = None, kind: str | None = None) -> str:
+    """Read a network and save it in the format of `target`'s suffix; gives one line about it. Raises UserError."""
+    net, about = load_network(source, key=key)
+    if kind is None:
+        kind = str(about.get("kind") or ("generator" if str(about.get("key", "")).startswith("G") else "denoiser"))
+    facts = {
+        k: v
+        for k, v in about.items()
+        if k not in ("kind", "key", "class_name", "version", "label_dim", "img_resolution", "img_channels")
+    }
+    save_network(Path(target), kind, net, facts)
+    return f"{target}: {kind} of D = {facts.get('D', float('inf')):g}, from {source}" + (
+        f" [{about['key']}]" if "key" in about else ""
+    )
+
+
+def layout_of(path: Path) -> str:
+    """'edm' for pickles and torch files with modules in them, 'safetensors', or 'plain' for our own. Raises UserError."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(10)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if head[8:10] == b'{"':
+        return "safetensors"
+    if head[:4] == b"PK\x03\x04" and not any(g[:2] == RUNS_SOURCE for g in list_globals(path)):
+        return "plain"
+    return "edm"
+
+
+def network_keys(content: Mapping[str, Any]) -> list[str]:
+    """The keys of a pickle's dictionary that hold networks, in the file's order."""
+    return [k for k, v in content.items() if isinstance(v, Persistent) and v.class_name.endswith("Precond")]
+
+
+def _of_kind(
+    net: nn.Module, about: dict[str, Any], kind: Any, kinds: tuple[str, ...], source: object
+) -> tuple[nn.Module, dict[str, Any]]:
+    if kinds and kind is not None and kind not in kinds:
+        raise UserError(f"{source}: is a {kind}, wanted is a {' or '.join(kinds)}")
+    return net.eval(), about | ({} if kind is None else {"kind": kind})
+
+
+def _load_safetensors(path: Path, source: object, shapes_only: bool = False) -> dict[str, Any]:
+    """Our safetensors file as {kind, network, about, weights}; the weights' shapes in their place if that is all."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            weights = {n: file.get_slice(n).get_shape() if shapes_only else file.get_tensor(n) for n in names}
+            content = json.loads((file.metadata() or {}).get(MARK, "null"))
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{source}: not a safetensors file, or damaged ({error})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{source}: a safetensors file without the metadata of distill; its architecture is unknown")
+    return content | {"weights": weights}
+
+
+def header_of_safetensors(path: Path) -> dict[str, Any]:
+    """Kind, network and facts of our safetensors file, with `weights` as {name: shape}: no tensor is loaded. Raises UserError."""
+    return _load_safetensors(path, path, shapes_only=True)
+
+
+def _rebuild(network: Mapping[str, Any], weights: Mapping[str, Tensor], source: object) -> nn.Module:
+    """A network of ours with exactly these tensors."""
+    name, kwargs = network["class"], network["kwargs"]
     if name not in NETWORKS:
         raise UserError(f"{source}: holds a network of class {name!r}, which only the plugin that made it can build")
     try:
         net = NETWORKS[name](**kwargs)
     except (TypeError, ValueError) as error:
         raise UserError(f"{source}: its network cannot be built: {error}") from None
-    wanted, found = net.state_dict(), content["weights"]
-    problems = [f"missing {k}" for k in wanted if k not in found] + [f"unknown {k}" for k in found if k not in wanted]
+    wanted = net.state_dict()
+    problems = [f"missing {k}" for k in wanted if k not in weights] + [f"unknown {k}" for k in weights if k not in wanted]
     problems += [
-        f"{k} is {list(found[k].shape)}, not {list(v.shape)}" for k, v in wanted.items() if k in found and found[k].shape != v.shape
+        f"{k} is {list(weights[k].shape)}, not {list(v.shape)}"
+        for k, v in wanted.items()
+        if k in weights and weights[k].shape != v.shape
     ]
     if problems:
         raise UserError(f"{source}: its tensors do not fit its network: {'; '.join(problems[:5])} ({len(problems)} in all)")
-    net.load_state_dict(found)
-    return net.eval(), dict(content["about"])
+    net.load_state_dict(weights)
+    return net
 
 
 def weights_hash(net: nn.Module) -> str:

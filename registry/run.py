@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -20,6 +21,7 @@ from registry import distributed, features, quality
 from registry.api import Loss, Metric, Noise, Teacher, UserError
 from registry.descent import mode
 from registry.edm.datasets import load_images
+from registry.edm.networks import EDMPrecond
 from registry.files import save_network, weights_hash, write_atomically
 from registry.generator import Generator
 from registry.loop import Distillation
@@ -104,6 +106,7 @@ def distill(
     about = {
         "D": noise.D, "sigma_data": teacher.sigma_data, "sigma_init": noise.sigma_init, "steps": recipe.generator.steps,
         "teacher": teacher.origin, "teacher_weights": teacher.provenance.get("weights", ""), "recipe": training_tables(recipe),
+        "recipe_hash": hashlib.sha256(dumps(training_tables(recipe)).encode()).hexdigest()[:16],
     }  # fmt: skip
 
     shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
@@ -208,9 +211,7 @@ def pretrain(
     target = Path(save) if save else desk.folder / "teacher.pt"
     with run.ema.averaged() as averaged, eval_mode(averaged):
         if distributed.rank() == 0:
-            save_network(
-                target, "denoiser", averaged, averaged.state_dict(), about | {"nimg": run.nimg, "versions": quality.versions()}
-            )
+            save_network(target, "denoiser", averaged, about | {"nimg": run.nimg, "versions": quality.versions()})
             teacher.origin, teacher.provenance = str(target), {"weights": weights_hash(averaged)}
             if metrics:
                 rows = quality.teacher_rows(teacher, noise, metrics, recipe.eval, journal, fresh=True)
@@ -235,7 +236,7 @@ def train_features(
     with journal.progress("training the feature network", config.epochs) as bar:
         net = features.train(images.x(), images.classes, config, bar.at)
     about = {"held_out_accuracy": accuracy, "recipe": recipe.tables(), "versions": quality.versions()}
-    save_network(path, "classifier", net, net.state_dict(), about)
+    save_network(path, "classifier", net, about)
     journal.log(f"the feature network is in {path}")
     return path
 
@@ -418,8 +419,13 @@ class Desk:
 
     def network(self, kind: str, net: nn.Module, about: dict[str, Any]) -> None:
         if distributed.rank() == 0:
-            path = self.folder / f"network-snapshot-{int(self.kimg):06d}.pt"
-            save_network(path, kind, net, net.state_dict(), about | {"nimg": self.run.nimg, "versions": quality.versions()})
+            path = self.folder / f"{self.snapshot_name()}{'.pkl' if isinstance(net, EDMPrecond) else '.pt'}"
+            save_network(path, kind, net, about | {"nimg": self.run.nimg, "versions": quality.versions()})
+
+    def snapshot_name(self) -> str:
+        """As EDM names snapshots, and as SiD does where the loss has an alpha."""
+        alpha = self.tables.get("loss", {}).get("alpha")
+        return f"network-snapshot-{'' if alpha is None else f'{alpha:03f}-'}{int(self.kimg):06d}"
 
     def metric(self, metrics: quality.Metrics, found: dict[str, float], samples: int) -> None:
         """One line of metric-NAME.jsonl per metric, and one of the log."""
@@ -427,7 +433,7 @@ class Desk:
             results = {column: found[column] for column in metric.columns}
             entry = {
                 "results": results, "metric": choice.name, "num_gpus": distributed.world_size(), "samples": samples,
-                "kimg": self.kimg, "snapshot_pkl": f"network-snapshot-{int(self.kimg):06d}.pt",
+                "kimg": self.kimg, "snapshot_pkl": f"{self.snapshot_name()}.pkl",
             }  # fmt: skip
             self.journal.stats(entry, f"metric-{choice.name}.jsonl")
         told = "  ".join(f"{column} {value:.4g}" for column, value in found.items())

@@ -1,4 +1,4 @@
-"""Where files come from: what the user typed, beside the recipe, or what travels with the package."""
+"""Where files come from: what the user typed, beside the recipe, what travels with the package, or a URL."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ import difflib
 from pathlib import Path
 
 from registry.api import UserError
+
+EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
+PUBLISHED = {
+    "edm:cifar10-uncond": EDM + "edm-cifar10-32x32-uncond-vp.pkl",
+    "edm:cifar10-cond": EDM + "edm-cifar10-32x32-cond-vp.pkl",
+    "edm:ffhq": EDM + "edm-ffhq-64x64-uncond-vp.pkl",
+    "edm:afhqv2": EDM + "edm-afhqv2-64x64-uncond-vp.pkl",
+    "edm:imagenet64-cond": EDM + "edm-imagenet-64x64-cond-adm.pkl",
+}
+"""Short names of EDM's published teachers."""
 
 
 def shipped() -> Path:
@@ -18,19 +28,32 @@ def shipped() -> Path:
 def locate(name: str, folder: Path | None = None) -> str:
     """A path that exists, or the bare name of a shipped file, as something `open_path` understands.
 
-    Tries the path as typed, then relative to `folder` (the recipe's), then the shipped files. Raises ValueError.
+    A URL and the short name of a published teacher are left as they are. Else tries the path as typed, then relative to
+    `folder` (the recipe's), then the shipped files. Raises ValueError.
     """
+    if is_url(name) or name in PUBLISHED:
+        return name
     for path in [Path(name).expanduser(), *([folder / name] if folder else [])]:
         if path.is_file():
             return str(path.resolve())
     if _shipped_file(name, ".pt"):
         return name
     known = sorted(p.stem for p in shipped().rglob("*.pt"))
-    raise ValueError(f"no such file{near(name, known)}; shipped with the package: {', '.join(known) or 'none'}")
+    near_name = near(name, [*known, *PUBLISHED])
+    raise ValueError(f"no such file{near_name}; shipped: {', '.join(known) or 'none'}; published: {', '.join(PUBLISHED)}")
 
 
-def open_path(source: str) -> Path:
-    """The path behind a located source."""
+def is_url(name: str) -> bool:
+    return name.startswith(("https://", "http://"))
+
+
+def open_path(source: str, sha256: str | None = None) -> Path:
+    """The path behind a located source; a URL is downloaded, or found in the cache. Raises UserError."""
+    url = PUBLISHED.get(source, source)
+    if is_url(url):
+        from registry.downloads import fetch
+
+        return fetch(url, sha256)
     path = Path(source).expanduser()
     return path if path.is_file() else _shipped_file(source, ".pt") or path
 
@@ -50,10 +73,9 @@ def locate_recipe(name: str) -> Path:
 
 
 def _shipped_file(name: str, suffix: str) -> Path | None:
-    if "/" in name or "\\" in name or name in ("", ".", ".."):
-        return None
-    stem = name.removesuffix(suffix)
-    return next((p for p in sorted(shipped().rglob(f"*{suffix}")) if p.stem == stem), None)
+    wanted = name.removesuffix(suffix)
+    files = sorted(shipped().rglob(f"*{suffix}"), key=lambda p: (len(p.parts), p))
+    return next((p for p in files if wanted in (p.stem, p.relative_to(shipped()).with_suffix("").as_posix())), None)
 
 
 def near(word: str, known: list[str]) -> str:

@@ -72,7 +72,7 @@ def teacher_file(tmp_path: Path) -> Callable[..., Path]:
 
     def write(D: float = 128.0, name: str = "teacher.pt", **kwargs: Any) -> Path:
         net = tiny_network(D=D, **kwargs)
-        save_network(tmp_path / name, "denoiser", net, net.state_dict(), {"D": D, "sigma_data": 0.5})
+        save_network(tmp_path / name, "denoiser", net, {"D": D, "sigma_data": 0.5})
         return tmp_path / name
 
     return write

@@ -41,7 +41,7 @@ def test_a_run_leaves_networks_pictures_and_numbers(cli: Cli, recipe_file: Write
     names = {p.name for p in run.iterdir()}
     assert names >= {
         "recipe.toml", "log.txt", "stats.jsonl", "fakes_init.png", "fakes_000000.png", "curves.png", "quality.txt", "quality.json",
-        "metric-frechet.jsonl", "metric-sliced_wasserstein.jsonl", "network-snapshot-000000.pt", "training-state-000000.pt",
+        "metric-frechet.jsonl", "metric-sliced_wasserstein.jsonl", "network-snapshot-1.000000-000000.pkl", "training-state-000000.pt",
     }  # fmt: skip
     assert not [n for n in names if n.startswith(".")]  # no temporary file is left
     stats = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
@@ -58,7 +58,7 @@ def test_a_run_leaves_networks_pictures_and_numbers(cli: Cli, recipe_file: Write
     assert [(r["name"], r["evaluations"]) for r in quality["rows"]][:2] == [("generator", 1), ("teacher", 5)]
     assert all(len(v) == 2 for r in quality["rows"] for v in r["values"].values())
     assert Image.open(run / "fakes_000000.png").size[0] >= 480
-    net, about = load_network(run / "network-snapshot-000000.pt", "generator")
+    net, about = load_network(run / "network-snapshot-1.000000-000000.pkl", "generator")
     assert (about["D"], about["sigma_init"], about["nimg"]) == (128.0, 2.5, 48)
     assert net(torch.zeros(1, 1, 8, 8), 2.5).shape == (1, 1, 8, 8)
     resolved = tomllib.loads((run / "recipe.toml").read_text())
@@ -152,9 +152,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(case: str, cli: Cli, recipe_fi
 
 
 FILES: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "not a plain-tensor file of distill, or damaged"),
-    "text": (b"hello", "not a plain-tensor file of distill, or damaged"),
-    "pickle that calls": (b"cposix\nsystem\n(S'touch canary'\ntR.", "it refers to posix.system"),
+    "empty": (b"", "begins with b'': neither a network snapshot"),
+    "text": (b"hello", "begins with b'hell': neither a network snapshot"),
+    "pickle that calls": (b"\x80\x02cposix\nsystem\nX\x0c\x00\x00\x00touch canary\x85R.", "refers to posix.system"),
 }
 
 
@@ -246,7 +246,8 @@ def test_interrupted_keeps_its_state_and_continues_bit_for_bit(
     whole = cli("--recipe", path, "--outdir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     one, two = (
-        load_network(only_run(tmp_path / d) / "network-snapshot-000001.pt", "generator")[0].state_dict() for d in ("cut", "whole")
+        load_network(only_run(tmp_path / d) / "network-snapshot-1.000000-000001.pkl", "generator")[0].state_dict()
+        for d in ("cut", "whole")
     )
     assert all(torch.equal(one[k], two[k]) for k in two)
     ticks = [

@@ -112,7 +112,7 @@ def test_two_processes_equal_one(recipe_file: Write, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     folders = [next((tmp_path / outdir).iterdir()) for outdir in ("one", "two")]
     assert all(len(list(p.parent.iterdir())) == 1 for p in folders)  # rank 0 alone makes a folder
-    one, two = (load_network(f / "network-snapshot-000000.pt", "generator")[0].state_dict() for f in folders)
+    one, two = (load_network(f / "network-snapshot-1.000000-000000.pkl", "generator")[0].state_dict() for f in folders)
     for name, wanted in one.items():
         if name.endswith("qkv.bias"):
             continue  # the softmax does not see the key's bias: its gradient is rounding noise, which Adam makes full steps of

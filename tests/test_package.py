@@ -16,10 +16,10 @@ from tests.conftest import ROOT, environment
 # From the lowest floor up; a module imports from its own floor or lower ones only.
 FLOORS = [
     {"api", "sources"},
-    {"edm.networks", "edm.datasets", "streams", "distributed", "ema"},
-    {"hookspecs", "plugins", "recipe", "noise", "denoising", "analytic", "features", "metrics", "descent"},
+    {"edm.networks", "edm.datasets", "edm.archive", "edm.pickles", "edm.snapshots", "streams", "distributed", "ema"},
+    {"hookspecs", "plugins", "recipe", "noise", "denoising", "analytic", "features", "metrics", "descent", "downloads"},
     {"files", "sampling", "generator", "pictures", "state", "report"},
-    {"builtin", "builtin.teacher", "builtin.noise", "builtin.loss", "builtin.metric", "quality"},
+    {"describe", "builtin", "builtin.teacher", "builtin.noise", "builtin.loss", "builtin.metric", "quality"},
     {"loop", "pretrain"},
     {"run"},
     {"cli", ""},

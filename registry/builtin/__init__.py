@@ -11,7 +11,9 @@ from registry.api import Component, Config, Dimension, NoiseConfig, Positive, So
 
 
 class EDMConfig(Config):
-    source: Source = Field(description="the teacher's file: a path, or the name of a shipped teacher")
+    source: Source = Field(description="the teacher's file: a path, a URL, or the name of a shipped or published teacher")
+    key: str | None = Field(None, description="which network of the file, e.g. ema; by default averages come first")
+    sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="hash of the file, checked when it is downloaded")
 
 
 class AnalyticConfig(Config):

@@ -17,9 +17,9 @@ from registry.noise import karras_sigma
 from registry.streams import Streams
 
 
-def teacher_from_file(source: str) -> Teacher:
-    """A teacher from a file of ours, whatever its D. Raises UserError."""
-    net, about = load_network(source, "denoiser")
+def teacher_from_file(source: str, key: str | None = None, sha256: str | None = None) -> Teacher:
+    """A teacher from any readable file (see registry.files.load_network), whatever its D. Raises UserError."""
+    net, about = load_network(source, "denoiser", key=key, sha256=sha256)
     shape = (int(net.img_channels), int(net.img_resolution), int(net.img_resolution))  # type: ignore[arg-type]
     return Teacher(
         denoiser=net.requires_grad_(False),
@@ -33,7 +33,7 @@ def teacher_from_file(source: str) -> Teacher:
 
 
 def build_edm(config: EDMConfig) -> Teacher:
-    teacher = teacher_from_file(config.source)
+    teacher = teacher_from_file(config.source, config.key, config.sha256)
     if not math.isinf(teacher.D):
         raise UserError(
             f'{config.source}: is a PFGM++ teacher with D = {teacher.D:g}, not an EDM one; write [teacher] use = "pfgmpp"'

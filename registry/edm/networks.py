@@ -10,6 +10,7 @@ al. 2021), ADM (Dhariwal and Nichol 2021).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -513,7 +514,7 @@ class EDMPrecond(nn.Module):
         self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
         self.use_fp16, self.sigma_min, self.sigma_max, self.sigma_data = use_fp16, sigma_min, sigma_max, sigma_data
         self.pfgmpp, self.D, self.N = pfgmpp, D, img_channels * img_resolution**2
-        self.init_kwargs: dict[str, Any] = dict(
+        self._init_kwargs: dict[str, Any] = dict(
             img_resolution=img_resolution, img_channels=img_channels, label_dim=label_dim, use_fp16=use_fp16,
             sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data, model_type=model_type,
             pfgmpp=pfgmpp, D=D, **model_kwargs,
@@ -553,9 +554,46 @@ class EDMPrecond(nn.Module):
         denoised: Tensor = c_skip * x + c_out * F_x.to(dtype)
         return denoised
 
+    @property
+    def init_kwargs(self) -> dict[str, Any]:
+        """The constructor's arguments: with the state dict, all that this network is."""
+        return dict(self._init_kwargs)
+
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
         """The nearest noise level that the network knows: EDM's networks know all of them."""
         return torch.as_tensor(sigma)
 
     def _weights_dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
+
+    # Travelling. In the files we write, this object is its constructor's arguments, its tensors, and this module's source
+    # text, in the frame that EDM's torch_utils.persistence understands. Whoever reads it there can pickle it again.
+
+    def travelling_state(self, source: str) -> dict[str, Any]:
+        """What `__setstate__` rebuilds this network from: plain values, tensors on the CPU, and `source`."""
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in self.state_dict().items()}
+        return {"_init_args": (), "_init_kwargs": dict(self._init_kwargs), "_tensors": tensors, "_source": source}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_tensors" not in state:
+            super().__setstate__(state)  # type: ignore[no-untyped-call]
+            return
+        EDMPrecond.__init__(self, **state["_init_kwargs"])
+        self.load_state_dict(state["_tensors"])
+        self.eval().requires_grad_(False)
+        self._source = state["_source"]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        source = self.__dict__.get("_source")
+        if source is None:
+            return super().__reduce_ex__(protocol)
+        from torch_utils import persistence  # of the project that reads our file
+
+        meta = {"type": "class", "version": 6, "module_src": source, "class_name": "EDMPrecond"}
+        return persistence._reconstruct_persistent_obj, (meta | {"state": self.travelling_state(source)},)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EDMPrecond:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin

@@ -1,0 +1,205 @@
+"""Making data sets in EDM's layout: a folder or uncompressed ZIP of square PNGs with dataset.json."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from registry.api import UserError
+from registry.edm.datasets import IMAGES
+
+
+class Picture(NamedTuple):
+    """One image on its way into a data set, with its class number or None."""
+
+    name: str
+    image: Image.Image
+    label: int | None
+
+
+def make_dataset(
+    source: str,
+    dest: str,
+    resolution: int | None = None,
+    crop: bool = False,
+    folder_labels: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> str:
+    """Make a data set from a folder of images or from CIFAR-10's python tarball; gives one line about it. Raises UserError.
+
+    `dest` is a .zip or a folder, neither of which may exist. Images are made square by a centre crop if `crop`, else they
+    must be; then resized (Lanczos) to `resolution`. Labels come from dataset.json in the folder, or with `folder_labels`
+    from the names of the sub-folders in alphabetical order, or from CIFAR-10 itself. What fails leaves nothing behind.
+    """
+    target = Path(dest).expanduser()
+    if target.exists():
+        raise UserError(f"{dest}: is there already; name another file or folder, or remove it")
+    if target.suffix != ".zip" and target.suffix:
+        raise UserError(f"{dest}: a data set is a .zip or a folder, not a {target.suffix}")
+    temporary = target.with_name(f".{target.name}.partial")
+    labels: list[list[Any]] = []
+    shape: tuple[str, tuple[int, int]] | None = None
+    try:
+        with _Target(temporary, target.suffix == ".zip") as write:
+            for i, picture in enumerate(_pictures(Path(source).expanduser(), folder_labels)):
+                image = _square(picture, resolution, crop)
+                if shape is not None and (image.mode, image.size) != shape:
+                    raise UserError(f"{source}: {picture.name} is {_words(image)}, others are not; use --resolution")
+                shape = image.mode, image.size
+                name = f"{i // 1000:05d}/img{i:08d}.png"
+                buffer = io.BytesIO()
+                image.save(buffer, format="PNG")
+                write(name, buffer.getvalue())
+                labels.append([name, picture.label])
+                if progress:
+                    progress(i + 1)
+            if not labels:
+                raise UserError(f"{source}: no images in it ({', '.join(IMAGES)})")
+            known = all(label is not None for _, label in labels)
+            write("dataset.json", json.dumps({"labels": labels if known else None}).encode())
+        temporary.rename(target)
+    except OSError as error:
+        raise UserError(f"{dest}: cannot be written: {error.strerror or error}") from None
+    finally:
+        _remove(temporary)
+    assert shape is not None
+    classes = len({label for _, label in labels}) if known else 0
+    told = f"{classes} classes" if classes else "no labels"
+    return f"{dest}: {len(labels)} images of {shape[1][0]}×{shape[1][1]}, {shape[0]}, {told}"
+
+
+class _Target:
+    """A ZIP (uncompressed, as EDM wants it) or a folder, as a function that writes a file into it."""
+
+    def __init__(self, path: Path, zipped: bool) -> None:
+        self.path, self.archive = path, None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if zipped:
+            self.archive = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED)
+
+    def __enter__(self) -> Callable[[str, bytes], None]:
+        return self.write
+
+    def write(self, name: str, content: bytes) -> None:
+        if self.archive:
+            self.archive.writestr(name, content)
+        else:
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.path / name).write_bytes(content)
+
+    def __exit__(self, *exc: object) -> None:
+        if self.archive:
+            self.archive.close()
+
+
+def _remove(path: Path) -> None:
+    import shutil
+
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def _words(image: Image.Image) -> str:
+    return f"{image.width}×{image.height} {image.mode}"
+
+
+def _square(picture: Picture, resolution: int | None, crop: bool) -> Image.Image:
+    """8-bit grey or RGB, square, of the resolution asked for."""
+    image = picture.image
+    image = image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "I", "I;16", "F", "LA") else "RGB")
+    side = min(image.size)
+    if crop:
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    elif image.width != image.height:
+        raise UserError(f"{picture.name}: is {_words(image)}, not square; use --crop to take its centre")
+    if resolution and image.size != (resolution, resolution):
+        image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    return image
+
+
+def _pictures(source: Path, folder_labels: bool) -> Iterator[Picture]:
+    if source.is_dir():
+        yield from _folder(source, folder_labels)
+    elif source.is_file() and tarfile.is_tarfile(source):
+        yield from _cifar(source)
+    elif source.exists():
+        raise UserError(f"{source}: neither a folder of images nor CIFAR-10's python tarball")
+    else:
+        raise UserError(f"{source}: no such folder or file")
+
+
+def _folder(source: Path, folder_labels: bool) -> Iterator[Picture]:
+    files = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
+    of: dict[str, int] = {}
+    if folder_labels:
+        classes = sorted({p.relative_to(source).parts[0] for p in files if p.parent != source})
+        of = {p.relative_to(source).as_posix(): classes.index(p.relative_to(source).parts[0]) for p in files if p.parent != source}
+    elif (source / "dataset.json").is_file():
+        try:
+            of = {name: int(label) for name, label in json.loads((source / "dataset.json").read_text())["labels"] or []}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{source}: dataset.json is not EDM's {{'labels': [[name, class], …]}}: {error!r}") from None
+    for path in files:
+        name = path.relative_to(source).as_posix()
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except Exception as error:
+            raise UserError(f"{path}: not a readable image: {error}") from None
+        yield Picture(name, image, of.get(name))
+
+
+class _CifarUnpickler(pickle.Unpickler):
+    """CIFAR-10's batches are Python 2 pickles of a dictionary with one numpy array; nothing else is admitted."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")):
+            return _empty_array
+        if (module, name) == ("numpy", "ndarray"):
+            return np.ndarray
+        if (module, name) == ("numpy", "dtype"):
+            return _byte_dtype
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which CIFAR-10 does not")
+
+
+def _empty_array(*_: object) -> np.ndarray[Any, Any]:
+    return np.ndarray((0,), np.uint8)
+
+
+def _byte_dtype(code: Any, *_: object) -> np.dtype[Any]:
+    if code not in (b"u1", "u1"):
+        raise pickle.UnpicklingError("its array is not of bytes")
+    return np.dtype(np.uint8)
+
+
+def _cifar(source: Path) -> Iterator[Picture]:
+    """The 50,000 training images of cifar-10-python.tar.gz, in order."""
+    with tarfile.open(source) as archive:
+        members = {Path(m.name).name: m for m in archive.getmembers() if m.isfile()}
+        batches = [f"data_batch_{i}" for i in range(1, 6) if f"data_batch_{i}" in members]
+        if not batches:
+            raise UserError(f"{source}: not CIFAR-10's python tarball: it has no data_batch_1")
+        for batch in batches:
+            file = archive.extractfile(members[batch])
+            assert file is not None
+            try:
+                content = _CifarUnpickler(file, encoding="bytes").load()
+                data, labels = content[b"data"], content[b"labels"]
+                images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+                pairs = [
+                    (Image.fromarray(np.ascontiguousarray(image)), int(label)) for image, label in zip(images, labels, strict=True)
+                ]
+            except Exception as error:
+                raise UserError(f"{source}: {batch} is damaged, or not CIFAR-10's: {error}") from None
+            yield from (Picture(f"{batch}[{i}]", image, label) for i, (image, label) in enumerate(pairs))

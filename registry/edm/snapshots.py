@@ -1,0 +1,57 @@
+"""Network snapshots that the unmodified scripts of EDM, SiD and PFGM++ open, and ours.
+
+`pickle.load(file)["ema"]` gives a network wherever `torch_utils` and `dnnlib` are importable, with nothing of this project
+there: the file carries the source text of `registry.edm.networks`, which needs torch alone.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from registry.edm import networks
+from registry.edm.networks import EDMPrecond
+
+EXTRA = "distill"
+"""Key of the snapshot's dictionary under which our own facts travel; other projects' scripts do not look at it."""
+
+
+def _reconstruct_persistent_obj(meta: dict[str, Any]) -> Any:
+    """Stands for the function of this name in torch_utils.persistence, which is not ours to import."""
+    raise NotImplementedError
+
+
+class _Persistent:
+    """Pickles as a persistent object of EDM: a call of _reconstruct_persistent_obj with one dictionary."""
+
+    def __init__(self, meta: dict[str, Any]) -> None:
+        self._meta = meta
+
+    def __reduce__(self) -> Any:
+        return _reconstruct_persistent_obj, (self._meta,)
+
+
+_PythonPickler: Any = pickle._Pickler  # the C pickler insists on importing what it names
+
+
+class _Pickler(_PythonPickler):  # type: ignore[misc]
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        if obj is _reconstruct_persistent_obj:
+            self.write(pickle.GLOBAL + b"torch_utils.persistence\n_reconstruct_persistent_obj\n")
+            self.memoize(obj)
+        else:
+            super().save_global(obj, name)
+
+    dispatch = _PythonPickler.dispatch | {type(_reconstruct_persistent_obj): save_global}
+
+
+def snapshot(net: EDMPrecond, about: Mapping[str, Any]) -> bytes:
+    """A network snapshot: {"ema": net, "distill": about}, `about` being plain values."""
+    source = Path(networks.__file__).read_text(encoding="utf-8")
+    meta = {"type": "class", "version": 6, "module_src": source, "class_name": "EDMPrecond"}
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=4).dump({"ema": _Persistent(meta | {"state": net.travelling_state(source)}), EXTRA: dict(about)})
+    return buffer.getvalue()
