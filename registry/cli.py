@@ -98,9 +98,11 @@ def main(
     if dry_run:
         preview(resolved, plugins)
         return
+    from registry import distributed
     from registry.run import distill
 
     distill(resolved, resume=resume, fresh_teacher=fresh_teacher)
+    distributed.stop()
 
 
 @main.command()
@@ -124,9 +126,11 @@ def pretrain(
     if dry_run:
         preview(resolved, plugins)
         return
+    from registry import distributed
     from registry.run import pretrain
 
     pretrain(resolved, resume=resume, save=save)
+    distributed.stop()
 
 
 @main.command()

@@ -313,6 +313,7 @@ class Desk:
         self.folder = Path()
         self.signal = 0
         self._told: set[str] = set()
+        self._said = ""
 
     @property
     def kimg(self) -> float:
@@ -360,7 +361,7 @@ class Desk:
         """After an iteration: tick, snapshot, state where they are due. True = stop."""
         now = time.monotonic()
         speed = (run.nimg - self._since) / max(now - self._tick_start, 1e-9)
-        self._bar.at(round(self.kimg, 1), f"kimg  {speed:.0f} img/s")
+        self._bar.at(round(self.kimg, 1), f"kimg  {speed:.0f} img/s  {self._said}")
         tick = self.log.tick_kimg * 1000
         batch = self.tables["train"]["batch"]
         ticks, done = int(run.nimg / tick), run.nimg >= run.total
@@ -396,6 +397,7 @@ class Desk:
                 if found[what]:
                     said.append(f"WARNING {name}: {found[what]:.0f} {text}")
         memory = memory_mb(self.run.device)
+        self._said = f"{'  '.join(said)}  {memory:.0f} MB"  # stands behind the bar until the next tick
         entry |= {
             "Progress/tick": one(ticks), "Progress/kimg": one(self.kimg),
             "Timing/img_per_sec": one(speed), "Resources/peak_mem_mb": one(memory),

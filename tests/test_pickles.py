@@ -445,7 +445,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "huge resolution": (arguments(img_resolution=10**9), "argument img_resolution is wrong"),
     "blocks": (
         arguments(num_blocks=64, channel_mult=[8] * 8),
-        "asks for a network of more than 512 blocks, but holds only 70 tensors",
+        "asks for a network of 1032 blocks, but holds only 70 tensors",
     ),
     "narrow": (arguments(model_channels=1), "group norm"),
     "sigma_data": (attributes(sigma_data=1.0), "has layers that do not fit its network: sigma_data is 1.0, not 0.5 (1 in all)"),

@@ -271,6 +271,8 @@ def _trace(file: BinaryIO, span: range, names: list[Global], strict: bool) -> _T
         code += text
 
         if name in _GETS:
+            if _index(op, argument) not in memo:
+                raise PickleError(f"is damaged: it uses a value {_index(op, argument)} that it does not have")
             stack.append(memo[_index(op, argument)])
         elif name in _PUTS:
             number = _index(op, argument)
@@ -282,7 +284,8 @@ def _trace(file: BinaryIO, span: range, names: list[Global], strict: bool) -> _T
         elif name == "POP" and marks and marks[-1] == len(stack):
             marks.pop()
         else:
-            bottom = (marks.pop() if op.marked else len(stack)) - op.pops
+            top = (marks.pop() if marks else -1) if op.marked else len(stack)
+            bottom = top - op.pops
             if bottom < (marks[-1] if marks else 0):
                 raise PickleError(f"is damaged: its instruction {name} finds too few values")
             items = stack[bottom:]
@@ -293,11 +296,12 @@ def _trace(file: BinaryIO, span: range, names: list[Global], strict: bool) -> _T
                 memo[len(memo)] = items[0]
             elif name in _GLOBALS:
                 names += pushed
-            elif name in _CALLS and type(items[0]) is Global and items[0] == _LOAD:
-                given = items[1:] if name == "OBJ" else items[1]
-                known = isinstance(given, list | tuple) and len(given) == 1 and type(given[0]) in (range, _Latin)
-                streams += given if known else []
-                names += [] if known else [_UNKNOWN]
+            elif name in _CALLS and items[:1] == [_LOAD]:
+                match items:
+                    case [_, range() | _Latin() as data] | [_, (range() | _Latin() as data,)]:
+                        streams.append(data)
+                    case _:
+                        names.append(_UNKNOWN)
             elif name == "BUILD" and type(items[0]) is Global:
                 names.append(_UNKNOWN)  # changes a function or class, then calls something in its place
     return _Trace(bytes(code), blobs, streams, file.tell())
@@ -318,7 +322,7 @@ def _pushed(op: _Op, argument: Any, text: bytes, items: list[Any]) -> list[Any]:
         return [_global(name, argument, items)]
     if name in _TEXTS and op.read:
         return [op.read(io.BytesIO(text[1:]))]
-    if name == "REDUCE" and type(items[0]) is Global and items[0] == _ENCODE:
+    if name == "REDUCE" and items[0] == _ENCODE:
         match items[1]:
             case (str() as letters, "latin1" | "latin-1"):
                 return [_Latin(letters)]
@@ -616,7 +620,7 @@ class _Reader:
 def _name(raw: Any) -> str:
     """What something is, for people."""
     is_note = isinstance(raw, _Call) or (isinstance(raw, type) and issubclass(raw, _Call))
-    return ".".join(raw.target) if is_note else f"a {type(raw).__name__}"
+    return ".".join(raw.target) if is_note else f"a {type(raw).__name__.strip('_')}"
 
 
 def _arguments(call: _Call, *kinds: type, more: int = 0) -> tuple[Any, ...]:
@@ -909,7 +913,7 @@ class _Arguments(Config):
     model_channels: int = Field(128, ge=1, le=8192)
     channel_mult: list[int] | tuple[int, ...] = Field((1,), min_length=1, max_length=8)
     channel_mult_emb: int = Field(4, ge=1, le=64)
-    num_blocks: int = Field(4, ge=1, le=64)
+    num_blocks: int = Field(3, ge=1, le=64)
     attn_resolutions: list[int] | tuple[int, ...] = Field((), max_length=16)
     dropout: float = Field(0.1, ge=0, lt=1)
     label_dropout: float = Field(0.0, ge=0, lt=1)
@@ -969,9 +973,9 @@ def _constructor_arguments(record: Persistent, tensors: int) -> dict[str, Any]:
         raise PickleError(f"has a network whose argument {where} is wrong: {_shown(first['msg'])}") from None
     if arguments.pfgmpp and "D" not in given:
         raise PickleError("says that its network is PFGM++'s (pfgmpp), but not what D is")
-    blocks = len(arguments.channel_mult) * arguments.num_blocks
-    if blocks > tensors:
-        raise PickleError(f"asks for a network of more than {blocks} blocks, but holds only {tensors} tensors for it")
+    blocks = len(arguments.channel_mult) * (2 * arguments.num_blocks + 1)
+    if 10 * blocks > tensors:
+        raise PickleError(f"asks for a network of {blocks} blocks, but holds only {tensors} tensors for it")
     return arguments.model_dump(exclude_unset=True) | {"D": arguments.D if arguments.pfgmpp else math.inf}
 
 
