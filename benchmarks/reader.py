@@ -58,9 +58,8 @@ def main(size: int) -> None:
         for name, found in rows.items():
             seconds = statistics.median(s for s, _ in found)
             memory = statistics.median(m for _, m in found)
-            print(
-                f"{name:24s} {seconds:6.2f} s  {seconds / base:5.2f} × pickle.load  {memory:7.0f} MiB  {memory / mebibytes:5.2f} × the file"
-            )
+            times = f"{seconds:6.2f} s  {seconds / base:5.2f} × pickle.load"
+            print(f"{name:24s} {times}  {memory:7.0f} MiB  {memory / mebibytes:5.2f} × the file")
 
 
 if __name__ == "__main__":

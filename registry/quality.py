@@ -15,14 +15,15 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from registry.api import Metric, Noise, Teacher
+from registry.api import Metric, Noise, Teacher, UserError
+from registry.downloads import cache_folder
 from registry.files import write_atomically
 from registry.generator import Generator
 from registry.plugins import version
 from registry.recipe import Choice, EvalConfig, plain
 from registry.report import Bar, Journal
 from registry.sampling import heun, heun_levels
-from registry.sources import open_path
+from registry.sources import open_path, shipped
 from registry.streams import Streams
 
 Metrics = Sequence[tuple[Choice, Metric]]
@@ -106,9 +107,9 @@ def sample_teacher(
 def teacher_rows(
     teacher: Teacher, noise: Noise, metrics: Metrics, config: EvalConfig, journal: Journal, fresh: bool = False
 ) -> list[Row]:
-    """The teacher's sampler at each number of steps: from the file beside it if that was measured the same way."""
-    shelf = Path(open_path(teacher.origin)).with_suffix(".quality.json")
-    kept = {} if fresh else _kept(shelf)
+    """The teacher's sampler at each number of steps: from where rows are kept, if they were measured the same way."""
+    beside, shelf = shelves(teacher)
+    kept = {} if fresh else _kept(beside) | _kept(shelf)
     rows, measured = [], False
     for steps in config.teacher_steps:
         key = json.dumps(_terms(teacher, noise, metrics, config, steps), sort_keys=True)
@@ -130,13 +131,22 @@ def teacher_rows(
         rows.append(row)
         measured = True
     if measured and journal.active and "weights" in teacher.provenance and open_path(teacher.origin).is_file():
-        content = [{"measured": json.loads(key), **value} for key, value in kept.items()]
+        content = [{"measured": json.loads(key), **value} for key, value in (_kept(shelf) | kept).items()]
         try:
             write_atomically(shelf, (json.dumps(content, indent=1) + "\n").encode())
             journal.log(f"the teacher's rows are kept in {shelf}")
-        except Exception:  # a teacher in a read-only place is measured again next time
+        except UserError:
             journal.log(f"the teacher's rows could not be kept in {shelf.parent}; they will be measured again")
     return rows
+
+
+def shelves(teacher: Teacher) -> tuple[Path, Path]:
+    """Where a teacher's rows lie beside its file, and where new ones are put: there too, but for shipped teachers in the cache."""
+    path = open_path(teacher.origin)
+    beside = path.with_suffix(".quality.json")
+    if path.is_relative_to(shipped()) and not teacher.provenance.get("fresh_from_training"):
+        return beside, cache_folder() / "quality" / beside.name
+    return beside, beside
 
 
 def _advance(bar: Bar, before: int, done: int) -> None:

@@ -212,7 +212,8 @@ def pretrain(
     with run.ema.averaged() as averaged, eval_mode(averaged):
         if distributed.rank() == 0:
             save_network(target, "denoiser", averaged, about | {"nimg": run.nimg, "versions": quality.versions()})
-            teacher.origin, teacher.provenance = str(target), {"weights": weights_hash(averaged)}
+            teacher.origin = str(target.resolve())
+            teacher.provenance = {"weights": weights_hash(averaged), "fresh_from_training": True}
             if metrics:
                 rows = quality.teacher_rows(teacher, noise, metrics, recipe.eval, journal, fresh=True)
                 desk.quality([*rows, quality.floor_row(metrics, recipe.eval)], metrics, recipe.eval)

@@ -61,6 +61,12 @@ def tiny_network(resolution: int = 8, channels: int = 1, label_dim: int = 0, D: 
     return net.eval()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing that tests measure or download goes to the user's cache."""
+    os.environ["DISTILL_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def plugins() -> Plugins:
     return load_plugins(blocked=())

@@ -589,15 +589,15 @@ def overlapping(copies: int, size: int) -> bytes:
     return content
 
 
-N, COLLIDE = 30_000, 2**61 - 1  # whose multiples all have the hash 0
+N, COLLIDE = 20_000, 2**61 - 1  # whose multiples all have the hash 0
 TUPLES = b")" + b"\x85" * 200_000  # which kill plain pickle as a key
 KEYS, DEEP, ITSELF = "keys other than text and small whole numbers", "nested more than 100 deep", "a value that contains itself"
 UNFOLDS, AGAIN, PIECE = "unfolds to more than", "uses the same data more than once", "it announces a piece of"
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
-    "deep tuples": (lambda: snapshot(TUPLES), DEEP),
+    "deep tuples": (lambda: snapshot(b")" + b"\x85" * N), DEEP),
     "deep tuples as a key": (lambda: snapshot(b"}" + TUPLES + b"Ns"), KEYS),
     "deep tuples in a set": (lambda: snapshot(b"\x8f(" + TUPLES + b"\x90"), KEYS),
-    "deep tuples in the set of a call": (lambda: snapshot(call(SET, many(TUPLES))), KEYS),
+    "deep tuples in the set of a call": (lambda: snapshot(call(SET, many(b")" + b"\x85" * N))), KEYS),
     "deep lists": (lambda: snapshot(b"]" * N + b"a" * (N - 1)), DEEP),
     "deep dictionaries": (lambda: snapshot(b"}" + text("k") + b"\x94" + b"}h\x00" * N + b"N" + b"s" * (N + 1)), DEEP),
     "deep calls": (lambda: snapshot(PARAMETER + b"\x94(" + b"h\x00(" * N + b"N" + b"tR" * (N + 1)), DEEP),
@@ -790,7 +790,7 @@ def survives(path: Path, content: bytes) -> bool:
 
 def test_truncated_files_are_refused(tmp_path: Path, valid: bytes) -> None:
     assert survives(tmp_path / "file", valid)
-    ends = {len(valid) * percent // 100 for percent in range(100)} | {len(valid) - n for n in range(1, 20)}
+    ends = {len(valid) * percent // 100 for percent in range(0, 100, 4)} | {len(valid) - n for n in range(1, 20)}
     assert not any(survives(tmp_path / "file", valid[:end]) for end in ends)
     assert not survives(tmp_path / "file", valid + b"\x00" * (len(valid) if valid[:2] != b"PK" else 70000))
 
@@ -805,7 +805,7 @@ def test_truncated_golden_files_are_refused(tmp_path: Path, file: str) -> None:
 def test_flipped_bits_are_read_or_refused(tmp_path: Path, valid: bytes) -> None:
     rng = random.Random(0)
     outcomes = []
-    for _ in range(80):
+    for _ in range(60):
         damaged = bytearray(valid)
         for _ in range(rng.choice([1, 1, 1, 2, 8])):
             damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
@@ -832,7 +832,7 @@ def test_replaced_pieces_are_read_or_refused(tmp_path: Path, valid: bytes) -> No
         b"Q",
         b"h\x00",
     ]
-    for _ in range(60):
+    for _ in range(40):
         at, piece = rng.randrange(len(valid)), rng.choice(pieces)
         survives(tmp_path / "file", valid[:at] + piece + valid[at + rng.choice([0, len(piece)]) :])
 
