@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
 
 import pluggy
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,6 +27,14 @@ hookimpl = pluggy.HookimplMarker("distill")
 
 class UserError(Exception):
     """Something the user can mend. Its message is one line: what was wrong, where, and what would be right."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and did: its state is kept. `code` is the exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 # ------------------------------------------------------------------------------------------------------ settings
@@ -56,6 +64,17 @@ def _source_exists(value: str, info: ValidationInfo) -> str:
 Source = Annotated[str, AfterValidator(_source_exists)]
 """A file of the user's: a path (as typed, or relative to the recipe) or the bare name of a shipped file."""
 
+
+def _data_exists(value: str, info: ValidationInfo) -> str:
+    from registry.sources import locate_data
+
+    folder = (info.context or {}).get("folder")
+    return locate_data(value, Path(folder) if folder else None)
+
+
+DataSource = Annotated[str, AfterValidator(_data_exists)]
+"""Images: `digits`, or a folder or ZIP (as typed, or relative to the recipe)."""
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Dimension = Annotated[float, Field(gt=0)]
 """D: a positive real, or `inf`."""
@@ -71,6 +90,13 @@ class NoiseConfig(Config):
     rho: Positive = Field(7.0, description="exponent of sigma(t)")
     P_mean: float = Field(-1.2, allow_inf_nan=False, description="the student's levels: ln sigma ~ N(P_mean, P_std²)")
     P_std: Positive = Field(1.2, description="see P_mean")
+
+    @field_validator("sigma_max")
+    @classmethod
+    def _above_sigma_min(cls, value: float, info: ValidationInfo) -> float:
+        if value <= info.data.get("sigma_min", 0):
+            raise ValueError(f"must be above sigma_min = {info.data['sigma_min']}")
+        return value
 
 
 @dataclass(frozen=True)
@@ -132,6 +158,8 @@ class Teacher:
     provenance: dict[str, Any] = field(default_factory=dict)
     """How it was trained, as its file tells it, and the hash of its weights."""
     trainable: Callable[[], nn.Module] | None = None
+    path: Path | None = None
+    """The file it was read from, if it was."""
     images: Tensor | None = None
     """The real images [M, C, H, W] in [−1, 1], where the teacher knows them (exact teachers)."""
 

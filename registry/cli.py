@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from registry.api import UserError
+from registry.api import Interrupted, UserError
 from registry.plugins import Plugins, load_plugins, version
 from registry.recipe import FeaturesRecipe, PretrainRecipe, Recipe, dumps, expect, resolve
 
@@ -30,12 +30,11 @@ class Group(click.Group):
             code = error.exit_code
         except UserError as error:
             code = told(str(error), 1, debug)
+        except Interrupted as stop:
+            code = told(str(stop), stop.code)
         except Exception as error:
-            if type(error).__name__ == "Interrupted":
-                code = told(str(error), getattr(error, "code", 130))
-            else:
-                short = " ".join(str(error).split())
-                code = told(f"unexpected {type(error).__name__}: {short} (a defect of ours; --debug shows where)", 70, debug)
+            short = " ".join(str(error).split())
+            code = told(f"unexpected {type(error).__name__}: {short} (a defect of ours; --debug shows where)", 70, debug)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -171,6 +170,7 @@ def check(recipes: tuple[str, ...], sets: tuple[str, ...], loss: str | None, deb
 def plugins(debug: bool) -> None:
     """List every component with its owner, and every plugin that failed to load."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     found = load_plugins()
@@ -179,7 +179,7 @@ def plugins(debug: bool) -> None:
     for entry in sorted(found.registered, key=lambda r: (r.kind, r.component.name, r.owner)):
         twice = len(found.owners(entry.kind, entry.component.name)) > 1
         note = f"{entry.component.help}{'  (two owners: an error when used)' if twice else ''}"
-        table.add_row(entry.kind, entry.component.name, entry.owner, entry.version, note)
+        table.add_row(*map(escape, (entry.kind, entry.component.name, entry.owner, entry.version, note)))
     console.print(table)
     for failure in found.failures:
         console.print(f"plugin {failure.plugin} {failure.version} not loaded: {failure.reason}", style="red", markup=False)

@@ -52,8 +52,11 @@ class Descent:
         return {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}
 
     def load_state_dict(self, state: dict[str, dict[str, object]]) -> None:
+        settings = [{k: group[k] for k in ("betas", "eps")} for group in self.optimiser.param_groups]
         self.net.load_state_dict(state["net"])
         self.optimiser.load_state_dict(state["optimiser"])
+        for group, own in zip(self.optimiser.param_groups, settings, strict=True):
+            group.update(own)  # the recipe's, not those of the run that is resumed
 
 
 class Tally:

@@ -101,6 +101,7 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
                 f"{url}: its sha256 is {found}, wanted is {sha256.lower()}; the file there is another one than expected"
             )
         os.replace(part, path)
+        part.with_name(part.name + ".tag").unlink(missing_ok=True)
         _note(path).write_text(json.dumps({"url": url, "length": path.stat().st_size, "sha256": found}))
         return
     raise UserError(f"{url}: cannot be downloaded: {reason}; download it yourself and give its path")
@@ -112,11 +113,14 @@ class _Short(Exception):
 
 def _continue(url: str, part: Path) -> None:
     """Append to the part file what is missing of it; start over where the server cannot go on."""
-    have = part.stat().st_size if part.exists() else 0
+    tag = part.with_name(part.name + ".tag")  # which version of the file the part is of
+    have = part.stat().st_size if part.exists() and tag.exists() else 0
     headers = {"User-Agent": f"distill/{version()}", "Accept-Encoding": "identity"}
-    request = urllib.request.Request(url, headers=headers | ({"Range": f"bytes={have}-"} if have else {}))
+    resume = {"Range": f"bytes={have}-", "If-Range": tag.read_text()} if have else {}
+    request = urllib.request.Request(url, headers=headers | {k: v for k, v in resume.items() if v})
     with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         have = have if answer.status == 206 else 0
+        tag.write_text(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
         announced = answer.headers.get("Content-Length")
         total = have + int(announced) if announced else None
         with open(part, "ab" if have else "wb") as file, _bar(url, total) as bar:

@@ -37,9 +37,11 @@ class EMA:
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
         """The network with its averaged parameters; the raw ones come back afterwards."""
-        with self._average.average_parameters():
-            yield self.net
-        self._average.collected_params = None  # else each saved state would carry one more model
+        try:
+            with self._average.average_parameters():
+                yield self.net
+        finally:
+            self._average.collected_params = None  # else each saved state would carry one more model
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by parameter name."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -28,6 +29,7 @@ from registry.features import Classifier
 from registry.sources import open_path
 
 FORMAT = "distill/1"
+SUFFIXES = (".pt", ".pkl", ".safetensors")
 MARK = "distill"
 KINDS = ("denoiser", "generator", "classifier", "training state")
 NETWORK_KEYS = ("ema", "G_ema", "net", "G", "fake_score")
@@ -102,13 +104,18 @@ def load(source: str | Path, *kinds: str) -> dict[str, Any]:
     return content
 
 
+def blueprint(net: nn.Module) -> dict[str, Any]:
+    """What a network of ours is rebuilt from, besides its tensors: its class and the constructor's arguments."""
+    return {"class": type(net).__name__, "kwargs": dict(getattr(net, "init_kwargs", {}))}
+
+
 def save_network(path: Path, kind: str, net: nn.Module, about: Mapping[str, Any]) -> None:
     """Save a network in the format that the suffix of `path` names, with what is to be known about it (plain values).
 
     .pkl: a snapshot that the scripts of EDM, SiD and PFGM++ open; .safetensors: weights, all else as JSON in its metadata;
     .pt: plain tensors. `kind` is denoiser, generator or classifier. Raises UserError.
     """
-    network = {"class": type(net).__name__, "kwargs": dict(getattr(net, "init_kwargs", {}))}
+    network = blueprint(net)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     facts = {"kind": kind, "about": dict(about)}
     assert is_plain(facts), f"not plain: {about}"
@@ -119,7 +126,7 @@ def save_network(path: Path, kind: str, net: nn.Module, about: Mapping[str, Any]
     elif path.suffix == ".safetensors":
         from safetensors.torch import save as to_safetensors
 
-        metadata = {MARK: json.dumps({"format": FORMAT, "network": network, **facts})}
+        metadata = {MARK: json.dumps(_to_json({"format": FORMAT, "network": network, **facts}), allow_nan=False)}
         write_atomically(path, to_safetensors({k: v.clone() for k, v in weights.items()}, metadata))
     elif path.suffix == ".pt":
         save(path, kind, {"network": network, "weights": weights, "about": dict(about)})
@@ -148,6 +155,8 @@ def load_network(
         ours = content.get(EXTRA)
         ours = ours if isinstance(ours, dict) else {}
         return _of_kind(theirs, {**ours.get("about", {}), **found, "key": chosen}, ours.get("kind"), kinds, source)
+    if layout == "plain" and (state := load(source, *KINDS))["kind"] == KINDS[-1]:
+        return _of_state(state, key, source)
     if key is not None:
         raise UserError(f"{source}: holds one network, so --key {key} cannot be picked from it")
     content = _load_safetensors(path, source) if layout == "safetensors" else load(source, *(kinds or KINDS[:3]))
@@ -192,6 +201,22 @@ def network_keys(content: Mapping[str, Any]) -> list[str]:
     return [k for k, v in content.items() if isinstance(v, Persistent) and v.class_name.endswith("Precond")]
 
 
+def _of_state(state: Mapping[str, Any], key: str | None, source: object) -> tuple[nn.Module, dict[str, Any]]:
+    """A network of one of our training states: its average by default, else the raw one of that name."""
+    parts, networks = state["parts"], state["networks"]
+    name = key or "ema"
+    if name not in parts:
+        raise UserError(f"{source}: has no network {name!r}; it has {', '.join(parts)}")
+    whole = next(k for k in ("generator", "denoiser", *parts) if k in networks) if name == "ema" else name
+    weights = parts[whole]["net"] | (parts["ema"] if name == "ema" else {})
+    recipe = state["recipe"]
+    kwargs = networks[whole]["kwargs"]
+    noise = {k: recipe["noise"][k] for k in ("sigma_init",) if k in recipe.get("noise", {})}
+    about = noise | {"D": float(kwargs.get("D", "inf")), "nimg": state["nimg"], "recipe": dict(recipe), "key": name}
+    kind = "generator" if whole == "generator" else "denoiser"
+    return _rebuild(networks[whole], weights, source).eval(), about | {"kind": kind}
+
+
 def _of_kind(
     net: nn.Module, about: dict[str, Any], kind: Any, kinds: tuple[str, ...], source: object
 ) -> tuple[nn.Module, dict[str, Any]]:
@@ -208,7 +233,7 @@ def _load_safetensors(path: Path, source: object, shapes_only: bool = False) -> 
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             weights = {n: file.get_slice(n).get_shape() if shapes_only else file.get_tensor(n) for n in names}
-            content = json.loads((file.metadata() or {}).get(MARK, "null"))
+            content = _from_json(json.loads((file.metadata() or {}).get(MARK, "null")))
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{source}: not a safetensors file, or damaged ({error})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -219,6 +244,23 @@ def _load_safetensors(path: Path, source: object, shapes_only: bool = False) -> 
 def header_of_safetensors(path: Path) -> dict[str, Any]:
     """Kind, network and facts of our safetensors file, with `weights` as {name: shape}: no tensor is loaded. Raises UserError."""
     return _load_safetensors(path, path, shapes_only=True)
+
+
+def _to_json(value: Any) -> Any:
+    """JSON has no infinity: it travels as text."""
+    if isinstance(value, Mapping):
+        return {k: _to_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _from_json(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_from_json(v) for v in value]
+    return float(value) if isinstance(value, str) and value in ("inf", "-inf", "nan") else value
 
 
 def _rebuild(network: Mapping[str, Any], weights: Mapping[str, Tensor], source: object) -> nn.Module:

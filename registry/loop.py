@@ -80,7 +80,16 @@ def generator_values(run: Distillation) -> Iterator[Tensor]:
     with mode(run.generator, train=True), mode(run.student.net, train=False, grad=False):
         for rng in run.images("generator"):
             x, labels = run.generator(rng)
-            yield run.loss.generator(run.teacher.denoiser, run.student.net, x, labels, run.noise, rng)
+            values = run.loss.generator(run.teacher.denoiser, run.student.net, x, labels, run.noise, rng)
+            shield(x, values)
+            yield values
+
+
+def shield(x: Tensor, values: Tensor) -> None:
+    """An image whose loss is not finite is dropped from the sum; keep its gradient, which is NaN, from the other images too."""
+    if x.requires_grad:
+        finite = values.detach().flatten(1).sum(1).isfinite().reshape(-1, 1, 1, 1)
+        x.register_hook(lambda gradient: torch.where(finite, gradient, 0))
 
 
 def shares(first: int, batch: int, batch_gpu: int | None) -> Iterator[range]:

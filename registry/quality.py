@@ -23,7 +23,7 @@ from registry.plugins import version
 from registry.recipe import Choice, EvalConfig, plain
 from registry.report import Bar, Journal
 from registry.sampling import heun, heun_levels
-from registry.sources import open_path, shipped
+from registry.sources import shipped
 from registry.streams import Streams
 
 Metrics = Sequence[tuple[Choice, Metric]]
@@ -114,7 +114,7 @@ def teacher_rows(
     for steps in config.teacher_steps:
         key = json.dumps(_terms(teacher, noise, metrics, config, steps), sort_keys=True)
         if key in kept:
-            rows.append(Row(**kept[key]["row"]) if isinstance(kept[key]["row"], dict) else kept[key]["row"])
+            rows.append(Row(**kept[key]["row"]))
             rows[-1].note = f"measured {kept[key]['date']}"
             continue
         row = Row("teacher", 2 * steps - 1)
@@ -130,7 +130,7 @@ def teacher_rows(
         kept[key] = {"row": asdict(row), "date": time.strftime("%Y-%m-%d"), "versions": versions()}
         rows.append(row)
         measured = True
-    if measured and journal.active and "weights" in teacher.provenance and open_path(teacher.origin).is_file():
+    if measured and journal.active and shelf:
         content = [{"measured": json.loads(key), **value} for key, value in (_kept(shelf) | kept).items()]
         try:
             write_atomically(shelf, (json.dumps(content, indent=1) + "\n").encode())
@@ -140,11 +140,12 @@ def teacher_rows(
     return rows
 
 
-def shelves(teacher: Teacher) -> tuple[Path, Path]:
+def shelves(teacher: Teacher) -> tuple[Path | None, Path | None]:
     """Where a teacher's rows lie beside its file, and where new ones are put: there too, but for shipped teachers in the cache."""
-    path = open_path(teacher.origin)
-    beside = path.with_suffix(".quality.json")
-    if path.is_relative_to(shipped()) and not teacher.provenance.get("fresh_from_training"):
+    if teacher.path is None:
+        return None, None
+    beside = teacher.path.with_suffix(".quality.json")
+    if teacher.path.is_relative_to(shipped()) and not teacher.provenance.get("fresh_from_training"):
         return beside, cache_folder() / "quality" / beside.name
     return beside, beside
 
@@ -153,12 +154,12 @@ def _advance(bar: Bar, before: int, done: int) -> None:
     bar.at(before + done)
 
 
-def _kept(shelf: Path) -> dict[str, dict[str, Any]]:
+def _kept(shelf: Path | None) -> dict[str, dict[str, Any]]:
+    if shelf is None:
+        return {}
     try:
         entries = json.loads(shelf.read_text())
-        return {
-            json.dumps(entry["measured"], sort_keys=True): {k: v for k, v in entry.items() if k != "measured"} for entry in entries
-        }
+        return {json.dumps(e["measured"], sort_keys=True): {k: e[k] for k in ("row", "date", "versions")} for e in entries}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -173,6 +174,7 @@ def _terms(teacher: Teacher, noise: Noise, metrics: Metrics, config: EvalConfig,
         "samples": config.samples,
         "repeats": config.repeats,
         "metrics": {choice.name: plain(choice.config) for choice, _ in metrics},
+        "reference": {choice.name: getattr(metric, "fingerprint", None) for choice, metric in metrics},
     }
 
 

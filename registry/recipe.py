@@ -17,13 +17,14 @@ import toml
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from registry.api import Component, Config, Dimension, Positive, UserError
+from registry.api import Component, Config, DataSource, Dimension, Positive, UserError
 from registry.plugins import Plugins
 from registry.sources import locate_recipe, near
 
 C = TypeVar("C", bound=Config)
 Tables = dict[str, Any]
-Betas = Annotated[tuple[float, float], Field(strict=False)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
 Ints = Annotated[tuple[int, ...], Field(strict=False)]
 
 # -------------------------------------------------------------------------------------------- the tables of a recipe
@@ -52,7 +53,7 @@ class TrainConfig(Config):
     generator_loss_scaling: Positive = Field(100.0, description="factor of the generator's loss")
     ema_halflife_kimg: float = Field(500.0, ge=0, allow_inf_nan=False, description="half-life of the generator's average")
     ema_rampup_ratio: float | None = Field(0.05, gt=0, description="the half-life is at most this share of the images seen")
-    seed: int = Field(0, ge=0, description="seed of everything random")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
 
 
@@ -69,14 +70,14 @@ class PretrainConfig(Config):
     eps: Positive = Field(1e-8, description="Adam's epsilon")
     ema_halflife_kimg: float = Field(500.0, ge=0, allow_inf_nan=False, description="half-life of the average")
     ema_rampup_ratio: float | None = Field(0.05, gt=0, description="the half-life is at most this share of the images seen")
-    seed: int = Field(0, ge=0, description="seed of everything random")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
 
 
 class DataConfig(Config):
     """[data]: images to train a teacher on."""
 
-    source: str = Field(description="digits (scikit-learn's), or a folder or ZIP in EDM's layout")
+    source: DataSource = Field(description="digits (scikit-learn's), or a folder or ZIP in EDM's layout")
     labels: bool = Field(False, description="train a class-conditional teacher")
 
 
@@ -121,11 +122,13 @@ class EvalConfig(Config):
     """[eval]: how quality is measured, at snapshots and at the end. [eval.NAME] holds a metric's own settings."""
 
     metrics: Annotated[tuple[str, ...], Field(strict=False)] = Field((), description="metrics, the first one is drawn")
-    reference: str | None = Field(None, description="the real images, for every metric that takes them")
+    reference: DataSource | None = Field(None, description="the real images, for every metric that takes them")
     samples: int = Field(5000, ge=2, description="images per measurement")
     repeats: int = Field(3, ge=1, description="sampling seeds of the final table: mean and spread")
     snapshot_samples: int = Field(1000, ge=0, description="images of the metric at a snapshot; 0 = not measured")
-    teacher_steps: Ints = Field((18, 5), description="the teacher's sampler in the final table: Heun steps")
+    teacher_steps: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = Field(
+        (18, 5), description="the teacher's sampler in the final table: Heun steps"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- the result
@@ -143,6 +146,16 @@ class Choice:
     @property
     def name(self) -> str:
         return self.component.name
+
+    def make(self, *args: Any) -> Any:
+        """Build the component. Raises UserError, with the plugin's name if it fails in any other way."""
+        try:
+            return self.component.make(*args)
+        except (UserError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(f"plugin {self.owner!r}: its {self.kind} {self.name!r} cannot be built: {reason}") from error
 
     def table(self) -> Tables:
         return {"use": self.name, **plain(self.config)}
@@ -308,7 +321,6 @@ class _Reading:
     plugins: Plugins
     errors: list[str] = field(default_factory=list)
     origins: dict[tuple[str, ...], str] = field(default_factory=dict)
-    swapped: set[str] = field(default_factory=set)
 
     def swap(self, loss: str) -> None:
         """--loss NAME: lay [swap.NAME] over the recipe, if it has one, and use that loss."""
@@ -316,9 +328,12 @@ class _Reading:
         top = dict(swaps.get(loss, {})) if isinstance(swaps, dict) else {}
         top["loss"] = {"use": loss} | top.get("loss", {})
         for table, values in top.items():
-            old, new = self.tables.get(table, {}), values if isinstance(values, dict) else {}
-            if isinstance(old, dict) and "use" in new and new["use"] != old.get("use"):
-                self.swapped.add(table)  # keys of the component that leaves are dropped if the new one lacks them
+            old, use = self.tables.get(table, {}), values.get("use") if isinstance(values, dict) else None
+            if isinstance(old, dict) and use is not None and use != old.get("use"):
+                # Of the component that leaves, only the keys that the one that comes knows too are kept.
+                owners = self.plugins.owners(table, use)
+                known = owners[0].component.config.model_fields if owners else {}
+                self.tables = self.tables | {table: {k: v for k, v in old.items() if k in known}}
         self.tables = lay_over(self.tables, top)
 
     def override(self, keys: list[str], value: Any, origin: str) -> None:
@@ -366,8 +381,6 @@ class _Reading:
         except UserError as error:
             self.wrong(table, ("use",), f"= {use!r}: {error}")
             return None
-        if table in self.swapped:
-            values = {k: v for k, v in values.items() if k in found.component.config.model_fields}
         config = self.settings(table, found.component.config, values)
         return Choice(kind, found.component, found.owner, config) if config else None
 
@@ -402,6 +415,10 @@ class _Reading:
         train, log = self.settings("train", TrainConfig), self.settings("log", LogConfig)
         evaluation, metrics = self.evaluation()
         self.unknown_tables(("teacher", "noise", "loss", "generator", "train", "log", "eval", "swap"))
+        known = self.plugins.names("loss")
+        for name in self.table("swap") or {}:
+            if name not in known and not self.plugins.failures:
+                self.wrong("swap", (name,), f"is no loss{near(name, known)}; known: {', '.join(known)}")
         self.divides(TrainConfig)
         D = getattr(teacher.config, "D", None) if teacher else None
         for choice in (noise, loss):

@@ -41,11 +41,11 @@ def new_run_folder(outdir: Path, description: str) -> Path:
 
 def check_outdir(outdir: Path) -> None:
     """Raise UserError if no run folder could be made there; leaves nothing behind."""
-    existing = next(p for p in (outdir, *outdir.absolute().parents) if p.exists())
-    if not existing.is_dir():
-        raise UserError(f"[log] outdir = {str(outdir)!r}: {existing} is a file, not a folder")
-    probe = existing / f".distill-{time.time_ns()}"
     try:
+        existing = next(p for p in (outdir, *outdir.absolute().parents) if p.exists())
+        if not existing.is_dir():
+            raise UserError(f"[log] outdir = {str(outdir)!r}: {existing} is a file, not a folder")
+        probe = existing / f".distill-{time.time_ns()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -90,17 +90,16 @@ class Journal:
         """All lines written so far, of earlier parts of a resumed run too."""
         if not self.folder or not (self.folder / name).is_file():
             return []
-        return [json.loads(line) for line in (self.folder / name).read_text().splitlines() if line]
+        return [entry for _, entry in _lines(self.folder / name)]
 
     def forget_after(self, kimg: float) -> None:
         """Drop lines of stats that a resumed run will write again."""
         if not self.active or not self.folder:
             return
         for path in self.folder.glob("*.jsonl"):
-            lines = [line for line in path.read_text().splitlines() if line]
-            kept = [line for line in lines if _kimg(json.loads(line)) <= kimg]
-            if kept != lines:
-                write_atomically(path, "".join(line + "\n" for line in kept).encode())
+            kept = "".join(line + "\n" for line, entry in _lines(path) if _kimg(entry) <= kimg)
+            if kept != path.read_text():
+                write_atomically(path, kept.encode())
 
     @contextmanager
     def progress(self, description: str, total: float) -> Iterator[Bar]:
@@ -140,6 +139,17 @@ class Bar:
         """Move to `done`; `note` stands behind the bar."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, note=note)
+
+
+def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The lines of a JSON-lines file with their content; one that was cut off when a run was killed is left out."""
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            found.append((line, json.loads(line)))
+        except ValueError:
+            continue
+    return found
 
 
 def _kimg(entry: dict[str, Any]) -> float:

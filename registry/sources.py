@@ -43,6 +43,16 @@ def locate(name: str, folder: Path | None = None) -> str:
     raise ValueError(f"no such file{near_name}; shipped: {', '.join(known) or 'none'}; published: {', '.join(PUBLISHED)}")
 
 
+def locate_data(name: str, folder: Path | None = None) -> str:
+    """`digits`, `teacher`, or a folder or ZIP that exists, as typed or relative to `folder`. Raises ValueError."""
+    if name in ("digits", "teacher"):
+        return name
+    for path in [Path(name).expanduser(), *([folder / name] if folder else [])]:
+        if path.exists():
+            return str(path.resolve())
+    raise ValueError(f"no such data set{near(name, ['digits'])}; give 'digits', or a folder or ZIP of images in EDM's layout")
+
+
 def is_url(name: str) -> bool:
     return name.startswith(("https://", "http://"))
 

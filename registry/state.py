@@ -29,11 +29,12 @@ def save_state(path: Path, parts: Mapping[str, Part], nimg: int, recipe: Mapping
     rng = distributed.gather(random_states())
     if distributed.rank() == 0:
         content = {name: part.state_dict() for name, part in parts.items()}
-        files.save(path, KIND, {"parts": content, "nimg": nimg, "rng": rng, "recipe": dict(recipe)})
+        networks = {name: files.blueprint(part.net) for name, part in parts.items() if hasattr(part, "net")}
+        files.save(path, KIND, {"parts": content, "networks": networks, "nimg": nimg, "rng": rng, "recipe": dict(recipe)})
 
 
-def load_state(path: Path, parts: Mapping[str, Part]) -> int:
-    """Restore what `save_state` saved, and give the count of images. Raises UserError."""
+def load_state(path: Path, parts: Mapping[str, Part]) -> tuple[int, dict[str, Any]]:
+    """Restore what `save_state` saved; gives the count of images and the recipe of then. Raises UserError."""
     content = files.load(path, KIND)
     if set(content["parts"]) != set(parts):
         raise UserError(f"{path}: holds {', '.join(content['parts'])}, wanted are {', '.join(parts)}")
@@ -46,16 +47,16 @@ def load_state(path: Path, parts: Mapping[str, Part]) -> int:
     states = content["rng"]
     if len(states) == distributed.world_size():
         restore_random_states(states[distributed.rank()])
-    return int(content["nimg"])
+    return int(content["nimg"]), dict(content["recipe"])
 
 
 def random_states() -> dict[str, Any]:
-    """torch's global random states of this process."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    """torch's global random states of this process: the CPU's, and its CUDA device's if it has one."""
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
     return {"torch": torch.get_rng_state(), "cuda": cuda}
 
 
 def restore_random_states(states: Mapping[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state(states["cuda"][0])

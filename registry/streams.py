@@ -54,7 +54,10 @@ class Streams:
         return torch.nn.functional.one_hot(self.integers(classes), classes).to(torch.float32)
 
     def _stack(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-        return torch.stack([draw(g) for g in self._generators]).to(self.device, non_blocking=True)
+        drawn = torch.stack([draw(g) for g in self._generators])
+        if self.device.type == "cuda":
+            drawn = drawn.pin_memory()  # else the copy waits for the device
+        return drawn.to(self.device, non_blocking=True)
 
 
 def derived_seed(purpose: str, index: int = 0) -> int:

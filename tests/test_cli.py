@@ -134,11 +134,16 @@ BAD = {
     "batch not divisible": (["--set", "train.batch_gpu=3"], "[train] batch_gpu = 3: must divide batch = 8"),
     "no such metric": (["--set", 'eval.metrics=["fid"]'], "no metric is called 'fid'"),
     "no reference": (["--set", 'eval.metrics=["frechet"]'], "does not carry its images; name a data set"),
-    "reference missing": (["--set", 'eval.metrics=["frechet"]', "--set", "eval.reference=nowhere"], "nowhere: no such data set"),
+    "reference missing": (["--set", 'eval.metrics=["frechet"]', "--set", "eval.reference=nowhere"], "= 'nowhere': no such data set"),
     "device": (["--set", "train.device=tpu"], "[train] device = 'tpu': must be auto, cpu, cuda or cuda:N"),
     "resume from nothing": (["--resume", "nowhere"], "--resume nowhere: no such file or folder"),
     "resume from a teacher": (["--resume", "{teacher}"], "is a denoiser, wanted is a training state"),
-    "recipe of another kind": (["--recipe", "digits_d128"], "this recipe is run with: distill pretrain --recipe"),
+    "recipe of another kind": (["--recipe", "teachers/digits_d128"], "this recipe is run with: distill pretrain --recipe"),
+    "no Heun steps": (["--set", "eval.teacher_steps=[0]"], "[eval] teacher_steps.0 = 0: must be greater than or equal to 1"),
+    "beta above 1": (["--set", "train.betas=[0, 1.5]"], "[train] betas.1 = 1.5: must be less than 1"),
+    "huge seed": (["--seed", "9223372036854775807"], "[train] seed = 9223372036854775807: must be less than 4294967296"),
+    "reversed levels": (["--set", "noise.sigma_min=100"], "[noise] sigma_max = 80.0: must be above sigma_min = 100"),
+    "misspelt behind --loss": (["--loss", "ipfm", "--set", "loss.alpa=1"], "[loss] alpa is unknown (did you mean 'alpha'?)"),
     "no such recipe": (["--recipe", "nowhere"], "nowhere: no such recipe"),
 }  # fmt: skip
 
@@ -269,6 +274,37 @@ def test_resuming_a_changed_recipe_says_what_changed(cli: Cli, recipe_file: Writ
     assert "changed since that state was written: [train] lr: 0.001 -> 0.0005" in longer.stdout
     assert "changed since that state was written: [train] duration_kimg: 0.048 -> 0.064" in longer.stdout
     assert len((run / "stats.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("harm", ["truncated", "text"])
+def test_a_state_that_is_none(harm: str, cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+    path = recipe_file()
+    assert cli("--recipe", path).returncode == 0
+    (state,) = only_run(tmp_path / "runs").glob("training-state-*.pt")
+    state.write_bytes(state.read_bytes()[:2000] if harm == "truncated" else b"hello")
+    assert "not a plain-tensor file of distill, or damaged" in error_line(cli("--recipe", path, "--resume", state))
+
+
+def test_a_state_of_another_game_is_refused_and_passed_over(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+    path = recipe_file(D=float("inf"))
+    assert cli("--recipe", path).returncode == 0
+    run = only_run(tmp_path / "runs")
+    message = error_line(cli("--recipe", path, "--loss", "sid", "--resume", run))
+    assert "belongs to another run ([loss] use: ipfm -> sid)" in message
+    other = cli("--recipe", path, "--loss", "sid", "--resume", "auto")
+    assert other.returncode == 0, other.stderr
+    assert "nothing to resume" in other.stdout
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_a_line_cut_off_by_a_kill_does_not_block_resuming(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+    path = recipe_file()
+    assert cli("--recipe", path).returncode == 0
+    stats = only_run(tmp_path / "runs") / "stats.jsonl"
+    stats.write_text(stats.read_text() + '{"Loss/stu')
+    done = cli("--recipe", path, "--resume", "auto", "--set", "train.duration_kimg=0.064")
+    assert done.returncode == 0, done.stderr
+    assert len([json.loads(line) for line in stats.read_text().splitlines()]) == 4
 
 
 def test_resume_auto_without_a_run_starts_one(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:

@@ -76,6 +76,23 @@ def test_a_network_of_a_training_state_is_picked_by_its_key(cli: Cli, tmp_path: 
     assert not (tmp_path / "z.pt").exists()
 
 
+def test_our_own_training_states_are_read_and_converted(cli: Cli, tmp_path: Path, recipe_file: Callable[..., Path]) -> None:
+    from registry.run import distill
+
+    result = distill(str(recipe_file()))
+    (state,) = result.folder.glob("training-state-*.pt")
+    average, about = load_network(state, "generator")
+    assert (about["D"], about["sigma_init"], about["nimg"]) == (128.0, 2.5, 48)
+    assert all(torch.equal(a, b) for a, b in zip(average.parameters(), result.generator.net.parameters(), strict=True))
+    done = cli("convert", state, tmp_path / "student.pkl", "--key", "student")
+    assert done.returncode == 0, done.stderr
+    assert "denoiser of D = 128" in done.stdout
+    assert not torch.equal(next(load_network(tmp_path / "student.pkl")[0].parameters()), next(average.parameters()))
+    assert "has no network 'net'; it has student, generator, ema" in error_line(
+        cli("convert", state, tmp_path / "x.pt", "--key", "net")
+    )
+
+
 def test_only_edms_networks_go_into_edms_pickles(tmp_path: Path) -> None:
     net = PointDenoiser((2, 1, 1))
     with pytest.raises(UserError, match=r"a PointDenoiser can be saved as \.pt or \.safetensors"):
@@ -311,13 +328,17 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Location", "/elsewhere/teacher.pkl")
             self.end_headers()
             return
-        if (asked := self.headers.get("Range")) and behaviour != "no ranges":
+        tag = '"1"'
+        if behaviour == "new version":
+            content, tag = content[::-1], '"2"'
+        if (asked := self.headers.get("Range")) and behaviour != "no ranges" and self.headers.get("If-Range", tag) == tag:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("ETag", tag)
         self.end_headers()
         body = content[start:]
-        if behaviour == "truncate":
+        if behaviour.startswith("truncate"):
             body = body[: len(body) // 3]
         if behaviour == "slow":
             for i in range(0, len(body), 30_000):
@@ -366,7 +387,13 @@ def test_a_download_comes_whole(behaviours: tuple[str, ...], requests: list[str 
         assert [asked for _, asked in server.requests] == requests
         assert downloads.fetch(server.url) == path
         assert len(server.requests) == len(requests)  # the second time it is there
-    assert not list(cache.glob("*.part"))
+    assert not list(cache.glob("*.part*"))
+
+
+def test_another_version_on_the_server_is_not_spliced(cache: Path) -> None:
+    with serving("truncate 1", "new version") as server:
+        assert downloads.fetch(server.url).read_bytes() == Server.content[::-1]
+        assert [asked for _, asked in server.requests] == [None, "bytes=100000-"]
 
 
 def test_a_download_that_never_comes(cache: Path) -> None:
@@ -396,7 +423,9 @@ def test_a_harmed_cache_is_noticed_and_mended(harm: str, cache: Path) -> None:
         elif harm == "note lost":
             downloads._note(path).unlink()
         else:
-            path.rename(path.with_name(path.name + ".part"))
+            path.with_name(path.name + ".part").write_bytes(Server.content[:1000])
+            path.with_name(path.name + ".part.tag").write_text('"1"')
+            path.unlink()
         assert downloads.fetch(server.url).read_bytes() == Server.content
         assert len(server.requests) == 2
 
@@ -520,6 +549,20 @@ def test_bad_data_sets_leave_nothing(case: str, cli: Cli, tmp_path: Path) -> Non
     before = sorted(p.name for p in tmp_path.iterdir())
     assert wanted in error_line(cli("dataset", tmp_path / "raw", tmp_path / "out.zip", *args))
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_palettes_bits_and_depths_are_converted(tmp_path: Path) -> None:
+    Image.new("P", (4, 4), 1).save(tmp_path / "skip.gif")  # not a kind of image that is looked for
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 200, 200, 200] + [0] * 762)
+    Image.new("1", (4, 4), 1).save(tmp_path / "bits.png")
+    assert load_images(str(tmp_path)).pixels.tolist() == [[[[255] * 4] * 4]]
+    (tmp_path / "bits.png").unlink()
+    palette.save(tmp_path / "palette.png")
+    assert set(load_images(str(tmp_path)).pixels.flatten().tolist()) == {200}
+    (tmp_path / "palette.png").unlink()
+    Image.fromarray(np.full((4, 4), 65535, np.uint16)).save(tmp_path / "deep.png")
+    assert set(load_images(str(tmp_path)).pixels.flatten().tolist()) == {255}
 
 
 BAD_READS: dict[str, tuple[Callable[[Path], Any], str]] = {

@@ -20,7 +20,7 @@ FLOORS = [
     {"hookspecs", "plugins", "recipe", "noise", "denoising", "analytic", "features", "metrics", "descent", "downloads"},
     {"files", "sampling", "generator", "pictures", "state", "report"},
     {"describe", "builtin", "builtin.teacher", "builtin.noise", "builtin.loss", "builtin.metric", "quality"},
-    {"loop", "pretrain"},
+    {"loop", "pretrain", "desk"},
     {"run"},
     {"cli", ""},
 ]

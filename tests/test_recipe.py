@@ -46,14 +46,16 @@ def test_shipped_recipes_resolve_and_survive_being_written(path: Path, plugins: 
     again = tmp_path / path.name
     again.write_text(dumps(recipe.tables()))
     assert resolve(str(again), plugins).tables() == recipe.tables()
-    assert resolve(path.stem, plugins).path == path  # found by its bare name, too
+    name = path.relative_to(ROOT / "recipes").with_suffix("").as_posix()
+    assert resolve(name, plugins).path == path  # found by its bare name, too
 
 
 def test_each_kind_of_recipe_has_its_command(plugins: Plugins) -> None:
-    assert isinstance(resolve("digits_d128", plugins), PretrainRecipe)
+    assert isinstance(resolve("teachers/digits_d128", plugins), PretrainRecipe)
+    assert isinstance(resolve("digits_d128", plugins), Recipe)
     assert isinstance(resolve("digits_features", plugins), FeaturesRecipe)
     with pytest.raises(UserError, match="this recipe is run with: distill pretrain --recipe"):
-        expect(resolve("digits_d128", plugins), Recipe)
+        expect(resolve("teachers/digits_d128", plugins), Recipe)
 
 
 def test_defaults_are_those_of_the_papers() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ipfm_plugin.loss import IPFMLoss
 from ipfm_plugin.noise import ElectrostaticNoise
 from registry.analytic import ExactDenoiser, PointDenoiser, points_in_the_plane
-from registry.denoising import denoising_loss, generator_weight
+from registry.denoising import denoising_loss
 from registry.edm.datasets import load_images
 from registry.noise import GaussianNoise
 from registry.sampling import heun, heun_levels
@@ -113,17 +113,15 @@ def test_with_an_exact_student_the_objective_is_the_distance_of_the_fields(D: fl
 
 @pytest.mark.parametrize("D", [4.0, 128.0, math.inf])
 def test_a_generator_equal_to_the_data_gets_gradient_zero(D: float) -> None:
-    """With the exact student of the data itself f = f*, so the value is zero, and the gradient is zero in expectation."""
+    """With the exact student of the data itself f = f*: value and gradient vanish for every draw, so in expectation too."""
     points = ring()
-    exact = ExactDenoiser(points, D)
     for alpha in (0.5, 1.0):
-        x = points[torch.arange(8000) % 8].clone().requires_grad_()
-        values = IPFMLoss(alpha).generator(exact, ExactDenoiser(points, D), x, None, noise_of(D), Streams(range(8000)))
-        assert values.abs().max() < 1e-9
+        x = points[torch.arange(800) % 8].clone().requires_grad_()
+        student = ExactDenoiser(points.flip(0), D)  # the same set in another order: another network, the same function
+        values = IPFMLoss(alpha).generator(ExactDenoiser(points, D), student, x, None, noise_of(D), Streams(range(800)))
         (gradient,) = torch.autograd.grad(values.sum(), x)
-        shift = gradient.flatten(1).reshape(1000, 8, 2)
-        error = shift.std(0) / math.sqrt(1000)
-        assert (shift.mean(0).abs() < 5 * error + 1e-9).all()
+        assert values.abs().max() < 1e-9
+        assert gradient.abs().max() < 1e-6
 
 
 def test_a_generator_off_the_data_is_pulled_towards_it() -> None:
@@ -151,13 +149,6 @@ def test_exact_denoiser_of_real_images() -> None:
     noise = ElectrostaticNoise(128.0)
     x_r = noise.perturb(images, torch.full((300,), 0.05), Streams(range(300)))
     torch.testing.assert_close(ExactDenoiser(images, 128.0)(x_r, 0.05), images, rtol=0, atol=1e-3)
-
-
-def test_the_weight_does_not_change_where_the_minimum_is() -> None:
-    """The weight is positive, so the weighted value stays zero where the fields agree."""
-    x = ring()
-    f_star = ExactDenoiser(x)(x + 0.1, 0.5)
-    assert (generator_weight(x, f_star) > 0).all()
 
 
 def test_point_denoiser_is_preconditioned_as_edm() -> None:

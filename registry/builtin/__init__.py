@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from registry.api import Component, Config, Dimension, NoiseConfig, Positive, Source, hookimpl
+from registry.api import Component, Config, DataSource, Dimension, NoiseConfig, Positive, Source, hookimpl
 
 
 class EDMConfig(Config):
@@ -45,11 +45,11 @@ class SiDConfig(Config):
 
 class FrechetConfig(Config):
     features: Source = Field("digits_features", description="the feature network's file")
-    reference: str = Field("teacher", description="the real images: digits, a folder or ZIP, or the teacher's own")
+    reference: DataSource = Field("teacher", description="the real images: digits, a folder or ZIP, or the teacher's own")
 
 
 class SlicedWassersteinConfig(Config):
-    reference: str = Field("teacher", description="the real images: digits, a folder or ZIP, or the teacher's own")
+    reference: DataSource = Field("teacher", description="the real images: digits, a folder or ZIP, or the teacher's own")
     projections: int = Field(512, ge=1, description="number of random directions")
 
 

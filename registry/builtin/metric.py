@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,7 @@ class Frechet:
         self.classifier, self.real = classifier, real
         self.features, _ = embed(classifier, real)
         self.moments = moments(self.features)
+        self.fingerprint = fingerprint(self.features)
 
     def __call__(self, images: Tensor) -> dict[str, float]:
         features, predicted = embed(self.classifier, images)
@@ -42,6 +45,7 @@ class SlicedWasserstein:
 
     def __init__(self, real: Tensor, projections: int) -> None:
         self.real, self.projections = real, projections
+        self.fingerprint = fingerprint(real)
 
     def __call__(self, images: Tensor) -> dict[str, float]:
         return {"sliced_w2": sliced_wasserstein(images.flatten(1), self.real.flatten(1), self.projections)}
@@ -57,6 +61,7 @@ class Coverage:
 
     def __init__(self, real: Tensor, radius: float) -> None:
         self.real, self.radius = real, radius
+        self.fingerprint = fingerprint(real)
 
     def __call__(self, images: Tensor) -> dict[str, float]:
         distances = torch.cdist(images.flatten(1), self.real.flatten(1))
@@ -65,6 +70,12 @@ class Coverage:
 
     def floor(self, repeat: int) -> dict[str, float]:
         return self(self.real)
+
+
+def fingerprint(values: Tensor) -> str:
+    """What kept numbers depend on besides the settings: the real images, or their features. Robust against rounding."""
+    rounded = (values.flatten(1).double().mean(0) * 1e3).round().int()
+    return f"{len(values)} images, {hashlib.sha256(rounded.numpy().tobytes()).hexdigest()[:12]}"
 
 
 def half(real: Tensor, repeat: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 
 import torch
@@ -14,6 +16,7 @@ from registry.denoising import edm_weight
 from registry.edm.datasets import load_images
 from registry.files import load_network, weights_hash
 from registry.noise import karras_sigma
+from registry.sources import open_path
 from registry.streams import Streams
 
 
@@ -28,6 +31,7 @@ def teacher_from_file(source: str, key: str | None = None, sha256: str | None = 
         label_dim=int(net.label_dim),  # type: ignore[arg-type]
         sigma_data=float(about.get("sigma_data", 0.5)),
         origin=source,
+        path=open_path(source, sha256),
         provenance=about | {"weights": weights_hash(net)},
     )
 
@@ -51,12 +55,16 @@ def build_analytic(config: AnalyticConfig) -> Teacher:
     exact = ExactDenoiser(images, config.D)
     shape = (images.shape[1], images.shape[2], images.shape[3])
 
-    def trainable() -> nn.Module:
+    @functools.cache
+    def warmed_up() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             net = PointDenoiser(shape, config.width, config.depth, config.sigma_data)
         device = exact.points.device
         return warm_up(net.to(device), exact, config.warmup, config.seed, config.sigma_data)
+
+    def trainable() -> nn.Module:
+        return copy.deepcopy(warmed_up())
 
     return Teacher(
         denoiser=exact.requires_grad_(False),

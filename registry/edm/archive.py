@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from registry.api import UserError
-from registry.edm.datasets import IMAGES
+from registry.edm.datasets import IMAGES, grey_or_rgb
 
 
 class Picture(NamedTuple):
@@ -48,6 +48,7 @@ def make_dataset(
     temporary = target.with_name(f".{target.name}.partial")
     labels: list[list[Any]] = []
     shape: tuple[str, tuple[int, int]] | None = None
+    _remove(temporary)  # of a run that was killed
     try:
         with _Target(temporary, target.suffix == ".zip") as write:
             for i, picture in enumerate(_pictures(Path(source).expanduser(), folder_labels)):
@@ -115,8 +116,7 @@ def _words(image: Image.Image) -> str:
 
 def _square(picture: Picture, resolution: int | None, crop: bool) -> Image.Image:
     """8-bit grey or RGB, square, of the resolution asked for."""
-    image = picture.image
-    image = image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "I", "I;16", "F", "LA") else "RGB")
+    image = grey_or_rgb(picture.image)
     side = min(image.size)
     if crop:
         left, top = (image.width - side) // 2, (image.height - side) // 2

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from registry.api import UserError
@@ -79,16 +80,23 @@ def _digits() -> Images:
     return Images(pixels, torch.from_numpy(digits.target.astype(np.int64)), "digits", levels=8.0)
 
 
-def _read(origin: str, names: list[str], read: Callable[[str], bytes]) -> Images:
-    from PIL import Image
+def grey_or_rgb(image: Image.Image) -> Image.Image:
+    """The image with 8 bits a channel: palettes, transparency and other depths converted."""
+    if image.mode in ("L", "RGB"):
+        return image
+    if image.mode.startswith("I"):  # 16 bits and more
+        return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    return image.convert("L" if image.mode in ("1", "F", "LA") else "RGB")
 
+
+def _read(origin: str, names: list[str], read: Callable[[str], bytes]) -> Images:
     pictures = [n for n in names if n.lower().endswith(IMAGES)]
     if not pictures:
         raise UserError(f"{origin}: no images in it ({', '.join(IMAGES)})")
     arrays: list[np.ndarray] = []
     for name in pictures:
         try:
-            array = np.asarray(Image.open(io.BytesIO(read(name))))
+            array = np.asarray(grey_or_rgb(Image.open(io.BytesIO(read(name)))))
         except Exception as error:
             raise UserError(f"{origin}: {name} is not a readable image: {error}") from None
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)

@@ -263,6 +263,7 @@ class SongUNet(nn.Module):
             raise ValueError(f"embedding_type is {embedding_type!r}; known are 'fourier' and 'positional'")
         if encoder_type not in ("standard", "skip", "residual"):
             raise ValueError(f"encoder_type is {encoder_type!r}; known are 'standard', 'skip' and 'residual'")
+        _check_sizes(img_resolution, channel_mult, model_channels)
         if decoder_type not in ("standard", "skip"):
             raise ValueError(f"decoder_type is {decoder_type!r}; known are 'standard' and 'skip'")
         super().__init__()
@@ -397,6 +398,7 @@ class DhariwalUNet(nn.Module):
         dropout: float = 0.10,
         label_dropout: float = 0.0,
     ) -> None:
+        _check_sizes(img_resolution, channel_mult, model_channels)
         super().__init__()
         self.label_dropout = label_dropout
         emb_channels = model_channels * channel_mult_emb
@@ -471,6 +473,17 @@ class DhariwalUNet(nn.Module):
             x = layer(x, emb)
         out: Tensor = self.out_conv(silu(self.out_norm(x)))
         return out
+
+
+def _check_sizes(img_resolution: int, channel_mult: Sequence[int], model_channels: int) -> None:
+    """Every level halves the resolution exactly. Raises ValueError."""
+    if not channel_mult or img_resolution % 2 ** (len(channel_mult) - 1):
+        raise ValueError(
+            f"img_resolution {img_resolution} cannot be halved {len(channel_mult) - 1} times (channel_mult {list(channel_mult)}); "
+            "use fewer levels, or images of another resolution"
+        )
+    if model_channels % 4:
+        raise ValueError(f"model_channels is {model_channels}; it must be a multiple of 4")
 
 
 def _keep_labels(class_labels: Tensor, label_dropout: float) -> Tensor | float:
