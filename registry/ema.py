@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch_ema import ExponentialMovingAverage
 
 
-def ema_beta(batch: int, nimg: int, halflife_kimg: float, rampup_ratio: float | None) -> float:
-    """beta = 0.5^(batch/max(H, 1e-8)), H = min(halflife, rampup_ratio·nimg) in images; nimg is the count before the batch.
+def ema_beta(batch: int, nimg: int, halflife_kimg: float, rampup_ratio: float) -> float:
+    """beta = 0.5^(batch/max(H, 1e-8)), H = min(halflife, rampup_ratio·nimg) in images (a ratio of 0 sets no limit);
+    nimg is the count before the batch.
 
     So beta is 0 at the first update: the average starts as the network after its first step (EDM, SiD).
     """
     halflife = halflife_kimg * 1000
-    if rampup_ratio is not None:
+    if rampup_ratio:
         halflife = min(halflife, rampup_ratio * nimg)
     return float(0.5 ** (batch / max(halflife, 1e-8)))
 
@@ -23,7 +24,7 @@ def ema_beta(batch: int, nimg: int, halflife_kimg: float, rampup_ratio: float | 
 class EMA:
     """Exponential moving average of a network's parameters; buffers are not averaged."""
 
-    def __init__(self, net: nn.Module, halflife_kimg: float = 500.0, rampup_ratio: float | None = 0.05) -> None:
+    def __init__(self, net: nn.Module, halflife_kimg: float = 500.0, rampup_ratio: float = 0.05) -> None:
         self.net = net
         self.halflife_kimg, self.rampup_ratio = halflife_kimg, rampup_ratio
         self._names = [name for name, _ in net.named_parameters()]

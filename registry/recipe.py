@@ -52,7 +52,9 @@ class TrainConfig(Config):
     loss_scaling: Positive = Field(1.0, description="factor of the student's loss")
     generator_loss_scaling: Positive = Field(100.0, description="factor of the generator's loss")
     ema_halflife_kimg: float = Field(500.0, ge=0, allow_inf_nan=False, description="half-life of the generator's average")
-    ema_rampup_ratio: float | None = Field(0.05, gt=0, description="the half-life is at most this share of the images seen")
+    ema_rampup_ratio: float = Field(
+        0.05, ge=0, description="the half-life is at most this share of the images seen; 0 = no such limit"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
 
@@ -69,7 +71,9 @@ class PretrainConfig(Config):
     betas: Betas = Field((0.9, 0.999), description="Adam's betas")
     eps: Positive = Field(1e-8, description="Adam's epsilon")
     ema_halflife_kimg: float = Field(500.0, ge=0, allow_inf_nan=False, description="half-life of the average")
-    ema_rampup_ratio: float | None = Field(0.05, gt=0, description="the half-life is at most this share of the images seen")
+    ema_rampup_ratio: float = Field(
+        0.05, ge=0, description="the half-life is at most this share of the images seen; 0 = no such limit"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
 

@@ -72,7 +72,7 @@ def test_golden_beta() -> None:
     g = golden("ema")
     for batch, nimg, _, beta, without_rampup in g.at("table").tolist():
         assert ema_beta(int(batch), int(nimg), 500, 0.05) == pytest.approx(beta, rel=1e-12, abs=1e-300)
-        assert ema_beta(int(batch), int(nimg), 500, None) == pytest.approx(without_rampup, rel=1e-12)
+        assert ema_beta(int(batch), int(nimg), 500, 0) == pytest.approx(without_rampup, rel=1e-12)
 
 
 def test_golden_average() -> None:
