@@ -32,10 +32,10 @@ def main(folder: Path, target: Path, side: int = 8) -> None:
         "teacher, 9 evaluations": sample_teacher(teacher, noise, range(side**2), 5),
         "generator, 1 evaluation": Generator(net, noise, teacher.image_shape).sample(range(side**2)),
     }
-    figure = Figure(figsize=(12, 3.15), layout="constrained")
+    figure = Figure(figsize=(12, 3.35), layout="constrained")
     for ax, (title, images) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         ax.imshow(grid(images, side), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        ax.set_title(title, color=INK, fontsize=11)
+        ax.set_title(title, color=INK, fontsize=11, pad=4)
         ax.axis("off")
     save_figure(target, figure)
 

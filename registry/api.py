@@ -7,7 +7,6 @@ what keeps `distill check` and `distill plugins` instantaneous.
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,11 +168,6 @@ class Teacher:
 
         net = self.trainable() if self.trainable else copy.deepcopy(self.denoiser)
         return net.requires_grad_(True)
-
-    @property
-    def N(self) -> int:
-        """Number of values in one image."""
-        return math.prod(self.image_shape)
 
 
 class Noise(Protocol):

@@ -1,4 +1,4 @@
-"""The generator: a denoiser applied at fixed noise levels, the first of which takes noise to an image."""
+"""The generator: a denoiser applied once, at a fixed noise level, to pure noise."""
 
 from __future__ import annotations
 

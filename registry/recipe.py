@@ -48,7 +48,7 @@ class TrainConfig(Config):
     lr_decay: float = Field(0.0, ge=0, le=1, description="last share of the run in which both rates fall to 0 (cosine)")
     betas: Betas = Field((0.0, 0.999), description="Adam's betas of the student")
     gbetas: Betas = Field((0.0, 0.999), description="Adam's betas of the generator")
-    eps: Positive = Field(1e-8, description="Adam's epsilon (1e-6 under fp16)")
+    eps: Positive = Field(1e-8, description="Adam's epsilon; give 1e-6 for networks that run in float16")
     loss_scaling: Positive = Field(1.0, description="factor of the student's loss")
     generator_loss_scaling: Positive = Field(100.0, description="factor of the generator's loss")
     ema_halflife_kimg: float = Field(500.0, ge=0, allow_inf_nan=False, description="half-life of the generator's average")

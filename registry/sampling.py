@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -25,22 +24,17 @@ def heun(
     x: Tensor,
     levels: Tensor,
     labels: Tensor | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Solve dx/dsigma = (x − f(x; sigma))/sigma from levels[0] down to 0 (EDM Algorithm 1, S_churn = 0).
 
-    x [B, C, H, W] is the prior at levels[0]; the state is kept in float64. n levels above 0 take 2n − 1 evaluations.
-    `progress` is told the number of steps done.
-    """
+    x [B, C, H, W] is the prior at levels[0]; the state is kept in float64. n levels above 0 take 2n − 1 evaluations."""
 
     def slope(x: Tensor, sigma: Tensor) -> Tensor:
         return (x - denoiser(x, sigma.expand(len(x)), labels).to(torch.float64)) / sigma
 
     x, levels = x.to(torch.float64), levels.to(x.device)
-    for i, (sigma, sigma_next) in enumerate(itertools.pairwise(levels)):
+    for sigma, sigma_next in itertools.pairwise(levels):
         d = slope(x, sigma)
         euler = x + (sigma_next - sigma) * d
         x = euler if sigma_next == 0 else x + (sigma_next - sigma) * (d + slope(euler, sigma_next)) / 2
-        if progress:
-            progress(i + 1)
     return x
