@@ -447,7 +447,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         arguments(num_blocks=64, channel_mult=[8] * 8),
         "asks for a network of 1032 blocks, but holds only 70 tensors",
     ),
-    "narrow": (arguments(model_channels=1), "group norm"),
+    "narrow": (arguments(model_channels=1), "it must be a multiple of 4"),
     "sigma_data": (attributes(sigma_data=1.0), "has layers that do not fit its network: sigma_data is 1.0, not 0.5 (1 in all)"),
     "resolution": (attributes(img_resolution=16), "img_resolution is 16, not 8"),
     "values": (attributes(N=1, label_dim="x"), "N is 1, not 64; label_dim is a str, not 0 (2 in all)"),
