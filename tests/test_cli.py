@@ -377,5 +377,8 @@ def test_the_surface_of_the_command_is_frozen() -> None:
         "pretrain": common | {"--save"},
         "features": {"--recipe", "--set", "--save", "--debug"},
         "check": {"--set", "--loss", "--debug"},
+        "inspect": {"--globals", "--debug"},
+        "convert": {"--key", "--kind", "--debug"},
+        "dataset": {"--resolution", "--crop", "--folder-labels", "--debug"},
         "plugins": {"--debug"},
     }
