@@ -253,8 +253,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: tuple[st
 
 def game(tables: Mapping[str, Any]) -> dict[str, Any]:
     """What a run is about: its components, and what they are made from. A state belongs to one game only."""
-    about = ("use", "source", "D", "arch", "labels")
-    kinds = ("teacher", "noise", "loss", "network", "data")
+    about = ("use", "source", "D", "arch", "labels", "steps")
+    kinds = ("teacher", "noise", "loss", "generator", "network", "data")
     return {kind: {key: tables[kind][key] for key in about if key in tables[kind]} for kind in kinds if kind in tables}
 
 

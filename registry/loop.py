@@ -27,11 +27,19 @@ from registry.streams import Streams
 class Distillation:
     """The players of one run: teacher f*, student f and generator G, which both start as the teacher."""
 
-    def __init__(self, teacher: Teacher, noise: Noise, loss: Loss, train: TrainConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        noise: Noise,
+        loss: Loss,
+        train: TrainConfig,
+        device: torch.device,
+        generator: Generator | None = None,
+    ) -> None:
         teacher.denoiser.to(device).eval().requires_grad_(False)
         self.teacher, self.noise, self.loss, self.train, self.device = teacher, noise, loss, train, device
         self.student = Descent(teacher.copy(), train.batch, train.lr, train.betas, train.eps, train.loss_scaling)
-        self.generator = Generator(teacher.copy(), noise, teacher.image_shape, teacher.label_dim)
+        self.generator = (generator or Generator(teacher.copy(), noise, teacher.image_shape, teacher.label_dim)).to(device)
         self.generating = Descent(self.generator.net, train.batch, train.glr, train.gbetas, train.eps, train.generator_loss_scaling)
         self.ema = EMA(self.generator.net, train.ema_halflife_kimg, train.ema_rampup_ratio)
         self.parts = {"student": self.student, "generator": self.generating, "ema": self.ema}

@@ -70,8 +70,8 @@ def seeds(config: EvalConfig, repeat: int) -> range:
 
 
 def generator_row(generator: Generator, metrics: Metrics, config: EvalConfig, journal: Journal) -> Row:
-    """The one-step generator."""
-    row = Row("generator", 1)
+    """The generator."""
+    row = Row("generator", generator.steps)
     with journal.progress("measuring the generator", config.repeats) as bar:
         for repeat in range(config.repeats):
             row.add(measure(metrics, generator.sample(seeds(config, repeat))))

@@ -6,6 +6,7 @@ found, what is allowed, the nearest right name. Nothing here imports torch.
 
 from __future__ import annotations
 
+import itertools
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import toml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
 from registry.api import Component, Config, DataSource, Dimension, Positive, UserError
@@ -31,9 +32,36 @@ Ints = Annotated[tuple[int, ...], Field(strict=False)]
 
 
 class GeneratorConfig(Config):
-    """[generator]: how many times the generator is applied."""
+    """[generator]: how many times the generator is applied, at which noise levels (IPFM Algorithm 2)."""
 
-    steps: Literal[1] = Field(1, description="evaluations per image")
+    steps: int = Field(1, ge=1, le=100, description="evaluations per image")
+    schedule: Literal["uniform", "karras"] | Annotated[tuple[Positive, ...], Field(strict=False)] = Field(
+        "uniform", description="noise levels from sigma_init down: uniform, karras, or a list that begins with sigma_init"
+    )
+    gradient: Literal["all", "last"] = Field(
+        "all", description="train through all applications, or through a random one per image with those before it fixed"
+    )
+    recompute: bool = Field(False, description="compute activations again in the backward pass: less memory, more time")
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _is_a_schedule(cls, value: Any, info: ValidationInfo) -> Any:
+        steps = info.data.get("steps", 1)
+        if isinstance(value, str) and value not in ("uniform", "karras"):
+            raise ValueError("must be 'uniform', 'karras', or a list of noise levels")
+        if isinstance(value, list | tuple) and len(value) != steps:
+            raise ValueError(f"has {len(value)} noise levels, but steps = {steps}")
+        if isinstance(value, list | tuple) and any(not type(v) in (int, float) or v <= 0 for v in value):
+            raise ValueError("must be positive noise levels")
+        if isinstance(value, list | tuple) and any(a <= b for a, b in itertools.pairwise(value)):
+            raise ValueError("must be falling")
+        return value
+
+    def starts_elsewhere(self, sigma_init: float) -> str | None:
+        """Why this schedule cannot serve a noise with this sigma_init, or None if it can."""
+        if isinstance(self.schedule, str) or self.schedule[0] == sigma_init:
+            return None
+        return f"begins with {self.schedule[0]:g}, but [noise] sigma_init = {sigma_init:g}; they must agree"
 
 
 class TrainConfig(Config):
@@ -424,6 +452,10 @@ class _Reading:
             if name not in known and not self.plugins.failures:
                 self.wrong("swap", (name,), f"is no loss{near(name, known)}; known: {', '.join(known)}")
         self.divides(TrainConfig)
+        sigma_init = getattr(noise.config, "sigma_init", None) if noise else None
+        reason = generator.starts_elsewhere(sigma_init) if generator and sigma_init else None
+        if reason:
+            self.wrong("generator", ("schedule",), reason)
         D = getattr(teacher.config, "D", None) if teacher else None
         for choice in (noise, loss):
             reason = choice.config.misfit(D) if choice and D is not None else None

@@ -19,7 +19,7 @@ from registry.descent import mode
 from registry.desk import Desk, find_state
 from registry.edm.datasets import load_images
 from registry.files import SUFFIXES, save_network, weights_hash
-from registry.generator import Generator
+from registry.generator import Generator, generator_levels
 from registry.loop import Distillation
 from registry.loop import distill as run_loop
 from registry.plugins import load_plugins
@@ -76,9 +76,12 @@ def distill(
     teacher, noise, loss_ = build(recipe)
     metrics = build_metrics(recipe.metrics, teacher)
     torch.manual_seed(recipe.train.seed * 1000 + distributed.rank())  # for dropout; the draws have streams of their own
-    run = Distillation(teacher, noise, loss_, recipe.train, device)
+    teacher.denoiser.to(device)
+    generator = build_generator(recipe, teacher, noise)
+    run = Distillation(teacher, noise, loss_, recipe.train, device, generator)
     about = {
-        "D": noise.D, "sigma_data": teacher.sigma_data, "sigma_init": noise.sigma_init, "steps": recipe.generator.steps,
+        "D": noise.D, "sigma_data": teacher.sigma_data, "sigma_init": noise.sigma_init, "sigmas": list(generator.sigmas),
+        "steps": generator.steps, "gradient": generator.gradient,
         "teacher": teacher.origin, "teacher_weights": teacher.provenance.get("weights", ""), "recipe": training_tables(recipe),
         "recipe_hash": hashlib.sha256(dumps(training_tables(recipe)).encode()).hexdigest()[:16],
     }  # fmt: skip
@@ -231,6 +234,13 @@ def build(recipe: Recipe) -> tuple[Teacher, Noise, Loss]:
     if noise.D != teacher.D:
         raise UserError(f"{recipe.path}: [noise] {recipe.noise.name!r} has D = {noise.D:g}, the teacher has D = {teacher.D:g}")
     return teacher, noise, recipe.loss.make(recipe.loss.config, teacher)
+
+
+def build_generator(recipe: Recipe, teacher: Teacher, noise: Noise) -> Generator:
+    """The generator of [generator], initialised as the teacher."""
+    config = recipe.generator
+    sigmas = generator_levels(config.steps, config.schedule, noise.sigma_init, noise.sigma_min, noise.rho)
+    return Generator(teacher.copy(), noise, teacher.image_shape, teacher.label_dim, sigmas, config.gradient, config.recompute)
 
 
 def build_metrics(choices: tuple[Choice, ...], teacher: Teacher) -> list[tuple[Choice, Metric]]:
