@@ -5,16 +5,24 @@ The mirror image of `registry.builtin`, found through the entry-point group `dis
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
-from registry.api import Component, Config, Dimension, NoiseConfig, Source, hookimpl
+from registry.api import Component, Config, Dimension, NoiseConfig, hookimpl
+from registry.builtin import FileConfig
+from registry.sources import published_D
 
 
-class PFGMPPConfig(Config):
-    source: Source = Field(description="the teacher's file: a path, a URL, or the name of a shipped or published teacher")
-    key: str | None = Field(None, description="which network of the file, e.g. ema; by default averages come first")
-    sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="hash of the file, checked when it is downloaded")
+class PFGMPPConfig(FileConfig):
     D: Dimension | None = Field(None, description="the teacher's dimension; must agree with the file if that tells it")
+
+    @field_validator("D")
+    @classmethod
+    def _is_the_published_one(cls, value: float | None, info: ValidationInfo) -> float | None:
+        source = info.data.get("source", "")
+        D = published_D(source)
+        if None not in (value, D) and value != D:
+            raise ValueError(f"{source} has D = {D:g}")
+        return D if value is None else value
 
 
 class ElectrostaticConfig(NoiseConfig):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
+import os
+import re
 from pathlib import Path
 
 from registry.api import UserError
@@ -17,6 +20,16 @@ PUBLISHED = {
 }
 """Short names of EDM's published teachers."""
 
+PFGMPP = {
+    "pfgmpp:cifar10_ncsnpp_D_128": 128.0,
+    "pfgmpp:cifar10_ncsnpp_D_2048": 2048.0,
+    "pfgmpp:cifar10_ncsnpp_D_inf": math.inf,
+    "pfgmpp:cifar10_ncsnpp_D_2048_conditional": 2048.0,
+    "pfgmpp:ffhq_ddpm_D_128": 128.0,
+    "pfgmpp:ffhq_ddpm_D_inf": math.inf,
+}
+"""Short names of PFGM++'s published teachers with their D: folders on Google Drive, which only a person can download."""
+
 
 def shipped() -> Path:
     """The folder of recipes and small teachers that travel with the package (in a checkout: `recipes/`)."""
@@ -28,10 +41,10 @@ def shipped() -> Path:
 def locate(name: str, folder: Path | None = None) -> str:
     """A path that exists, or the bare name of a shipped file, as something `open_path` understands.
 
-    A URL and the short name of a published teacher are left as they are. Else tries the path as typed, then relative to
-    `folder` (the recipe's), then the shipped files. Raises ValueError.
+    A URL and the short name of a published teacher are left as they are, be its file there or not. Else tries the path as
+    typed, then relative to `folder` (the recipe's), then the shipped files. Raises ValueError.
     """
-    if is_url(name) or name in PUBLISHED:
+    if is_url(name) or name in PUBLISHED or name in PFGMPP:
         return name
     for path in [Path(name).expanduser(), *([folder / name] if folder else [])]:
         if path.is_file():
@@ -39,18 +52,44 @@ def locate(name: str, folder: Path | None = None) -> str:
     if _shipped_file(name, ".pt"):
         return name
     known = sorted(p.stem for p in shipped().rglob("*.pt"))
-    near_name = near(name, [*known, *PUBLISHED])
-    raise ValueError(f"no such file{near_name}; shipped: {', '.join(known) or 'none'}; published: {', '.join(PUBLISHED)}")
+    published = [*PUBLISHED, *PFGMPP]
+    names = f"; shipped: {', '.join(known) or 'none'}; published: {', '.join(published)}"
+    raise ValueError(f"no such file{near(name, [*known, *published]) or names}")
 
 
 def locate_data(name: str, folder: Path | None = None) -> str:
     """`digits`, `teacher`, or a folder or ZIP that exists, as typed or relative to `folder`. Raises ValueError."""
+    wanted = "give 'digits', or a folder or ZIP of images in EDM's layout"
     if name in ("digits", "teacher"):
         return name
-    for path in [Path(name).expanduser(), *([folder / name] if folder else [])]:
-        if path.exists():
-            return str(path.resolve())
-    raise ValueError(f"no such data set{near(name, ['digits'])}; give 'digits', or a folder or ZIP of images in EDM's layout")
+    if name.endswith(".npz"):
+        raise ValueError(f"statistics of images serve the metric fid alone; {wanted}")
+    found = _existing(name, folder)
+    if found is None:
+        raise ValueError(f"no such data set{near(name, ['digits'])}; {wanted}")
+    return str(found.resolve())
+
+
+def locate_reference(name: str, folder: Path | None = None) -> str:
+    """A data set, or statistics of one: an .npz file that exists, or its URL. Raises ValueError."""
+    if not name.endswith(".npz"):
+        return locate_data(name, folder)
+    return locate_file(name, folder)
+
+
+def locate_file(name: str, folder: Path | None = None) -> str:
+    """A file that exists, as typed or relative to `folder`; a URL is left as it is. Raises ValueError."""
+    if is_url(name):
+        return name
+    found = _existing(name, folder)
+    if found is None or not found.is_file():
+        raise ValueError("no such file")
+    return str(found.resolve())
+
+
+def _existing(name: str, folder: Path | None) -> Path | None:
+    paths = [Path(name).expanduser(), *([folder / name] if folder else [])]
+    return next((p for p in paths if p.exists()), None)
 
 
 def is_url(name: str) -> bool:
@@ -59,6 +98,8 @@ def is_url(name: str) -> bool:
 
 def open_path(source: str, sha256: str | None = None) -> Path:
     """The path behind a located source; a URL is downloaded, or found in the cache. Raises UserError."""
+    if source in PFGMPP:
+        return _downloaded_by_hand(source)
     url = PUBLISHED.get(source, source)
     if is_url(url):
         from registry.downloads import fetch
@@ -66,6 +107,31 @@ def open_path(source: str, sha256: str | None = None) -> Path:
         return fetch(url, sha256)
     path = Path(source).expanduser()
     return path if path.is_file() else _shipped_file(source, ".pt") or path
+
+
+def _downloaded_by_hand(name: str) -> Path:
+    """The file of a PFGM++ teacher under DISTILL_TEACHERS or in the cache folder; the newest of a folder. Raises UserError."""
+    from registry.downloads import cache_folder
+
+    places = [Path(p).expanduser() for p in (os.environ.get("DISTILL_TEACHERS"), cache_folder()) if p]
+    for path in (place / name.removeprefix("pfgmpp:") for place in places):
+        for file in (path.with_name(path.name + suffix) for suffix in (".pkl", ".pt")):
+            if file.is_file():
+                return file
+        found = [*path.glob("network-snapshot-*.pkl"), *path.glob("training-state-*.pt")]
+        if found:
+            return max(found, key=lambda p: (int((re.findall(r"\d+", p.stem) or [-1])[-1]), p.suffix == ".pkl"))
+    path = places[0] / name.removeprefix("pfgmpp:")
+    raise UserError(
+        f"{name}: not downloaded yet, which only you can do: take {path.name} from the Google Drive folders that the README of "
+        f'https://github.com/Newbeeer/pfgmpp names under "Checkpoints", and put it at {path}.pkl (or .pt, or a folder {path} '
+        f"with its network-snapshot-*.pkl or training-state-*.pt); DISTILL_TEACHERS can name another folder"
+    )
+
+
+def published_D(name: str) -> float | None:
+    """The dimension of a published teacher by its short name; None for any other source."""
+    return PFGMPP.get(name, math.inf if name in PUBLISHED else None)
 
 
 def locate_recipe(name: str) -> Path:

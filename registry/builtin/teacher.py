@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,30 +15,54 @@ from registry.api import Teacher, UserError
 from registry.builtin import AnalyticConfig, EDMConfig
 from registry.denoising import edm_weight
 from registry.edm.datasets import load_images
+from registry.edm.networks import EDMPrecond
 from registry.files import load_network, weights_hash
 from registry.noise import karras_sigma
 from registry.sources import open_path
 from registry.streams import Streams
 
 
-def teacher_from_file(source: str, key: str | None = None, sha256: str | None = None) -> Teacher:
-    """A teacher from any readable file (see registry.files.load_network), whatever its D. Raises UserError."""
+def teacher_from_file(
+    source: str,
+    key: str | None = None,
+    sha256: str | None = None,
+    dropout: float | None = None,
+    fp16: bool | None = None,
+) -> Teacher:
+    """A teacher from any readable file (see registry.files.load_network), whatever its D. Raises UserError.
+
+    `dropout` is that of the student and the generator, `fp16` whether all three networks run in float16 on CUDA; by default
+    both are as the file has them.
+    """
     net, about = load_network(source, "denoiser", key=key, sha256=sha256)
-    shape = (int(net.img_channels), int(net.img_resolution), int(net.img_resolution))  # type: ignore[arg-type]
+    if not isinstance(net, EDMPrecond):
+        raise UserError(f"{source}: holds a {type(net).__name__}; a teacher is a network of EDM's kind (EDMPrecond)")
+    weights = weights_hash(net)
+    if fp16 is not None:
+        net = rebuilt(net, use_fp16=fp16)
     return Teacher(
         denoiser=net.requires_grad_(False),
         D=float(about["D"]),
-        image_shape=shape,
-        label_dim=int(net.label_dim),  # type: ignore[arg-type]
+        image_shape=(net.img_channels, net.img_resolution, net.img_resolution),
+        label_dim=net.label_dim,
         sigma_data=float(about.get("sigma_data", 0.5)),
         origin=source,
         path=open_path(source, sha256),
-        provenance=about | {"weights": weights_hash(net)},
+        provenance=about | {"weights": weights},
+        trainable=None if dropout is None else lambda: rebuilt(net, dropout=dropout),
     )
 
 
+def rebuilt(net: EDMPrecond, **settings: Any) -> EDMPrecond:
+    """A copy with the network's own tensors, built with other settings: so its files tell how it really is."""
+    with torch.device("meta"):  # draws no initial weights
+        twin = EDMPrecond(**(net.init_kwargs | settings))
+    twin.load_state_dict({name: tensor.clone() for name, tensor in net.state_dict().items()}, assign=True)
+    return twin.train(net.training)
+
+
 def build_edm(config: EDMConfig) -> Teacher:
-    teacher = teacher_from_file(config.source, config.key, config.sha256)
+    teacher = teacher_from_file(**dict(config))
     if not math.isinf(teacher.D):
         raise UserError(
             f'{config.source}: is a PFGM++ teacher with D = {teacher.D:g}, not an EDM one; write [teacher] use = "pfgmpp"'

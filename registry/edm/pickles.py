@@ -933,8 +933,9 @@ def network_of(record: Any, origin: str | Path) -> tuple[EDMPrecond, dict[str, A
     """Our network, in eval mode on the CPU, from the record of an EDMPrecond; and what is known about it.
 
     The record is checked before anything is built: class, version, arguments, then names, shapes and types of all tensors,
-    and the attributes of all layers. Tensors are copied. The second value has `D` (inf unless PFGM++), `sigma_data`,
-    `label_dim`, `img_resolution`, `img_channels`, `class_name` and `version`. Raises PickleError, with `origin` in front.
+    and the attributes of all layers. Tensors are copied. The second value has `D` (inf unless PFGM++), `tells_D`
+    (whether the file says anything about it), `sigma_data`, `label_dim`, `img_resolution`, `img_channels`, `class_name` and
+    `version`. Raises PickleError, with `origin` in front.
     """
     with _blaming(origin):
         if not isinstance(record, Persistent):
@@ -953,7 +954,8 @@ def network_of(record: Any, origin: str | Path) -> tuple[EDMPrecond, dict[str, A
         _refuse(_attribute_problems(net, record), "has layers that do not fit its network")
         net.load_state_dict({k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, assign=True)
         about = {k: getattr(net, k) for k in ("D", "sigma_data", "label_dim", "img_resolution", "img_channels")}
-        return net.eval(), {**about, "class_name": record.class_name, "version": record.version}
+        tells_D = "pfgmpp" in record.state or "pfgmpp" in record.init_kwargs
+        return net.eval(), {**about, "tells_D": tells_D, "class_name": record.class_name, "version": record.version}
 
 
 def _constructor_arguments(record: Persistent, tensors: int) -> dict[str, Any]:
