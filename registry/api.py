@@ -74,6 +74,28 @@ def _data_exists(value: str, info: ValidationInfo) -> str:
 DataSource = Annotated[str, AfterValidator(_data_exists)]
 """Images: `digits`, or a folder or ZIP (as typed, or relative to the recipe)."""
 
+
+def _reference_exists(value: str, info: ValidationInfo) -> str:
+    from registry.sources import locate_reference
+
+    folder = (info.context or {}).get("folder")
+    return locate_reference(value, Path(folder) if folder else None)
+
+
+Reference = Annotated[str, AfterValidator(_reference_exists)]
+"""Images, or statistics of their Inception features: an .npz file (as typed, or relative to the recipe) or its URL."""
+
+
+def _file_exists(value: str, info: ValidationInfo) -> str:
+    from registry.sources import locate_file
+
+    folder = (info.context or {}).get("folder")
+    return locate_file(value, Path(folder) if folder else None)
+
+
+File = Annotated[str, AfterValidator(_file_exists)]
+"""Any file: a path (as typed, or relative to the recipe) or a URL."""
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Dimension = Annotated[float, Field(gt=0)]
 """D: a positive real, or `inf`."""
@@ -214,15 +236,25 @@ class Loss(Protocol):
 class Metric(Protocol):
     """Numbers that say how far a set of images is from the real ones.
 
-    `columns` names the numbers; the first one is a distance (lower is better), and is drawn as a curve.
+    Images are embedded part by part, so that they need not be in memory at once and processes can share the work; then all
+    rows are compared. `columns` names the numbers; the first one is a distance (lower is better), is drawn as a curve, and
+    says which snapshot is the best. A class that inherits from this one can be called.
     """
 
     columns: tuple[str, ...]
 
-    def __call__(self, images: Tensor) -> dict[str, float]:
-        """images [n, C, H, W] in [−1, 1] -> {column: value}."""
+    def embed(self, images: Tensor) -> Tensor:
+        """images [n, C, H, W] in about [−1, 1], float32 on any device -> rows [n, d] on the CPU, each of its image alone."""
+        ...
+
+    def compare(self, rows: Tensor) -> dict[str, float]:
+        """rows [N, d] of all images, N ≥ 2 -> {column: value}."""
         ...
 
     def floor(self, repeat: int) -> dict[str, float]:
-        """The same numbers for real images against real images: a random half (one per repeat) against all of them."""
+        """The same numbers for real images against real images: a random half (one per repeat) against all; {} if unknown."""
         ...
+
+    def __call__(self, images: Tensor) -> dict[str, float]:
+        """Images that are in memory: [N, C, H, W] -> {column: value}."""
+        return self.compare(self.embed(images))

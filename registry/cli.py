@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from registry.api import Interrupted, UserError
 from registry.plugins import Plugins, load_plugins, version
-from registry.recipe import FeaturesRecipe, PretrainRecipe, Recipe, dumps, expect, resolve
+from registry.recipe import FeaturesRecipe, PretrainRecipe, Recipe, dumps, expect, resolve, resolve_evaluation
 
 
 class Group(click.Group):
@@ -57,6 +58,32 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--resume", metavar="auto|PATH", help="Continue from a training state or run folder."),
             click.option("--dry-run", is_flag=True, help="Print the resolved recipe and what would run; run nothing."),
             click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def sampler_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what is sampled, and how: those of registry.sampling.open_sampler."""
+    for option in reversed(
+        (
+            click.option("--network", required=True, metavar="FILE", help="A generator or teacher: any file that distill reads."),
+            click.option("--key", help="Which network of a file that has several, e.g. ema, G_ema, net."),
+            click.option(
+                "--sampler",
+                type=click.Choice(["auto", "generator", "heun"]),
+                default="auto",
+                help="By default what the file says.",
+            ),
+            click.option("--steps", type=click.IntRange(min=1), help="Heun steps; a generator has its own, which must agree."),
+            click.option("--nfe", type=click.IntRange(min=1), help="Network evaluations per image: 2·steps − 1 for Heun."),
+            click.option("--sigma-init", type=float, help="Where a foreign generator starts, if not at 2.5."),
+            click.option("--dim", "D", type=float, help="D of a foreign network whose file does not tell it."),
+            click.option(
+                "--rng", type=click.Choice(["distill", "pfgmpp"]), default="distill", help="Latents: ours, or PFGM++'s for a seed."
+            ),
+            click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
         )
     ):
         command = option(command)
@@ -143,6 +170,81 @@ def features(recipe: str, sets: tuple[str, ...], save: str, debug: bool) -> None
     from registry.run import train_features
 
     train_features(resolved, save=save)
+
+
+@main.command()
+@sampler_options
+@click.option("--seeds", required=True, metavar="LIST", help="One image per seed, e.g. 0-49999 or 1,2,10-19.")
+@click.option("--class", "class_", type=click.IntRange(min=0), help="Class of all images; drawn for each by default.")
+@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time on one device.")
+@click.option("--outdir", required=True, type=click.Path(path_type=Path), help="Folder for the images.")
+@click.option("--format", "formats", multiple=True, type=click.Choice(["png", "npz", "grid"]), help="Repeatable.  [default: png]")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def generate(
+    seeds: str, class_: int | None, batch: int, outdir: Path, formats: tuple[Any, ...], debug: bool, **options: Any
+) -> None:
+    """Make images from seeds: one file per seed, one .npz, or a grid.
+
+    \b
+    distill generate --network network-snapshot-1.000000-000512.pkl --seeds 0-63 --format grid --outdir images
+    distill generate --network edm:cifar10-uncond --nfe 35 --seeds 0-49999 --outdir teacher
+
+    What is there already is not made again. Under torchrun the processes share the work.
+    """
+    from registry import distributed
+    from registry.generate import generate, parse_seeds
+    from registry.sampling import open_sampler
+
+    wanted = parse_seeds(seeds)
+    generate(open_sampler(**options), wanted, outdir, formats or ("png",), class_, batch)
+    distributed.stop()
+
+
+@main.command()
+@sampler_options
+@click.option(
+    "--metrics", multiple=True, default=("fid",), metavar="NAME", help="Metrics, repeatable or with commas.  [default: fid]"
+)
+@click.option("--reference", metavar="DATA|FILE.npz", help="Real images: a folder, a ZIP, digits; or their statistics, also a URL.")
+@click.option("--inception", metavar="FILE", help="inception-2015-12-05.pt, if it is not in the cache folder.")
+@click.option("--samples", type=int, default=50_000, show_default=True, help="Images of a measurement.")
+@click.option("--repeats", type=int, default=3, show_default=True, help="Measurements: seeds 0 to n−1, n to 2n−1 and so on.")
+@click.option("--batch", type=int, default=100, show_default=True, help="Images at a time on one device.")
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE.json", help="The result (default: beside the network).")
+@click.option(
+    "--save-reference", type=click.Path(path_type=Path), metavar="FILE.npz", help="Keep the reference's Inception statistics."
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def evaluate(
+    metrics: tuple[str, ...],
+    reference: str | None,
+    inception: str | None,
+    samples: int,
+    repeats: int,
+    batch: int,
+    output: Path | None,
+    save_reference: Path | None,
+    debug: bool,
+    **options: Any,
+) -> None:
+    """Measure a generator or teacher: FID as the papers report it, or any other metric.
+
+    \b
+    distill evaluate --network network-snapshot-best.pkl --reference cifar10.zip
+    distill evaluate --network edm:cifar10-uncond --nfe 35 --reference cifar10-32x32.npz --samples 5000
+
+    Under torchrun the processes share the work.
+    """
+    names = [name.strip() for names in metrics for name in names.split(",")]
+    config, choices = resolve_evaluation(
+        load_plugins(), names, reference=reference, inception=inception, samples=samples, repeats=repeats, batch=batch
+    )
+    from registry import distributed
+    from registry.evaluation import evaluate
+    from registry.sampling import open_sampler
+
+    evaluate(open_sampler(**options), config, choices, output, save_reference)
+    distributed.stop()
 
 
 @main.command()

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from registry import distributed, quality
-from registry.api import Interrupted, UserError
+from registry.api import Interrupted, Metric, UserError
 from registry.edm.networks import EDMPrecond
 from registry.files import save_network, write_atomically
 from registry.pictures import save_curves, save_samples
-from registry.recipe import EvalConfig, LogConfig, dumps
+from registry.recipe import Choice, EvalConfig, LogConfig, dumps
 from registry.report import Journal, duration, memory_mb, new_run_folder
 from registry.state import load_state, save_state
 
@@ -194,16 +194,26 @@ class Desk:
         return f"network-snapshot-{f'{alpha:03f}-' if isinstance(alpha, int | float) else ''}{int(self.kimg):06d}"
 
     def metric(self, metrics: quality.Metrics, found: dict[str, float], samples: int, seconds: float) -> None:
-        """One line of metric-NAME.jsonl per metric, and one of the log."""
+        """One line of metric-NAME.jsonl per metric, and one of the log; the best snapshot so far is kept by the first metric."""
         for choice, metric in metrics:
-            results = {column: found[column] for column in metric.columns}
-            entry = {
-                "results": results, "metric": choice.name, "num_gpus": distributed.world_size(), "samples": samples,
-                "kimg": self.kimg, "snapshot_pkl": self.snapshot_file, "total_time": seconds,
-            }  # fmt: skip
-            self.journal.stats(entry, f"metric-{choice.name}.jsonl")
-        told = "  ".join(f"{column} {value:.4g}" for column, value in found.items())
+            entry = quality.entry(choice, metric, found, samples, self.snapshot_file, seconds)
+            self.journal.stats(entry | {"kimg": self.kimg}, f"metric-{choice.name}.jsonl")
+        told = "  ".join(f"{name} {found[column]:.4g}" for column, name in quality.headings(metrics, samples).items())
         self.journal.log(f"kimg {self.kimg:<9.1f} {told}  ({samples} samples)")
+        if distributed.rank() == 0 and metrics:
+            self.keep_best(*metrics[0])
+
+    def keep_best(self, choice: Choice, metric: Metric) -> None:
+        """Copy the snapshot to network-snapshot-best if its distance, the last line, is below all before it."""
+        *before, last = self.journal.read_stats(f"metric-{choice.name}.jsonl")
+        column = metric.columns[0]
+        value = last["results"][column]
+        if math.isnan(value) or any(e["results"][column] <= value for e in before if e["metric"] == last["metric"]):
+            return
+        snapshot = self.folder / self.snapshot_file
+        write_atomically(self.folder / f"network-snapshot-best{snapshot.suffix}", snapshot.read_bytes())
+        best = {"kimg": self.kimg, "metric": last["metric"], "column": column, "value": value, "file": snapshot.name}
+        write_atomically(self.folder / "best.json", (json.dumps(best) + "\n").encode())
 
     def curves(self, losses: dict[str, str], metrics: quality.Metrics) -> None:
         """curves.png: every loss, and the first column of every metric, over kimg."""
@@ -231,8 +241,10 @@ class Desk:
 
     def quality(self, rows: list[quality.Row], metrics: quality.Metrics, config: EvalConfig) -> None:
         """The final table, printed and kept as quality.txt and quality.json."""
+        if distributed.rank() != 0:
+            return
         title = f"{config.samples} samples, mean ± standard deviation of {config.repeats} sampling seeds"
-        self.journal.table(quality.table(rows, metrics, title), "quality.txt")
+        self.journal.table(quality.table(rows, metrics, title, config.samples), "quality.txt")
         content = {"samples": config.samples, "rows": [vars(row) for row in rows], "versions": quality.versions()}
         write_atomically(self.folder / "quality.json", (json.dumps(content, indent=1) + "\n").encode())
 

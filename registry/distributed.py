@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
 from torch import nn
 
 from registry.api import UserError
+
+T = TypeVar("T")
+_device = torch.device("cpu")
 
 
 def start(device: str = "auto") -> torch.device:
@@ -32,7 +35,18 @@ def start(device: str = "auto") -> torch.device:
             found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(found)
         dist.init_process_group("nccl" if found.type == "cuda" else "gloo")
+    if found.type == "cuda":  # as EDM trains: full float32, and the fastest convolutions for sizes that do not change
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        torch.backends.cudnn.benchmark = True
+    global _device
+    _device = found
     return found
+
+
+def device() -> torch.device:
+    """This process's device, as `start` gave it."""
+    return _device
 
 
 def rank() -> int:
@@ -77,6 +91,21 @@ def gather(value: Any) -> list[Any]:
 def from_rank0(value: Any) -> Any:
     """Rank 0's value, everywhere."""
     return gather(value)[0]
+
+
+def share(n: int, batch: int, work: Callable[[range], T], done: Callable[[int], None] | None = None) -> list[T]:
+    """`work(part)` for 0 … n−1 in parts of `batch`, which the processes take in turn: all results in order, everywhere.
+
+    The parts do not depend on the number of processes, so neither do the results. `done` is told how many are done.
+    """
+    results: list[T] = []
+    for start in range(0, n, batch * world_size()):
+        first = start + rank() * batch
+        mine = [work(range(first, min(first + batch, n)))] if first < n else []
+        results += [result for found in gather(mine) for result in found]
+        if done:
+            done(min(start + batch * world_size(), n))
+    return results
 
 
 def stop() -> None:

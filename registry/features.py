@@ -39,11 +39,9 @@ class Classifier(nn.Module):
 
 
 @torch.no_grad()
-def embed(classifier: Classifier, images: Tensor, batch: int = 1000) -> tuple[Tensor, Tensor]:
-    """Features [n, features] and predicted classes [n] of images [n, C, H, W]."""
-    parts = [classifier.embed(x) for x in images.split(batch)]
-    features = torch.cat(parts)
-    return features, classifier.logits(features).argmax(1)
+def embed(classifier: Classifier, images: Tensor, batch: int = 1000) -> Tensor:
+    """Features [n, features] of images [n, C, H, W]."""
+    return torch.cat([classifier.embed(x) for x in images.split(batch)])
 
 
 def train(x: Tensor, classes: Tensor, config: ClassifierConfig, progress: Callable[[int], None] | None = None) -> Classifier:

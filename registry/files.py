@@ -34,6 +34,7 @@ MARK = "distill"
 KINDS = ("denoiser", "generator", "classifier", "training state")
 NETWORK_KEYS = ("ema", "G_ema", "net", "G", "fake_score")
 """Networks of a pickle in the order in which one is looked for: averages first."""
+Build = Callable[[Mapping[str, Any]], nn.Module] | None
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "EDMPrecond": EDMPrecond,
     "PointDenoiser": PointDenoiser,
@@ -41,8 +42,11 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: a temporary file in the same folder, moved into place. Raises UserError."""
+def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
+    """Write a file whole or not at all: a temporary file in the same folder, moved into place. Raises UserError.
+
+    `durable` waits until it is on the disk, so that not even a power failure leaves half of it.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -52,7 +56,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
@@ -135,13 +140,18 @@ def save_network(path: Path, kind: str, net: nn.Module, about: Mapping[str, Any]
 
 
 def load_network(
-    source: str | Path, *kinds: str, key: str | None = None, sha256: str | None = None
+    source: str | Path,
+    *kinds: str,
+    key: str | None = None,
+    sha256: str | None = None,
+    build: Build = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A network in eval mode on the CPU, and what its file tells about it. Nothing of the file is executed.
 
     Reads our files, network snapshots and training states of EDM, PFGM++, SiD and IPFM, and safetensors of ours. `kinds` are
     the kinds wanted of our files; `key` picks a network of a file that has several (default: the first of NETWORK_KEYS);
-    `sha256` is checked if `source` is a URL. Raises UserError; no tensor is ever left random.
+    `sha256` is checked if `source` is a URL; `build` makes a network of a class that is not ours, from what the file tells.
+    Raises UserError; no tensor is ever left random.
     """
     path = open_path(str(source), sha256)
     layout = layout_of(path)
@@ -154,13 +164,16 @@ def load_network(
         theirs, found = network_of(content[chosen], source)
         ours = content.get(EXTRA)
         ours = ours if isinstance(ours, dict) else {}
-        return _of_kind(theirs, {**ours.get("about", {}), **found, "key": chosen}, ours.get("kind"), kinds, source)
+        # SiD's snapshots hold an average alone; in its states generators are called G…
+        looks_like = "generator" if chosen.startswith("G") or list(content) == ["ema"] else "denoiser"
+        about = {**ours.get("about", {}), **found, "key": chosen, "looks_like": looks_like}
+        return _of_kind(theirs, about, ours.get("kind"), kinds, source)
     if layout == "plain" and (state := load(source, *KINDS))["kind"] == KINDS[-1]:
-        return _of_state(state, key, source)
+        return _of_state(state, key, source, build)
     if key is not None:
         raise UserError(f"{source}: holds one network, so --key {key} cannot be picked from it")
     content = _load_safetensors(path, source) if layout == "safetensors" else load(source, *(kinds or KINDS[:3]))
-    net = _rebuild(content["network"], content["weights"], source)
+    net = _rebuild(content["network"], content["weights"], source, content["about"], build)
     return _of_kind(net, dict(content["about"]), content["kind"], kinds, source)
 
 
@@ -168,11 +181,11 @@ def convert_network(source: str, target: str, key: str | None = None, kind: str 
     """Read a network and save it in the format of `target`'s suffix; gives one line about it. Raises UserError."""
     net, about = load_network(source, key=key)
     if kind is None:
-        kind = str(about.get("kind") or ("generator" if str(about.get("key", "")).startswith("G") else "denoiser"))
+        kind = str(about.get("kind") or about.get("looks_like", "denoiser"))
     facts = {
         k: v
         for k, v in about.items()
-        if k not in ("kind", "key", "class_name", "version", "label_dim", "img_resolution", "img_channels")
+        if k not in ("kind", "key", "looks_like", "tells_D", "class_name", "version", "label_dim", "img_resolution", "img_channels")
     }
     save_network(Path(target), kind, net, facts)
     return f"{target}: {kind} of D = {facts.get('D', float('inf')):g}, from {source}" + (
@@ -201,7 +214,7 @@ def network_keys(content: Mapping[str, Any]) -> list[str]:
     return [k for k, v in content.items() if isinstance(v, Persistent) and v.class_name.endswith("Precond")]
 
 
-def _of_state(state: Mapping[str, Any], key: str | None, source: object) -> tuple[nn.Module, dict[str, Any]]:
+def _of_state(state: Mapping[str, Any], key: str | None, source: object, build: Build) -> tuple[nn.Module, dict[str, Any]]:
     """A network of one of our training states: its average by default, else the raw one of that name."""
     parts, networks = state["parts"], state["networks"]
     name = key or "ema"
@@ -214,7 +227,7 @@ def _of_state(state: Mapping[str, Any], key: str | None, source: object) -> tupl
     noise = {k: recipe["noise"][k] for k in ("sigma_init",) if k in recipe.get("noise", {})}
     about = noise | {"D": float(kwargs.get("D", "inf")), "nimg": state["nimg"], "recipe": dict(recipe), "key": name}
     kind = "generator" if whole == "generator" else "denoiser"
-    return _rebuild(networks[whole], weights, source).eval(), about | {"kind": kind}
+    return _rebuild(networks[whole], weights, source, about, build).eval(), about | {"kind": kind}
 
 
 def _of_kind(
@@ -263,13 +276,15 @@ def _from_json(value: Any) -> Any:
     return float(value) if isinstance(value, str) and value in ("inf", "-inf", "nan") else value
 
 
-def _rebuild(network: Mapping[str, Any], weights: Mapping[str, Tensor], source: object) -> nn.Module:
-    """A network of ours with exactly these tensors."""
+def _rebuild(
+    network: Mapping[str, Any], weights: Mapping[str, Tensor], source: object, about: Mapping[str, Any], build: Build
+) -> nn.Module:
+    """A network with exactly these tensors: of ours, or what `build` makes of a class that is not ours."""
     name, kwargs = network["class"], network["kwargs"]
-    if name not in NETWORKS:
+    if name not in NETWORKS and build is None:
         raise UserError(f"{source}: holds a network of class {name!r}, which only the plugin that made it can build")
     try:
-        net = NETWORKS[name](**kwargs)
+        net = NETWORKS[name](**kwargs) if name in NETWORKS or build is None else build(about)
     except (TypeError, ValueError) as error:
         raise UserError(f"{source}: its network cannot be built: {error}") from None
     wanted = net.state_dict()

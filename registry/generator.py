@@ -23,8 +23,8 @@ class Generator(nn.Module):
 
     `sigmas` are sigma_K > … > sigma_1, by default sigma_init alone. `gradient` is what training sees: "all" differentiates
     through all K applications; "last" (DMD2) takes, for every image, the result of a random one of the K and differentiates
-    through that one. `recompute` bounds the memory of "all" to one application's activations: they are computed again
-    in the backward pass.
+    through that one. `recompute` bounds the memory of "all" to one application's activations: those of all but the last
+    are computed again in the backward pass.
     """
 
     def __init__(
@@ -54,15 +54,15 @@ class Generator(nn.Module):
             return self.chain(rng, labels)
         return self.one_of_chain(rng, labels)
 
-    def chain(self, rng: Streams, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """All K applications, one after the other: images [B, C, H, W] and their labels."""
-        z = self.noise.prior(self.image_shape, self.sigmas[0], rng)
+    def chain(self, rng: Streams, labels: Tensor | None = None, z: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """All K applications, one after the other: images [B, C, H, W] and their labels. z [B, C, H, W] is drawn if not given."""
+        x_k = self.noise.prior(self.image_shape, self.sigmas[0], rng) if z is None else z
         if labels is None:
             labels = rng.one_hot(self.label_dim)
-        x = self.apply_net(z, self.level(0, z), labels)
-        for k in range(1, self.steps):
-            x = self.apply_net(self.noise.perturb(x, self.level(k, x), rng), self.level(k, x), labels)
-        return x, labels
+        for k in range(self.steps - 1):
+            x = self.apply_net(x_k, self.level(k, x_k), labels, self.recompute)
+            x_k = self.noise.perturb(x, self.level(k + 1, x), rng)
+        return self.apply_net(x_k, self.level(self.steps - 1, x_k), labels), labels
 
     def one_of_chain(self, rng: Streams, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The result of one application per image, drawn uniformly; those before it carry no gradient (DMD2 Sec. 4.4)."""
@@ -80,9 +80,9 @@ class Generator(nn.Module):
         sigmas = torch.stack([self.level(k, x_k) for k in range(self.steps)])
         return self.apply_net(torch.stack(inputs)[chosen, images], sigmas[chosen, images], labels), labels
 
-    def apply_net(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        """G(x; sigma), its activations kept for the backward pass or not."""
-        if self.recompute and torch.is_grad_enabled():
+    def apply_net(self, x: Tensor, sigma: Tensor, labels: Tensor | None, recompute: bool = False) -> Tensor:
+        """G(x; sigma), its activations kept for the backward pass or computed again."""
+        if recompute and torch.is_grad_enabled():
             images: Tensor = checkpoint(self.net, x, sigma, labels, use_reentrant=False)
             return images
         images = self.net(x, sigma, labels)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,21 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from registry import distributed
 from registry.api import Metric, Noise, Teacher, UserError
 from registry.downloads import cache_folder
 from registry.files import write_atomically
 from registry.generator import Generator
 from registry.plugins import version
 from registry.recipe import Choice, EvalConfig, plain
-from registry.report import Bar, Journal
-from registry.sampling import heun, heun_levels
+from registry.report import Journal, duration
+from registry.sampling import heun_images
 from registry.sources import shipped
 from registry.streams import Streams
 
 Metrics = Sequence[tuple[Choice, Metric]]
+Sample = Callable[[range], Tensor]
+"""Image seeds to images [n, C, H, W]."""
 
 
 @dataclass
@@ -50,18 +52,30 @@ class Row:
         if column not in self.values:
             return "–"
         values = self.values[column]
-        if all(v == int(v) for v in values) and len(set(values)) == 1:
+        if all(v.is_integer() for v in values) and len(set(values)) == 1:
             return f"{values[0]:.0f}"
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         return f"{self.mean(column):.3g} ± {spread:.2g}"
 
 
-def measure(metrics: Metrics, images: Tensor) -> dict[str, float]:
-    """All metrics' numbers for images [n, C, H, W]."""
+def measure(
+    metrics: Metrics, sample: Sample, seeds: range, batch: int = 100, done: Callable[[int], None] | None = None
+) -> dict[str, float]:
+    """All metrics' numbers for the images of these seeds, of which a process has `batch` in memory at a time.
+
+    The processes take batches in turn, and what they find does not depend on their number. All must call it.
+    """
+
+    def rows(part: range) -> list[Tensor]:
+        images = sample(seeds[part.start : part.stop]).float()
+        return [metric.embed(images) for _, metric in metrics]
+
+    parts = distributed.share(len(seeds), batch, rows, done)
     found: dict[str, float] = {}
-    for _, metric in metrics:
-        found |= metric(images.float().cpu())
-    return found
+    if distributed.rank() == 0:
+        for (_, metric), of_metric in zip(metrics, zip(*parts, strict=True), strict=True):
+            found |= metric.compare(torch.cat(of_metric))
+    return dict(distributed.from_rank0(found))
 
 
 def seeds(config: EvalConfig, repeat: int) -> range:
@@ -69,14 +83,50 @@ def seeds(config: EvalConfig, repeat: int) -> range:
     return range(repeat * config.samples, (repeat + 1) * config.samples)
 
 
+def label(choice: Choice, metric: Metric, samples: int) -> str:
+    """A metric's name with the number of images: fid50k, or fid5k_proxy where a published number has more (`metric.protocol`)."""
+    protocol: int | None = getattr(metric, "protocol", None)
+    if protocol is None:
+        return choice.name
+    count = f"{samples // 1000}k" if samples % 1000 == 0 else str(samples)
+    return f"{choice.name}{count}{'_proxy' if samples < protocol else ''}"
+
+
+def entry(choice: Choice, metric: Metric, found: dict[str, float], samples: int, network: str, seconds: float) -> dict[str, Any]:
+    """A measurement as EDM's lines of metric-*.jsonl have it."""
+    return {
+        "results": {column: found[column] for column in metric.columns},
+        "metric": label(choice, metric, samples),
+        "samples": samples,
+        "num_gpus": distributed.world_size(),
+        "snapshot_pkl": network,
+        "total_time": seconds,
+        "total_time_str": duration(seconds),
+    }
+
+
+def repeats(
+    name: str, sample: Sample, metrics: Metrics, config: EvalConfig, journal: Journal
+) -> Iterator[tuple[dict[str, float], float]]:
+    """Every repeat's numbers, and the seconds that it took."""
+    for repeat in range(config.repeats):
+        start = time.monotonic()
+        with journal.progress(f"measuring the {name}, {repeat + 1} of {config.repeats}", config.samples) as bar:
+            found = measure(metrics, sample, seeds(config, repeat), config.batch, bar.at)
+        yield found, time.monotonic() - start
+
+
+def measured(name: str, evaluations: int, sample: Sample, metrics: Metrics, config: EvalConfig, journal: Journal) -> Row:
+    """The row of whatever makes images from seeds."""
+    row = Row(name, evaluations)
+    for found, _ in repeats(name, sample, metrics, config, journal):
+        row.add(found)
+    return row
+
+
 def generator_row(generator: Generator, metrics: Metrics, config: EvalConfig, journal: Journal) -> Row:
     """The generator."""
-    row = Row("generator", generator.steps)
-    with journal.progress("measuring the generator", config.repeats) as bar:
-        for repeat in range(config.repeats):
-            row.add(measure(metrics, generator.sample(seeds(config, repeat))))
-            bar.at(repeat + 1)
-    return row
+    return measured("generator", generator.steps, generator.sample, metrics, config, journal)
 
 
 def floor_row(metrics: Metrics, config: EvalConfig) -> Row:
@@ -88,20 +138,10 @@ def floor_row(metrics: Metrics, config: EvalConfig) -> Row:
     return row
 
 
-def sample_teacher(
-    teacher: Teacher, noise: Noise, image_seeds: range, steps: int, progress: Callable[[int], None] | None = None, batch: int = 500
-) -> Tensor:
+def sample_teacher(teacher: Teacher, noise: Noise, image_seeds: range, steps: int) -> Tensor:
     """Heun samples [n, C, H, W] of the teacher from sigma_max, one per seed (EDM Algorithm 1)."""
     device = next((t.device for t in (*teacher.denoiser.parameters(), *teacher.denoiser.buffers())), torch.device("cpu"))
-    levels = heun_levels(steps, noise.sigma_min, noise.sigma_max, noise.rho)
-    parts = []
-    for i in range(0, len(image_seeds), batch):
-        rng = Streams(image_seeds[i : i + batch], device)
-        z = noise.prior(teacher.image_shape, noise.sigma_max, rng)
-        parts.append(heun(teacher.denoiser, z, levels, rng.one_hot(teacher.label_dim)).float())
-        if progress:
-            progress(i + len(rng))
-    return torch.cat(parts)
+    return heun_images(teacher.denoiser, noise, teacher.image_shape, teacher.label_dim, steps, Streams(image_seeds, device))
 
 
 def teacher_rows(
@@ -109,28 +149,24 @@ def teacher_rows(
 ) -> list[Row]:
     """The teacher's sampler at each number of steps: from where rows are kept, if they were measured the same way."""
     beside, shelf = shelves(teacher)
-    kept = {} if fresh else _kept(beside) | _kept(shelf)
-    rows, measured = [], False
+    kept: dict[str, Any] = {} if fresh else distributed.from_rank0(_kept(beside) | _kept(shelf))
+    rows, anew = [], False
     for steps in config.teacher_steps:
         key = json.dumps(_terms(teacher, noise, metrics, config, steps), sort_keys=True)
         if key in kept:
             rows.append(Row(**kept[key]["row"]))
             rows[-1].note = f"measured {kept[key]['date']}"
             continue
-        row = Row("teacher", 2 * steps - 1)
-        with journal.progress(f"measuring the teacher, {steps} Heun steps", config.repeats * config.samples) as bar:
-            for repeat in range(config.repeats):
-                before = repeat * config.samples
-                journal.log(
-                    f"measuring the teacher: {steps} Heun steps, {config.samples} images, part {repeat + 1} of {config.repeats}"
-                )
-                done = functools.partial(_advance, bar, before)
-                images = sample_teacher(teacher, noise, seeds(config, repeat), steps, done)
-                row.add(measure(metrics, images))
+        journal.log(f"measuring the teacher: {steps} Heun steps, {config.repeats} × {config.samples} images")
+
+        def sample(part: range, steps: int = steps) -> Tensor:
+            return sample_teacher(teacher, noise, part, steps)
+
+        row = measured("teacher", 2 * steps - 1, sample, metrics, config, journal)
         kept[key] = {"row": asdict(row), "date": time.strftime("%Y-%m-%d"), "versions": versions()}
         rows.append(row)
-        measured = True
-    if measured and journal.active and shelf:
+        anew = True
+    if anew and journal.active and shelf:
         content = [{"measured": json.loads(key), **value} for key, value in (_kept(shelf) | kept).items()]
         try:
             write_atomically(shelf, (json.dumps(content, indent=1) + "\n").encode())
@@ -148,10 +184,6 @@ def shelves(teacher: Teacher) -> tuple[Path | None, Path | None]:
     if teacher.path.is_relative_to(shipped()) and not teacher.provenance.get("fresh_from_training"):
         return beside, cache_folder() / "quality" / beside.name
     return beside, beside
-
-
-def _advance(bar: Bar, before: int, done: int) -> None:
-    bar.at(before + done)
 
 
 def _kept(shelf: Path | None) -> dict[str, dict[str, Any]]:
@@ -183,14 +215,23 @@ def versions() -> dict[str, str]:
     return {"distill": version(), "torch": str(torch.__version__)}
 
 
-def table(rows: Sequence[Row], metrics: Metrics, title: str) -> Table:
+def headings(metrics: Metrics, samples: int) -> dict[str, str]:
+    """{column: heading}: a number that stands for its metric is called as that is (fid5k_proxy)."""
+    return {
+        column: label(choice, metric, samples) if column == choice.name else column
+        for choice, metric in metrics
+        for column in metric.columns
+    }
+
+
+def table(rows: Sequence[Row], metrics: Metrics, title: str, samples: int) -> Table:
     """The rows as a rich table."""
-    columns = [column for _, metric in metrics for column in metric.columns]
+    columns = headings(metrics, samples)
     shown = Table(title=title, title_justify="left")
     shown.add_column("")
     shown.add_column("evaluations", justify="right")
-    for column in columns:
-        shown.add_column(column, justify="right")
+    for heading in columns.values():
+        shown.add_column(heading, justify="right")
     for row in rows:
         evaluations = "" if row.evaluations is None else str(row.evaluations)
         shown.add_row(row.name, evaluations, *(row.text(column) for column in columns))

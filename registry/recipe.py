@@ -18,7 +18,7 @@ import toml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
-from registry.api import Component, Config, DataSource, Dimension, Positive, UserError
+from registry.api import Component, Config, DataSource, Dimension, Positive, Reference, UserError
 from registry.plugins import Plugins
 from registry.sources import locate_recipe, near
 
@@ -51,7 +51,7 @@ class GeneratorConfig(Config):
             raise ValueError("must be 'uniform', 'karras', or a list of noise levels")
         if isinstance(value, list | tuple) and len(value) != steps:
             raise ValueError(f"has {len(value)} noise levels, but steps = {steps}")
-        if isinstance(value, list | tuple) and any(not type(v) in (int, float) or v <= 0 for v in value):
+        if isinstance(value, list | tuple) and any(type(v) not in (int, float) or v <= 0 for v in value):
             raise ValueError("must be positive noise levels")
         if isinstance(value, list | tuple) and any(a <= b for a, b in itertools.pairwise(value)):
             raise ValueError("must be falling")
@@ -154,13 +154,23 @@ class EvalConfig(Config):
     """[eval]: how quality is measured, at snapshots and at the end. [eval.NAME] holds a metric's own settings."""
 
     metrics: Annotated[tuple[str, ...], Field(strict=False)] = Field((), description="metrics, the first one is drawn")
-    reference: DataSource | None = Field(None, description="the real images, for every metric that takes them")
-    samples: int = Field(5000, ge=2, description="images per measurement")
+    reference: Reference | None = Field(
+        None, description="the real images, for every metric that takes them; for fid alone also statistics (.npz, or its URL)"
+    )
+    samples: int = Field(5000, ge=2, description="images per measurement; published FIDs have 50000")
+    batch: int = Field(100, ge=1, description="images that a process has in memory at a time")
     repeats: int = Field(3, ge=1, description="sampling seeds of the final table: mean and spread")
     snapshot_samples: int = Field(1000, ge=0, description="images of the metric at a snapshot; 0 = not measured")
     teacher_steps: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = Field(
         (18, 5), description="the teacher's sampler in the final table: Heun steps"
     )
+
+    @field_validator("snapshot_samples")
+    @classmethod
+    def _is_a_set(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("must be 0, or at least 2: one image is no distribution")
+        return value
 
 
 # ---------------------------------------------------------------------------------------------------- the result
@@ -342,6 +352,40 @@ def expect(recipe: Recipe | PretrainRecipe | FeaturesRecipe, kind: type[R]) -> R
     if isinstance(recipe, kind):
         return recipe
     raise UserError(f"{recipe.path}: this recipe is run with: {COMMANDS[type(recipe)]} {recipe.path}")
+
+
+def resolve_evaluation(
+    plugins: Plugins,
+    metrics: Iterable[str],
+    *,
+    reference: str | None = None,
+    inception: str | None = None,
+    samples: int = 50_000,
+    repeats: int = 3,
+    batch: int = 100,
+) -> tuple[EvalConfig, tuple[Choice, ...]]:
+    """What a recipe's [eval] would say, from the options of `distill evaluate`. Raises UserError with all that is wrong."""
+    reading = _Reading(Path("distill evaluate"), {}, plugins)
+    known = {name: plugins.owners("metric", name) for name in metrics}
+    reading.override(["eval", "metrics"], list(known), f"--metrics {','.join(known)}")
+    for key, value in (("samples", samples), ("repeats", repeats), ("batch", batch)):
+        reading.override(["eval", key], value, f"--{key} {value}")
+    if reference is not None:
+        reading.override(["eval", "reference"], reference, f"--reference {reference}")
+    for name, owners in known.items():
+        fields = owners[0].component.config.model_fields if owners else {}
+        if reference is None and "reference" in fields:
+            raise UserError(
+                f"--reference is missing: the real images that {name} compares with: a folder or ZIP, digits, or for fid alone "
+                "their statistics (.npz, or its URL)"
+            )
+        if inception is not None and "inception" in fields:
+            reading.override(["eval", name, "inception"], inception, f"--inception {inception}")
+        reading.origins[("eval", name, "reference")] = f"--reference {reference}"
+    config, choices = reading.evaluation()
+    reading.finish()
+    assert config
+    return config, choices
 
 
 @dataclass

@@ -39,17 +39,17 @@ def new_run_folder(outdir: Path, description: str) -> Path:
         raise UserError(f"[log] outdir = {str(outdir)!r}: cannot be written: {error.strerror}") from None
 
 
-def check_outdir(outdir: Path) -> None:
-    """Raise UserError if no run folder could be made there; leaves nothing behind."""
+def check_outdir(outdir: Path, setting: str = "[log] outdir =") -> None:
+    """Raise UserError if no folder could be made there, naming the setting; leaves nothing behind."""
     try:
         existing = next(p for p in (outdir, *outdir.absolute().parents) if p.exists())
         if not existing.is_dir():
-            raise UserError(f"[log] outdir = {str(outdir)!r}: {existing} is a file, not a folder")
+            raise UserError(f"{setting} {str(outdir)!r}: {existing} is a file, not a folder")
         probe = existing / f".distill-{time.time_ns()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"[log] outdir = {str(outdir)!r}: cannot be written: {error.strerror}") from None
+        raise UserError(f"{setting} {str(outdir)!r}: cannot be written: {error.strerror}") from None
 
 
 class Journal:

@@ -82,6 +82,7 @@ def distill(
     about = {
         "D": noise.D, "sigma_data": teacher.sigma_data, "sigma_init": noise.sigma_init, "sigmas": list(generator.sigmas),
         "steps": generator.steps, "gradient": generator.gradient,
+        "image_shape": list(teacher.image_shape), "label_dim": teacher.label_dim,
         "teacher": teacher.origin, "teacher_weights": teacher.provenance.get("weights", ""), "recipe": training_tables(recipe),
         "recipe_hash": hashlib.sha256(dumps(training_tables(recipe)).encode()).hexdigest()[:16],
     }  # fmt: skip
@@ -93,9 +94,10 @@ def distill(
             desk.samples(run.generator.sample(shown), recipe.log.grid, teacher.images)
             desk.network("generator", net, about)
             if recipe.eval.snapshot_samples and metrics:
-                start = time.monotonic()
-                found = quality.measure(metrics, run.generator.sample(range(recipe.eval.snapshot_samples)))
-                desk.metric(metrics, found, recipe.eval.snapshot_samples, time.monotonic() - start)
+                start, images = time.monotonic(), range(recipe.eval.snapshot_samples)
+                with journal.progress("measuring the generator", len(images)) as bar:
+                    found = quality.measure(metrics, run.generator.sample, images, recipe.eval.batch, bar.at)
+                desk.metric(metrics, found, len(images), time.monotonic() - start)
         desk.curves({"student": "Loss/student", "generator": "Loss/generator"}, metrics)
 
     desk = Desk(journal, recipe.log, run, run.parts, recipe.tables(), recipe.path.stem, snapshot)
@@ -116,7 +118,7 @@ def distill(
     with run.ema.averaged() as net:
         rows = [quality.generator_row(run.generator, metrics, recipe.eval, journal)] if metrics else []
         weights = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
-    if metrics and distributed.rank() == 0:
+    if metrics:
         rows += quality.teacher_rows(teacher, noise, metrics, recipe.eval, journal, fresh_teacher)
         rows.append(quality.floor_row(metrics, recipe.eval))
         desk.quality(rows, metrics, recipe.eval)
@@ -190,11 +192,11 @@ def pretrain(
     with run.ema.averaged() as averaged, eval_mode(averaged):
         if distributed.rank() == 0:
             save_network(target, "denoiser", averaged, about | {"nimg": run.nimg, "versions": quality.versions()})
-            teacher.path = target.resolve()
-            teacher.provenance = {"weights": weights_hash(averaged), "fresh_from_training": True}
-            if metrics:
-                rows = quality.teacher_rows(teacher, noise, metrics, recipe.eval, journal, fresh=True)
-                desk.quality([*rows, quality.floor_row(metrics, recipe.eval)], metrics, recipe.eval)
+        teacher.path = target.resolve()
+        teacher.provenance = {"weights": weights_hash(averaged), "fresh_from_training": True}
+        if metrics:
+            rows = quality.teacher_rows(teacher, noise, metrics, recipe.eval, journal, fresh=True)
+            desk.quality([*rows, quality.floor_row(metrics, recipe.eval)], metrics, recipe.eval)
     journal.log(f"the teacher is in {target}")
     return target
 

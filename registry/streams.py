@@ -19,8 +19,9 @@ class Streams:
 
     def __init__(self, seeds: Iterable[int], device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
+        self.seeds = list(seeds)
         # The low 32 bits are all that torch's Mersenne Twister looks at.
-        self._generators = [torch.Generator().manual_seed(seed % 2**32) for seed in seeds]
+        self._generators = [torch.Generator().manual_seed(seed % 2**32) for seed in self.seeds]
 
     @classmethod
     def derived(cls, purpose: str, indices: Iterable[int], device: torch.device | str = "cpu") -> Streams:

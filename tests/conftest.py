@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from registry.cli import main
 from registry.edm.networks import EDMPrecond
 from registry.files import save_network
 from registry.plugins import Plugins, load_plugins
@@ -138,6 +139,20 @@ def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             [sys.executable, "-m", "registry.cli", *map(str, args)],
             cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=timeout, check=False,
         )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def here(capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command in this process: the same code from the arguments to the exit, without the seconds that torch takes to load."""
+
+    def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
+        words = list(map(str, args))
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(words, int(stopped.value.code or 0), printed.out, printed.err)
 
     return run
 

@@ -132,7 +132,7 @@ BAD = {
     "edm with finite D": (["--set", "teacher.use=edm"], 'is a PFGM++ teacher with D = 128, not an EDM one; write [teacher] use = "pfgmpp"'),
     "D ≤ 0": (["--set", "noise.D=0"], "[noise] D = 0: must be greater than 0"),
     "batch not divisible": (["--set", "train.batch_gpu=3"], "[train] batch_gpu = 3: must divide batch = 8"),
-    "no such metric": (["--set", 'eval.metrics=["fid"]'], "no metric is called 'fid'"),
+    "no such metric": (["--set", 'eval.metrics=["fidd"]'], "no metric is called 'fidd' (did you mean 'fid'?)"),
     "no reference": (["--set", 'eval.metrics=["frechet"]'], "does not carry its images; name a data set"),
     "reference missing": (["--set", 'eval.metrics=["frechet"]', "--set", "eval.reference=nowhere"], "= 'nowhere': no such data set"),
     "device": (["--set", "train.device=tpu"], "[train] device = 'tpu': must be auto, cpu, cuda or cuda:N"),
@@ -373,10 +373,24 @@ def test_the_surface_of_the_command_is_frozen() -> None:
     common = {"--recipe", "--set", "--seed", "--outdir", "--resume", "--dry-run", "--debug"}
     assert options(main) == common | {"--loss", "--fresh-teacher", "--version"}
     assert isinstance(main, click.Group)
+    sampling = {"--network", "--key", "--sampler", "--steps", "--nfe", "--sigma-init", "--dim", "--rng", "--device"}
     assert {name: options(command) for name, command in main.commands.items()} == {
         "pretrain": common | {"--save"},
         "features": {"--recipe", "--set", "--save", "--debug"},
         "check": {"--set", "--loss", "--debug"},
+        "generate": sampling | {"--seeds", "--class", "--batch", "--outdir", "--format", "--debug"},
+        "evaluate": sampling
+        | {
+            "--metrics",
+            "--reference",
+            "--inception",
+            "--samples",
+            "--repeats",
+            "--batch",
+            "--output",
+            "--save-reference",
+            "--debug",
+        },
         "inspect": {"--globals", "--debug"},
         "convert": {"--key", "--kind", "--debug"},
         "dataset": {"--resolution", "--crop", "--folder-labels", "--debug"},

@@ -16,11 +16,11 @@ from tests.conftest import ROOT, environment
 # From the lowest floor up; a module imports from its own floor or lower ones only.
 FLOORS = [
     {"api", "sources"},
-    {"edm.networks", "edm.datasets", "edm.archive", "edm.pickles", "edm.snapshots", "streams", "distributed", "ema"},
+    {"edm.networks", "edm.datasets", "edm.archive", "edm.pickles", "edm.snapshots", "edm.latents", "streams", "distributed", "ema"},
     {"hookspecs", "plugins", "recipe", "noise", "denoising", "analytic", "features", "metrics", "descent", "downloads"},
-    {"files", "sampling", "generator", "pictures", "state", "report"},
-    {"describe", "builtin", "builtin.teacher", "builtin.noise", "builtin.loss", "builtin.metric", "quality"},
-    {"loop", "pretrain", "desk"},
+    {"files", "sampling", "generator", "pictures", "state", "report", "inception"},
+    {"describe", "builtin", "builtin.teacher", "builtin.noise", "builtin.loss", "builtin.metric", "builtin.fid", "quality"},
+    {"loop", "pretrain", "desk", "generate", "evaluation", "testing"},
     {"run"},
     {"cli", ""},
 ]

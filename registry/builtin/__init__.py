@@ -5,15 +5,30 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from registry.api import Component, Config, DataSource, Dimension, NoiseConfig, Positive, Source, hookimpl
+from registry.api import Component, Config, DataSource, Dimension, File, NoiseConfig, Positive, Reference, Source, hookimpl
+from registry.sources import published_D
 
 
-class EDMConfig(Config):
+class FileConfig(Config):
+    """A teacher's file, and what of it is to be otherwise; for teachers of any D."""
+
     source: Source = Field(description="the teacher's file: a path, a URL, or the name of a shipped or published teacher")
     key: str | None = Field(None, description="which network of the file, e.g. ema; by default averages come first")
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="hash of the file, checked when it is downloaded")
+    dropout: float | None = Field(None, ge=0, lt=1, description="of the student's and the generator's network; default: the file's")
+    fp16: bool | None = Field(None, description="run all three networks in float16 on CUDA; default: as the file has it")
+
+
+class EDMConfig(FileConfig):
+    @field_validator("source")
+    @classmethod
+    def _is_a_diffusion_teacher(cls, value: str) -> str:
+        D = published_D(value)
+        if D is not None and math.isfinite(D):
+            raise ValueError(f'is a PFGM++ teacher with D = {D:g}; write use = "pfgmpp"')
+        return value
 
 
 class AnalyticConfig(Config):
@@ -53,6 +68,18 @@ class SlicedWassersteinConfig(Config):
     projections: int = Field(512, ge=1, description="number of random directions")
 
 
+class InceptionConfig(Config):
+    inception: File | None = Field(None, description="the network inception-2015-12-05.pt; by default the one in the cache folder")
+
+
+class FIDConfig(InceptionConfig):
+    reference: Reference = Field("teacher", description="real images, or statistics of them: an .npz file or its URL")
+
+
+class KIDConfig(InceptionConfig):
+    reference: DataSource = Field("teacher", description="the real images: digits, a folder or ZIP, or the teacher's own")
+
+
 class CoverageConfig(Config):
     reference: Literal["teacher"] = Field("teacher", description="an exact teacher's own points")
     radius: Positive = Field(0.1, description="a point counts as reached if an image lies nearer than this")
@@ -85,6 +112,14 @@ def register_losses() -> list[Component]:
 @hookimpl
 def register_metrics() -> list[Component]:
     return [
+        Component(
+            "fid", FIDConfig, "registry.builtin.fid:build_fid",
+            "Fréchet Inception distance, as EDM measures it (clean-fid, mode legacy_tensorflow)",
+        ),
+        Component(
+            "kid", KIDConfig, "registry.builtin.fid:build_kid",
+            "kernel Inception distance to a data set (clean-fid, mode legacy_tensorflow)",
+        ),
         Component(
             "frechet", FrechetConfig, "registry.builtin.metric:build_frechet",
             "Fréchet distance in the features of a small classifier, and the number of classes present",

@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from registry.api import Teacher, UserError
+from registry.api import Metric, Teacher, UserError
 from registry.builtin import CoverageConfig, FrechetConfig, SlicedWassersteinConfig
 from registry.edm.datasets import load_images
 from registry.features import Classifier, embed
@@ -15,7 +15,7 @@ from registry.files import load_network
 from registry.metrics import frechet_distance, moments, sliced_wasserstein
 
 
-class Frechet:
+class Frechet(Metric):
     """Fréchet distance of classifier features to all real images, and how many classes the images fall into.
 
     A class is present if it has at least 1 % of the images.
@@ -25,20 +25,24 @@ class Frechet:
 
     def __init__(self, classifier: Classifier, real: Tensor) -> None:
         self.classifier, self.real = classifier, real
-        self.features, _ = embed(classifier, real)
+        self.features = embed(classifier, real)
         self.moments = moments(self.features)
         self.fingerprint = fingerprint(self.features)
 
-    def __call__(self, images: Tensor) -> dict[str, float]:
-        features, predicted = embed(self.classifier, images)
-        classes = int((predicted.bincount() >= 0.01 * len(images)).sum())
-        return {"frechet": frechet_distance(*moments(features), *self.moments), "classes": float(classes)}
+    def embed(self, images: Tensor) -> Tensor:
+        return embed(self.classifier, images.cpu())
+
+    def compare(self, rows: Tensor) -> dict[str, float]:
+        with torch.no_grad():
+            predicted = self.classifier.logits(rows).argmax(1)
+        classes = int((predicted.bincount() >= 0.01 * len(rows)).sum())
+        return {"frechet": frechet_distance(*moments(rows), *self.moments), "classes": float(classes)}
 
     def floor(self, repeat: int) -> dict[str, float]:
         return self(half(self.real, repeat))
 
 
-class SlicedWasserstein:
+class SlicedWasserstein(Metric):
     """Sliced Wasserstein-2 distance of the pixels to all real images."""
 
     columns = ("sliced_w2",)
@@ -47,14 +51,17 @@ class SlicedWasserstein:
         self.real, self.projections = real, projections
         self.fingerprint = fingerprint(real)
 
-    def __call__(self, images: Tensor) -> dict[str, float]:
-        return {"sliced_w2": sliced_wasserstein(images.flatten(1), self.real.flatten(1), self.projections)}
+    def embed(self, images: Tensor) -> Tensor:
+        return images.flatten(1).cpu()
+
+    def compare(self, rows: Tensor) -> dict[str, float]:
+        return {"sliced_w2": sliced_wasserstein(rows, self.real.flatten(1), self.projections)}
 
     def floor(self, repeat: int) -> dict[str, float]:
         return self(half(self.real, repeat))
 
 
-class Coverage:
+class Coverage(Metric):
     """For a finite set: the distance to the nearest point, and the share of points with an image within `radius`."""
 
     columns = ("nearest", "reached")
@@ -63,8 +70,11 @@ class Coverage:
         self.real, self.radius = real, radius
         self.fingerprint = fingerprint(real)
 
-    def __call__(self, images: Tensor) -> dict[str, float]:
-        distances = torch.cdist(images.flatten(1), self.real.flatten(1))
+    def embed(self, images: Tensor) -> Tensor:
+        return images.flatten(1).cpu()
+
+    def compare(self, rows: Tensor) -> dict[str, float]:
+        distances = torch.cdist(rows, self.real.flatten(1))
         reached = (distances.min(0).values < self.radius).double().mean()
         return {"nearest": float(distances.min(1).values.double().mean()), "reached": float(reached)}
 
@@ -86,16 +96,23 @@ def half(real: Tensor, repeat: int) -> Tensor:
 
 def real_images(reference: str, teacher: Teacher, metric: str) -> Tensor:
     """The real images [M, C, H, W] of a metric. Raises UserError if there are none, or if they have another shape."""
-    if reference != "teacher":
-        images = load_images(reference).x()
-    elif teacher.images is not None:
-        images = teacher.images.cpu()
-    else:
+    images = load_images(reference).x() if reference != "teacher" else own_images(teacher, metric)
+    check_shape(images, teacher, reference, metric)
+    return images
+
+
+def own_images(teacher: Teacher, metric: str) -> Tensor:
+    """The images that an exact teacher carries, on the CPU. Raises UserError."""
+    if teacher.images is None:
         raise UserError(f"[eval.{metric}] reference: the teacher {teacher.origin} does not carry its images; name a data set")
+    return teacher.images.cpu()
+
+
+def check_shape(images: Tensor, teacher: Teacher, reference: str, metric: str) -> None:
+    """Real images must have the shape of those that are measured. Raises UserError."""
     if tuple(images.shape[1:]) != tuple(teacher.image_shape):
         found, wanted = ("×".join(map(str, s)) for s in (images.shape[1:], teacher.image_shape))
-        raise UserError(f"[eval.{metric}] reference = {reference!r}: its images are {found}, the teacher's are {wanted}")
-    return images
+        raise UserError(f"[eval.{metric}] reference = {reference!r}: its images are {found}, the network's are {wanted}")
 
 
 def build_frechet(config: FrechetConfig, teacher: Teacher) -> Frechet:

@@ -1,0 +1,336 @@
+"""FID and `distill evaluate`: one number by the command, by two processes, in training, and by hand; and whatever can be wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from registry import inception
+from registry.api import Teacher, UserError
+from registry.builtin import FIDConfig, KIDConfig
+from registry.builtin.fid import build_fid, build_kid
+from registry.files import save_network
+from registry.inception import DIMENSION, NAME, Inception, Statistics, frechet_inception_distance, open_inception, read_statistics
+from registry.metrics import frechet_distance, frechet_distance_of_rows, moments
+from registry.sampling import open_sampler
+from tests.conftest import environment, error_line, golden, tiny_network
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+Write = Callable[..., Path]
+FEW = ["--samples", "12", "--batch", "5", "--device", "cpu"]
+
+
+class StandIn(nn.Module):
+    """What clean-fid expects of the Inception network's file: `layers`, and forward(x, return_features)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, DIMENSION), nn.ReLU())
+
+    def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
+        assert x.dtype == torch.uint8, "pixels come as they are, not resized"
+        assert x.shape[1] == 3
+        return self.layers((x.to(torch.float32) - 128) / 128)
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("inception") / "stand-in.pt"
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        torch.jit.script(StandIn()).save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty grey 8×8 images in EDM's layout."""
+    folder = tmp_path_factory.mktemp("data")
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"img{i:08d}.png")
+    return folder
+
+
+@pytest.fixture
+def generator_file(tmp_path: Path) -> Path:
+    path = tmp_path / "generator.pt"
+    save_network(path, "generator", tiny_network(), {"D": 128.0, "sigma_init": 2.5})
+    return path
+
+
+def network(shape: tuple[int, int, int] = (1, 8, 8)) -> Teacher:
+    return Teacher(nn.Identity(), 128.0, shape, origin="network.pkl")
+
+
+def pixels_of(folder: Path) -> Tensor:
+    return torch.stack([torch.from_numpy(np.array(Image.open(p))) for p in sorted(folder.glob("*.png"))])[:, None]
+
+
+# ------------------------------------------------------------------------------------------------------- distance
+
+
+@pytest.mark.parametrize("case", ["a", "b"])
+def test_golden_fid(case: str) -> None:
+    """Through clean-fid (more images than features), and with a covariance that is singular."""
+    g = golden("fid")
+    a, b = g.at(f"{case}/features_a"), g.at(f"{case}/features_b")
+    assert frechet_inception_distance(a, *moments(b)) == pytest.approx(g.at(f"{case}/fid").item(), rel=1e-6)
+    assert frechet_distance_of_rows(a, *moments(b)) == pytest.approx(g.at(f"{case}/fid").item(), rel=1e-6)
+    few = a[: a.shape[1] // 2]
+    assert frechet_inception_distance(few, *moments(b)) == pytest.approx(frechet_distance(*moments(few), *moments(b)), rel=1e-6)
+    assert frechet_inception_distance(few, *moments(few)) == pytest.approx(0, abs=1e-5)
+
+
+def test_duplicates_are_no_trouble(capfd: pytest.CaptureFixture[str]) -> None:
+    """More images than features, and still a singular covariance: clean-fid's own remedy, or ours; nothing is printed."""
+    rows = torch.randn(4, 16, generator=torch.Generator().manual_seed(0)).repeat(20, 1)
+    assert frechet_inception_distance(rows, *moments(rows)) == pytest.approx(0, abs=1e-3)
+    assert not any(capfd.readouterr())
+
+
+def test_a_torchvision_that_does_not_load_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the failure beside a torch without CUDA, which does not matter to clean-fid."""
+    (tmp_path / "torchvision.py").write_text("raise OSError('libcudart.so.13: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    with pytest.raises(UserError, match=r"a torchvision that goes with torch 2\S+: libcudart.so.13: cannot open"):
+        inception._cleanfid.__wrapped__()
+
+
+# --------------------------------------------------------------------------------------- features and statistics
+
+
+def test_features_are_of_pixels_as_edm_rounds_them(inception_file: Path) -> None:
+    inception = Inception(inception_file)
+    images = torch.linspace(-1.2, 1.2, 5 * 64).reshape(5, 1, 8, 8)
+    pixels = (images * 127.5 + 128).clip(0, 255).to(torch.uint8)
+    rows = inception.embed(images)
+    assert (rows.shape, rows.dtype) == ((5, DIMENSION), torch.float32)
+    torch.testing.assert_close(rows, inception.net.base(pixels.repeat(1, 3, 1, 1), return_features=True))
+    torch.testing.assert_close(inception.features(pixels.repeat(1, 3, 1, 1), batch=2), rows)
+    assert inception.embed(images) is rows
+    assert inception.embed(images + 0) is not rows
+
+
+def test_statistics_of_a_data_set_are_kept(
+    inception_file: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILL_CACHE_DIR", str(tmp_path / "cache"))
+    config = FIDConfig(reference=str(data), inception=str(inception_file))
+    found = build_fid(config, network()).statistics
+    mu, sigma = moments(Inception(inception_file).features(pixels_of(data)))
+    torch.testing.assert_close((found.mu, found.sigma), (mu, sigma))
+    (kept,) = (tmp_path / "cache" / "statistics").iterdir()
+    kept.write_bytes(kept.read_bytes()[:1000])  # damaged: made again
+    assert build_fid(config, network()).statistics.hash == found.hash
+    Statistics(found.mu + 1, found.sigma, 8, 30, found.inception).save(kept)  # whole: used
+    assert build_fid(config, network()).statistics.mu[0] == found.mu[0] + 1
+    with np.load(kept, allow_pickle=False) as file:
+        assert {k: file[k].item() for k in ("img_resolution", "num_images")} == {"img_resolution": 8, "num_images": 30}
+
+
+def test_kid_and_fid_share_their_features(inception_file: Path, data: Path) -> None:
+    fid = build_fid(FIDConfig(reference=str(data), inception=str(inception_file)), network())
+    kid = build_kid(KIDConfig(reference=str(data), inception=str(inception_file)), network())
+    assert fid.real is kid.real
+    images = pixels_of(data) / 127.5 - 1
+    far = -images.abs()
+    assert kid.embed(images) is fid.embed(images)
+    assert fid(images)["fid"] == pytest.approx(0, abs=1e-4)
+    before = np.random.get_state()[1].copy()
+    assert kid(far) == kid(far)
+    assert (np.random.get_state()[1] == before).all()
+    assert kid(far)["kid"] > max(kid(images)["kid"], 0)
+    for metric in (fid, kid):
+        assert metric.floor(0) == metric.floor(0) != metric.floor(1)
+        assert metric.floor(0)[metric.columns[0]] < metric(far)[metric.columns[0]]
+
+
+def write(path: Path, **arrays: object) -> Path:
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def test_statistics_that_are_none(tmp_path: Path) -> None:
+    mu, sigma = np.zeros(DIMENSION), np.eye(DIMENSION)
+    whole = write(tmp_path / "whole.npz", mu=mu, sigma=sigma)
+    assert read_statistics(str(whole)).img_resolution is None  # EDM's files do not tell
+    (tmp_path / "cut.npz").write_bytes(whole.read_bytes()[:-5000])
+    (tmp_path / "text.npz").write_text("hello")
+    np.save(tmp_path / "array", mu)
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    bad = {
+        "cut.npz": "not an .npz file of statistics, or damaged",
+        "text.npz": "not an .npz file of statistics, or damaged",
+        "array.npz": "not an .npz file of statistics, or damaged",
+        "nowhere.npz": "no such file",
+        write(tmp_path / "keys.npz", mean=mu).name: "no statistics: it has mean, wanted are mu and sigma",
+        write(tmp_path / "object.npz", mu=np.array([{}]), sigma=sigma).name: "not an .npz file of statistics, or damaged",
+        write(tmp_path / "other.npz", mu=mu[:64], sigma=np.eye(64)).name: r"another network: mu is \[64\], sigma \[64, 64\]",
+        write(tmp_path / "nan.npz", mu=mu * np.nan, sigma=sigma).name: "values that are not finite",
+    }
+    for name, message in bad.items():
+        with pytest.raises(UserError, match=message):
+            read_statistics(str(tmp_path / name))
+
+
+def test_references_that_do_not_fit(inception_file: Path, data: Path, tmp_path: Path) -> None:
+    def fid(reference: Path, shape: tuple[int, int, int] = (1, 8, 8)) -> None:
+        build_fid(FIDConfig(reference=str(reference), inception=str(inception_file)), network(shape))
+
+    statistics = Statistics(torch.zeros(DIMENSION).double(), torch.eye(DIMENSION).double(), 32)
+    statistics.save(tmp_path / "r32.npz")
+    with pytest.raises(UserError, match="its statistics are of images at resolution 32, wanted is 8"):
+        fid(tmp_path / "r32.npz")
+    Statistics(statistics.mu, statistics.sigma, inception="abc").save(tmp_path / "other.npz")
+    with pytest.raises(UserError, match="its statistics are of another Inception file, of hash abc, wanted is"):
+        fid(tmp_path / "other.npz")
+    with pytest.raises(UserError, match="takes grey or RGB images; these have 2 channels"):
+        fid(tmp_path / "other.npz", (2, 1, 1))
+    with pytest.raises(UserError, match="its images are 1×8×8, the network's are 3×8×8"):
+        fid(data, (3, 8, 8))
+    with pytest.raises(UserError, match="does not carry its images; name a data set"):
+        build_fid(FIDConfig(inception=str(inception_file)), network())
+    (tmp_path / "one").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "one" / "a.png")
+    with pytest.raises(UserError, match="has 1 image; a covariance takes 2 or more"):
+        fid(tmp_path / "one")
+
+
+def test_networks_that_are_none(generator_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.pt").write_text("hello")
+    torch.jit.script(nn.Linear(3, 3)).save(str(tmp_path / "linear.pt"))
+    for name in (generator_file.name, "text.pt", "linear.pt"):
+        with pytest.raises(UserError, match="not clean-fid's Inception network, or damaged; it is https://"):
+            open_inception(str(tmp_path / name), "fid")
+    monkeypatch.setenv("DISTILL_CACHE_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=rf"download https://\S+ to {tmp_path / NAME}, or give its path"):
+        open_inception(None, "fid")
+
+
+# ------------------------------------------------------------------------------------------------------ the command
+
+
+def fid_by_hand(a: Tensor, b: Tensor) -> float:
+    """With centred A, B: tr (Σ_a Σ_b)^½ is the sum of the singular values of A Bᵀ/√((n−1)(m−1))."""
+    A, B = a - a.mean(0), b - b.mean(0)
+    cross = torch.linalg.svdvals(A @ B.T).sum() / ((len(a) - 1) * (len(b) - 1)) ** 0.5
+    traces = A.square().sum() / (len(a) - 1) + B.square().sum() / (len(b) - 1)
+    return float((a.mean(0) - b.mean(0)).square().sum() + traces - 2 * cross)
+
+
+def test_one_fid_by_one_process_by_two_and_by_hand(
+    cli: Cli, generator_file: Path, inception_file: Path, data: Path, tmp_path: Path
+) -> None:
+    given = ["evaluate", "--network", generator_file, "--reference", data, "--inception", inception_file, *FEW]
+    done = cli(*given, "--metrics", "fid,sliced_wasserstein", "--save-reference", tmp_path / "stats.npz")
+    assert done.returncode == 0, done.stderr
+    one = json.loads((tmp_path / "generator.metric-fid-sliced_wasserstein.json").read_text())
+    found = one["results"]["fid12_proxy"]["fid"]
+    for text in ("fid12_proxy", "minimum", "mean ± std", "0-11, 12-23, 24-35", "legacy_tensorflow", one["sampler"]["weights"],
+                 one["metrics"]["fid"]["inception_hash"], one["metrics"]["fid"]["reference_hash"]):  # fmt: skip
+        assert text in done.stdout
+    assert one["sampler"] | {"D": 128.0, "kind": "generator", "sigmas": [2.5]} == one["sampler"]
+    assert set(one["results"]) == {"fid12_proxy", "sliced_wasserstein"}
+
+    inception, sampler = Inception(inception_file), open_sampler(str(generator_file), device="cpu")
+    real = inception.features(pixels_of(data)).double()
+    by_hand = [fid_by_hand(inception.embed(sampler(range(i, i + 12))).double(), real) for i in (0, 12, 24)]
+    assert found["values"] == pytest.approx(by_hand, rel=1e-5)
+    assert found["min"] == min(found["values"])
+    assert found["std"] == pytest.approx(np.std(by_hand, ddof=1), rel=1e-3)
+
+    # By two processes, and against the statistics that were saved: the same to the last bit.
+    given[given.index(data)] = tmp_path / "stats.npz"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "registry.cli", *given]
+    two = subprocess.run([*map(str, command)], env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("minimum") == 1
+    of_two = json.loads((tmp_path / "generator.metric-fid.json").read_text())
+    assert of_two["results"]["fid12_proxy"]["fid"] == found
+    lines = [json.loads(line) for line in (tmp_path / "generator.metric-fid.jsonl").read_text().splitlines()]
+    assert [line["results"]["fid"] for line in lines] == found["values"]
+    assert {"metric", "num_gpus", "snapshot_pkl", "total_time", "timestamp"} <= set(lines[0])
+    assert (lines[0]["metric"], lines[0]["num_gpus"]) == ("fid12_proxy", 2)
+
+
+def test_in_training_the_same_number_and_the_best_snapshot(
+    cli: Cli, recipe_file: Write, inception_file: Path, data: Path, tmp_path: Path
+) -> None:
+    append = f'metrics = ["fid"]\nreference = "{data}"\nbatch = 5\n[eval.fid]\ninception = "{inception_file}"\n'
+    path = recipe_file(("duration_kimg = 0.048", "duration_kimg = 0.032"), ("repeats = 2", "repeats = 1"), append=append)
+    checked = cli("check", path)
+    assert checked.returncode == 0, checked.stderr
+    done = cli("--recipe", path)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert "fid32_proxy" in (run / "quality.txt").read_text()
+    floor = json.loads((run / "quality.json").read_text())["rows"][-1]
+    assert len(floor["values"]["fid"]) == 1
+
+    def lines() -> list[dict[str, object]]:
+        return [json.loads(line) for line in (run / "metric-fid.jsonl").read_text().splitlines()]
+
+    values = [line["results"]["fid"] for line in lines()]  # type: ignore[index]
+    assert (lines()[-1]["metric"], len(values)) == ("fid16_proxy", 2)
+    best = json.loads((run / "best.json").read_text())
+    assert (best["value"], best["column"]) == (min(values), "fid")
+    snapshot = run / "network-snapshot-1.000000-000000.pkl"  # the last one: all are within the first thousand images
+    if values[-1] == min(values):
+        assert (run / "network-snapshot-best.pkl").read_bytes() == snapshot.read_bytes()
+
+    output = tmp_path / "again.json"
+    again = cli("evaluate", "--network", snapshot, "--reference", data, "--inception", inception_file, "--samples", "16",
+                "--repeats", "1", "--batch", "5", "--device", "cpu", "--output", output)  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert json.loads(output.read_text())["results"]["fid16_proxy"]["fid"]["min"] == pytest.approx(values[-1], rel=1e-6)
+
+    # A resumed run knows the best so far, by its lines.
+    text = (run / "metric-fid.jsonl").read_text()
+    first = json.loads(text.splitlines()[0])
+    (run / "metric-fid.jsonl").write_text(json.dumps(first | {"results": {"fid": -1.0}}) + "\n" + text)
+    kept = (run / "best.json").read_text()
+    resumed = cli("--recipe", path, "--resume", run, "--set", "train.duration_kimg=0.048")
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(lines()) == 4
+    assert (run / "best.json").read_text() == kept
+
+
+def test_a_recipe_with_published_statistics_is_checked_without_network_and_torch(recipe_file: Write) -> None:
+    url = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/cifar10-32x32.npz"
+    path = recipe_file(append=f'metrics = ["fid"]\nreference = "{url}"\n')
+    code = f"import sys; sys.argv = ['distill', 'check', {str(path)!r}]\nfrom registry.cli import main\ntry: main()\nexcept SystemExit as e: assert not e.code\nassert not {{'torch', 'cleanfid'}} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    assert path.name in done.stdout
+
+
+def test_what_can_be_wrong(cli: Cli, generator_file: Path, inception_file: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "damaged.npz").write_text("hello")
+    ok = {"--network": generator_file, "--reference": data, "--inception": inception_file}
+    cases: list[tuple[dict[str, object], str]] = [
+        ({"--reference": None}, "--reference is missing: the real images that fid compares with: a folder or ZIP, digits"),
+        ({"--reference": "nowhere"}, "--reference nowhere: [eval] reference = 'nowhere': no such data set"),
+        ({"--reference": tmp_path / "damaged.npz"}, "damaged.npz: not an .npz file of statistics, or damaged"),
+        ({"--reference": tmp_path / "damaged.npz", "--metrics": "kid"}, "statistics of images serve the metric fid alone"),
+        ({"--samples": 1}, "--samples 1: [eval] samples = 1: must be greater than or equal to 2"),
+        ({"--metrics": "fidd"}, "no metric is called 'fidd' (did you mean 'fid'?)"),
+        ({"--inception": "nowhere.pt"}, "--inception nowhere.pt: [eval.fid] inception = 'nowhere.pt': no such file"),
+        ({"--inception": None}, "[eval.fid] inception: fid needs the Inception network: download https://"),
+        ({"--output": "result.txt"}, "--output result.txt: the result is kept as .json"),
+        ({"--save-reference": "x.npz", "--metrics": "sliced_wasserstein"}, "statistics are those of --metrics fid"),
+    ]  # fmt: skip
+    for changes, message in cases:
+        given = [str(a) for k, v in (ok | changes).items() if v is not None for a in (k, v)]
+        assert message in error_line(cli("evaluate", *given, "--device", "cpu")), changes
+    assert not list(tmp_path.glob("*.metric-*"))

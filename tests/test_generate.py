@@ -1,0 +1,234 @@
+"""Images from seeds: by the command as a user types it, and against the latents of PFGM++'s script."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from registry.api import UserError
+from registry.edm.latents import pfgmpp_latents
+from registry.files import load_network, save_network
+from registry.generate import parse_seeds
+from registry.noise import GaussianNoise
+from registry.pictures import to_uint8
+from registry.sampling import heun, heun_levels, heun_steps, open_sampler
+from registry.streams import Streams
+from tests.conftest import HERE, environment, error_line, golden, tiny_network
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+GOLDEN = HERE / "golden"
+
+
+@pytest.fixture
+def generator_file(tmp_path: Path) -> Path:
+    """A two-step generator with three classes at D = 128."""
+    about = {"D": 128.0, "sigma_init": 2.5, "sigmas": [2.5, 0.9], "steps": 2}
+    about["recipe"] = {"noise": {"use": "electrostatic", "sigma_init": 2.5}}
+    save_network(tmp_path / "two.pkl", "generator", tiny_network(label_dim=3), about)
+    return tmp_path / "two.pkl"
+
+
+def pixels(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): Image.open(p).tobytes() for p in sorted(folder.rglob("*.png"))}
+
+
+# ----------------------------------------------------------------------------------------------------- the pieces
+
+
+def test_seeds() -> None:
+    assert parse_seeds("0-3,7, 10 - 11 ,7,2") == [0, 1, 2, 3, 7, 10, 11]
+    for text, wanted in (
+        ("", "write numbers"),
+        ("1-", "write numbers"),
+        ("5-2", "5-2 is empty"),
+        ("4294967296", "a seed is below"),
+    ):
+        with pytest.raises(UserError, match=wanted):
+            parse_seeds(text)
+
+
+@pytest.mark.parametrize("D", [128, 2048])
+def test_golden_latents_of_the_pfgmpp_script(D: int) -> None:
+    g = golden("kernel")
+    before = torch.get_rng_state()
+    found = pfgmpp_latents(g.at("prior/seeds").tolist(), (3, 8, 8), 80, D)
+    torch.testing.assert_close(found, g.at(f"prior/d{D}/latents", torch.float64), rtol=1e-6, atol=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_at_infinite_D_our_latents_are_the_scripts() -> None:
+    g = golden("kernel")
+    assert torch.equal(GaussianNoise().prior((3, 8, 8), 1.0, Streams(g.at("prior/seeds").tolist())), g.at("prior/dinf/latents"))
+
+
+def test_heun_steps() -> None:
+    assert (heun_steps(32, None, None), heun_steps(64, None, None)) == (18, 40)
+    assert (heun_steps(32, None, 9), heun_steps(32, 7, None), heun_steps(32, 5, 9)) == (5, 7, 5)
+    with pytest.raises(UserError, match="an odd number; give 9 or 11"):
+        heun_steps(32, None, 10)
+    with pytest.raises(UserError, match="6 Heun steps take 11 evaluations"):
+        heun_steps(32, 6, 9)
+
+
+# -------------------------------------------------------------------------------------------------- what files say
+
+
+def test_a_pfgmpp_teacher_gives_the_scripts_images_for_a_seed() -> None:
+    """The golden teacher, its script's latents, Heun: the whole path by hand and by the sampler."""
+    source = str(GOLDEN / "teacher_pfgmpp_ncsnpp.pkl")
+    sampler = open_sampler(source, nfe=5, rng="pfgmpp")
+    assert (sampler.evaluations, sampler.image_shape, sampler.terms["kind"]) == (5, (3, 16, 16), "teacher")
+    net, about = load_network(source)
+    wanted = heun(net, pfgmpp_latents([3, 1], (3, 16, 16), 80, about["D"]), heun_levels(3))
+    torch.testing.assert_close(sampler([3, 1]).double(), wanted, rtol=0, atol=1e-5)
+    assert not torch.allclose(open_sampler(source, nfe=5)([3, 1]).double(), wanted, atol=0.1)
+
+
+def test_a_sid_snapshot_is_a_one_step_generator_without_a_flag() -> None:
+    sampler = open_sampler(str(GOLDEN / "network-snapshot-1.200000-000512.pkl"))
+    assert (sampler.evaluations, sampler.terms["kind"], sampler.terms["sigmas"]) == (1, "generator", [2.5])
+    net, _ = load_network(GOLDEN / "network-snapshot-1.200000-000512.pkl")
+    z = 2.5 * Streams([5]).normal(sampler.image_shape)
+    with torch.no_grad():
+        torch.testing.assert_close(sampler([5]), net(z, torch.tensor([2.5])))
+    assert open_sampler(str(GOLDEN / "training-state-ipfm-000512.pt"), key="G_ema990", D=64.0).terms["D"] == 64.0
+
+
+def test_a_training_state_tells_its_levels(recipe_file: Callable[..., Path], cli: Cli, tmp_path: Path) -> None:
+    done = cli("--recipe", recipe_file(("duration_kimg = 0.048", "duration_kimg = 0.016")), "--set", "generator.steps=2", "--set", "noise.sigma_init=3")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    state, snapshot = next(run.glob("training-state-*.pt")), next(run.glob("network-snapshot-1*.pkl"))
+    assert open_sampler(str(state)).terms["sigmas"] == open_sampler(str(snapshot)).terms["sigmas"] == [3.0, 1.501]
+    torch.testing.assert_close(open_sampler(str(state))(range(3)), open_sampler(str(snapshot))(range(3)))
+
+
+# ----------------------------------------------------------------------------------------------------- the command
+
+
+def test_images_are_the_same_in_any_batch_and_number_of_processes(cli: Cli, generator_file: Path, tmp_path: Path) -> None:
+    assert cli("generate", "--network", generator_file, "--seeds", "0-10", "--outdir", tmp_path / "a").returncode == 0
+    assert cli("generate", "--network", generator_file, "--seeds", "0-10", "--outdir", tmp_path / "b", "--batch", 3).returncode == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "registry.cli", "generate",
+         "--network", str(generator_file), "--seeds", "0-10", "--outdir", str(tmp_path / "c"), "--batch", "2", "--format", "png",
+         "--format", "npz"],
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    a, b, c = (pixels(tmp_path / name) for name in "abc")
+    assert list(a) == [f"{i:06d}.png" for i in range(11)]
+    assert a == b == c
+    with np.load(tmp_path / "c" / "samples.npz") as found:
+        assert found["arr_0"].shape == (11, 8, 8, 1)
+        assert [x.tobytes() for x in found["arr_0"]] == list(a.values())
+        assert found["seeds"].tolist() == list(range(11))
+    assert not (tmp_path / "c" / ".parts").exists()
+    images = open_sampler(str(generator_file))(range(11))
+    assert [x.numpy().tobytes() for x in to_uint8(images)] == list(a.values())
+
+
+def test_what_is_there_is_not_made_again(here: Cli, generator_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    args = ["generate", "--network", generator_file, "--outdir", out, "--batch", 2]
+    assert here(*args, "--seeds", "0-5").returncode == 0
+    whole = pixels(out)
+    (out / "000003.png").unlink()
+    before = {p: p.stat().st_mtime_ns for p in out.glob("*.png")}
+    done = here(*args, "--seeds", "0-7")
+    assert "5 of 8 images are there already" in done.stdout
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert {k: v for k, v in pixels(out).items() if k in whole} == whole
+    assert len(pixels(out)) == 8
+
+
+def test_parts_of_an_interrupted_run_are_used(here: Cli, generator_file: Path, tmp_path: Path) -> None:
+    """The work folder as a killed process leaves it: one whole part, one damaged."""
+    out = tmp_path / "out"
+    args = ["generate", "--network", generator_file, "--outdir", out, "--format", "npz", "--seeds", "0-4"]
+    assert here(*args).returncode == 0
+    whole = np.load(out / "samples.npz")["arr_0"]
+    (out / ".parts").mkdir()
+    np.savez(out / ".parts" / "kept.npz", seeds=np.array([1, 3]), pixels=np.stack([whole[1], 255 - whole[3]]))
+    (out / ".parts" / "damaged.npz").write_bytes(b"PK\x03\x04 and no more")
+    done = here(*args)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 5 images are there already" in done.stdout
+    again = np.load(out / "samples.npz")["arr_0"]
+    assert np.array_equal(again[[0, 1, 2, 4]], whole[[0, 1, 2, 4]])
+    assert np.array_equal(again[3], 255 - whole[3])  # taken from the part, not made again
+
+
+def test_classes_grids_and_folders(here: Cli, generator_file: Path, tmp_path: Path) -> None:
+    done = here("generate", "--network", generator_file, "--seeds", "0-5", "--class", 2, "--outdir", tmp_path / "two", "--format", "grid", "--format", "npz")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert np.load(tmp_path / "two" / "samples.npz")["labels"].tolist() == [2] * 6
+    assert Image.open(tmp_path / "two" / "grid.png").size[0] >= 400
+    sampler = open_sampler(str(generator_file))
+    wanted = to_uint8(sampler(range(6), sampler.one_hot(2, 6)))
+    assert np.array_equal(np.load(tmp_path / "two" / "samples.npz")["arr_0"][:, None, :, :, 0], wanted.numpy())
+    assert here("generate", "--network", generator_file, "--seeds", "0-1000", "--outdir", tmp_path / "many", "--batch", 512).returncode == 0  # fmt: skip
+    assert (tmp_path / "many" / "000000" / "000999.png").is_file()
+    assert (tmp_path / "many" / "001000" / "001000.png").is_file()
+
+
+def test_a_shipped_teacher_by_its_name(cli: Cli, tmp_path: Path) -> None:
+    done = cli(
+        "generate", "--network", "digits_dinf", "--nfe", 9, "--seeds", "0-3", "--outdir", tmp_path / "out", "--format", "npz"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4 images (9 evaluations each)" in done.stdout
+    terms = json.loads((tmp_path / "out" / "generate.json").read_text())
+    assert (terms["kind"], terms["D"], terms["steps"]) == ("teacher", "inf", 5)
+
+
+BAD = {
+    "other steps": (["--steps", "4"], "was distilled with 2 steps (sigma 2.5, 0.9), and is sampled so; for 4 distil again with --set generator.steps=4"),
+    "other evaluations": (["--nfe", "35"], "was distilled with 2 steps"),
+    "another solver": (["--sampler", "heun"], "is a generator; leave --sampler heun out"),
+    "another start": (["--sigma-init", "5"], "starts at sigma_init = 2.5; leave --sigma-init out"),
+    "another D": (["--dim", "64"], "was trained with D = 128; leave --dim out"),
+    "class out of range": (["--class", "3"], "has the classes 0 to 2"),
+    "no classes": (["--network", "digits_d128", "--class", "1"], "digits_d128: was trained without classes, so --class 1 cannot be given"),
+    "a teacher as generator": (["--network", "digits_d128", "--sampler", "generator"], "is a denoiser; leave --sampler generator out"),
+    "even evaluations": (["--network", "digits_d128", "--nfe", "10"], "--nfe 10: n Heun steps take 2n − 1 evaluations"),
+    "seeds": (["--seeds", "a-b"], "--seeds a-b: write numbers and ranges"),
+    "no such file": (["--network", "nowhere.pkl"], "nowhere.pkl: no such file"),
+    "no network": (["--network", "digits_features"], "is a classifier, wanted is a denoiser or generator"),
+    "outdir": (["--outdir", "/proc/nowhere"], "--outdir '/proc/nowhere': cannot be written"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(case: str, here: Cli, generator_file: Path, tmp_path: Path) -> None:
+    args, wanted = BAD[case]
+    assert wanted in error_line(
+        here("generate", "--network", generator_file, "--seeds", "0-3", "--outdir", tmp_path / "out", *args)
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_other_images_is_refused(here: Cli, generator_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert here("generate", "--network", generator_file, "--seeds", "0-1", "--outdir", out).returncode == 0
+    message = error_line(here("generate", "--network", generator_file, "--seeds", "0-1", "--outdir", out, "--class", "1"))
+    assert f"--outdir {out}: has images made otherwise (class: None there, 1 now); name another folder" in message
+
+
+def test_points_in_the_plane_are_no_pictures(here: Cli, tmp_path: Path) -> None:
+    from registry.analytic import PointDenoiser
+
+    save_network(tmp_path / "points.pt", "generator", PointDenoiser((2, 1, 1), 8, 1), {"D": 128.0, "sigma_init": 2.5})
+    args = ["generate", "--network", tmp_path / "points.pt", "--seeds", "0-20", "--outdir", tmp_path / "out"]
+    assert "images of 2×1×1 are no pictures; use --format npz or grid" in error_line(here(*args))
+    assert here(*args, "--format", "npz", "--format", "grid").returncode == 0
+    assert np.load(tmp_path / "out" / "samples.npz")["arr_0"].dtype == np.float32
+    assert Image.open(tmp_path / "out" / "grid.png").size[0] > 400
