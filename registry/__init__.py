@@ -12,8 +12,9 @@ from registry.plugins import load_plugins
 
 if TYPE_CHECKING:
     from registry.run import distill, pretrain
+    from registry.sampling import open_sampler
 
-__all__ = ["UserError", "distill", "load_plugins", "pretrain"]
+__all__ = ["UserError", "distill", "load_plugins", "open_sampler", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> Any:
         import registry.run
 
         return getattr(registry.run, name)
+    if name == "open_sampler":
+        import registry.sampling
+
+        return registry.sampling.open_sampler
     raise AttributeError(f"module 'registry' has no attribute {name!r}")

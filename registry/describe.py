@@ -113,7 +113,9 @@ def _network(key: str, name: str, kwargs: Mapping[str, Any], shapes: Mapping[str
 
 def _facts(about: Mapping[str, Any]) -> dict[str, str]:
     """What our files tell of themselves."""
-    facts = {k: str(about[k]) for k in ("sigma_init", "steps", "sigma_data", "teacher", "data", "recipe_hash") if k in about}
+    facts = {
+        k: str(about[k]) for k in ("sigma_init", "steps", "sigmas", "sigma_data", "teacher", "data", "recipe_hash") if k in about
+    }
     if "nimg" in about:
         facts["kimg"] = f"{about['nimg'] / 1000:g}"
     alpha = about.get("recipe", {}).get("loss", {}).get("alpha") if isinstance(about.get("recipe"), dict) else None

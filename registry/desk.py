@@ -56,6 +56,7 @@ class Desk:
         self.journal, self.log, self.run, self.parts, self.tables = journal, log, run, parts, tables
         self.description, self.snapshot = description, snapshot
         self.tallies: dict[str, Any] = {}
+        self.about: dict[str, Any] = {}
         self.batch: int = tables["train"]["batch"]
         self.folder = Path()
         self.signal = 0
@@ -173,7 +174,7 @@ class Desk:
 
     def state(self) -> Path:
         path = self.folder / f"training-state-{int(self.kimg):06d}.pt"
-        save_state(path, self.parts, self.run.nimg, self.tables)
+        save_state(path, self.parts, self.run.nimg, self.tables, self.about)
         return path
 
     def samples(self, images: Tensor, columns: int, real: Tensor | None = None, name: str | None = None) -> None:
@@ -182,11 +183,11 @@ class Desk:
             path = self.folder / (name or f"fakes_{int(self.kimg):06d}.png")
             self.picture(lambda: save_samples(path, images, columns, real))
 
-    def network(self, kind: str, net: nn.Module, about: dict[str, Any]) -> None:
+    def network(self, kind: str, net: nn.Module) -> None:
         if distributed.rank() == 0:
             path = self.folder / f"{self.snapshot_name()}{'.pkl' if isinstance(net, EDMPrecond) else '.pt'}"
             self.snapshot_file = path.name
-            save_network(path, kind, net, about | {"nimg": self.run.nimg, "versions": quality.versions()})
+            save_network(path, kind, net, self.about | {"nimg": self.run.nimg, "versions": quality.versions()})
 
     def snapshot_name(self) -> str:
         """As EDM names snapshots, and as SiD does where the loss has an alpha."""

@@ -16,20 +16,20 @@ T = TypeVar("T")
 _device = torch.device("cpu")
 
 
-def start(device: str = "auto") -> torch.device:
-    """Join the other processes if torchrun started us, and give this process's device. Raises UserError."""
+def start(device: str = "auto", setting: str = "[train] device =") -> torch.device:
+    """Join the other processes if torchrun started us, and give this process's device. Raises UserError, naming the setting."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
     except RuntimeError:
-        raise UserError(f"[train] device = {device!r}: must be auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"{setting} {device!r}: must be auto, cpu, cuda or cuda:N") from None
     if found.type not in ("cpu", "cuda"):
-        raise UserError(f"[train] device = {device!r}: must be auto, cpu, cuda or cuda:N")
+        raise UserError(f"{setting} {device!r}: must be auto, cpu, cuda or cuda:N")
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"[train] device = {device!r}: no CUDA device was found; use device = 'cpu' or 'auto'")
+        raise UserError(f"{setting} {device!r}: no CUDA device was found; use device = 'cpu' or 'auto'")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"[train] device = {device!r}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+        raise UserError(f"{setting} {device!r}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if found.type == "cuda":
             found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -222,10 +222,8 @@ def _of_state(state: Mapping[str, Any], key: str | None, source: object, build: 
         raise UserError(f"{source}: has no network {name!r}; it has {', '.join(parts)}")
     whole = next(k for k in ("generator", "denoiser", *parts) if k in networks) if name == "ema" else name
     weights = parts[whole]["net"] | (parts["ema"] if name == "ema" else {})
-    recipe = state["recipe"]
-    kwargs = networks[whole]["kwargs"]
-    noise = {k: recipe["noise"][k] for k in ("sigma_init",) if k in recipe.get("noise", {})}
-    about = noise | {"D": float(kwargs.get("D", "inf")), "nimg": state["nimg"], "recipe": dict(recipe), "key": name}
+    about = {"D": float(networks[whole]["kwargs"].get("D", "inf"))} | state.get("about", {})
+    about |= {"nimg": state["nimg"], "recipe": dict(state["recipe"]), "key": name}
     kind = "generator" if whole == "generator" else "denoiser"
     return _rebuild(networks[whole], weights, source, about, build).eval(), about | {"kind": kind}
 

@@ -198,7 +198,8 @@ def _kept(shelf: Path | None) -> dict[str, dict[str, Any]]:
 
 def _terms(teacher: Teacher, noise: Noise, metrics: Metrics, config: EvalConfig, steps: int) -> dict[str, Any]:
     """All that a teacher's row depends on."""
-    return {
+    half_precision = {"fp16": True} if getattr(teacher.denoiser, "use_fp16", False) else {}
+    return half_precision | {
         "weights": teacher.provenance.get("weights"),
         "D": str(noise.D),
         "levels": [noise.sigma_min, noise.sigma_max, noise.rho],

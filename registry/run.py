@@ -92,7 +92,7 @@ def distill(
     def snapshot(desk: Desk) -> None:
         with run.ema.averaged() as net:
             desk.samples(run.generator.sample(shown), recipe.log.grid, teacher.images)
-            desk.network("generator", net, about)
+            desk.network("generator", net)
             if recipe.eval.snapshot_samples and metrics:
                 start, images = time.monotonic(), range(recipe.eval.snapshot_samples)
                 with journal.progress("measuring the generator", len(images)) as bar:
@@ -101,6 +101,7 @@ def distill(
         desk.curves({"student": "Loss/student", "generator": "Loss/generator"}, metrics)
 
     desk = Desk(journal, recipe.log, run, run.parts, recipe.tables(), recipe.path.stem, snapshot)
+    desk.about = about
     desk.tallies = {"student": run.student.tally, "generator": run.generating.tally}
     desk.begin(state)
     if resume and state is None:
@@ -176,10 +177,11 @@ def pretrain(
         with run.ema.averaged() as averaged, eval_mode(averaged):
             fakes = quality.sample_teacher(teacher, noise, range(recipe.log.grid**2), 18)
             desk.samples(fakes, recipe.log.grid)
-            desk.network("denoiser", averaged, about)
+            desk.network("denoiser", averaged)
         desk.curves({"denoiser": "Loss/denoiser"}, metrics)
 
     desk = Desk(journal, recipe.log, run, run.parts, recipe.tables(), recipe.path.stem, snapshot)
+    desk.about = about
     desk.tallies = {"denoiser": run.denoiser.tally}
     desk.begin(state)
     journal.log(

@@ -121,7 +121,7 @@ def open_sampler(
         return teacher.copy()
 
     net, about = load_network(network, "denoiser", "generator", key=key, build=student_of_a_plugin)
-    place = distributed.start(device)
+    place = distributed.start(device, "--device")
     net = net.to(place).requires_grad_(False)
     D = dimension(network, about, D)
     noise = noise_of(network, about, D, sigma_init, plugins)

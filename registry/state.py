@@ -21,16 +21,23 @@ class Part(Protocol):
     def load_state_dict(self, state: Any) -> None: ...
 
 
-def save_state(path: Path, parts: Mapping[str, Part], nimg: int, recipe: Mapping[str, Any]) -> None:
+def save_state(
+    path: Path, parts: Mapping[str, Part], nimg: int, recipe: Mapping[str, Any], about: Mapping[str, Any] | None = None
+) -> None:
     """Save the parts, the count of images, and every random state of every process (rank 0 writes).
 
+    `about` is what is to be known of the networks besides the recipe: the facts of their snapshots, for who samples the state.
     The draws of the game need no state, since each image has a stream of its own; dropout uses torch's global one.
     """
     rng = distributed.gather(random_states())
     if distributed.rank() == 0:
         content = {name: part.state_dict() for name, part in parts.items()}
         networks = {name: files.blueprint(part.net) for name, part in parts.items() if hasattr(part, "net")}
-        files.save(path, KIND, {"parts": content, "networks": networks, "nimg": nimg, "rng": rng, "recipe": dict(recipe)})
+        files.save(
+            path,
+            KIND,
+            {"parts": content, "networks": networks, "nimg": nimg, "rng": rng, "recipe": dict(recipe), "about": dict(about or {})},
+        )
 
 
 def load_state(path: Path, parts: Mapping[str, Part]) -> tuple[int, dict[str, Any]]:

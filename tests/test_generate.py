@@ -200,6 +200,7 @@ BAD = {
     "no classes": (["--network", "digits_d128", "--class", "1"], "digits_d128: was trained without classes, so --class 1 cannot be given"),
     "a teacher as generator": (["--network", "digits_d128", "--sampler", "generator"], "is a denoiser; leave --sampler generator out"),
     "even evaluations": (["--network", "digits_d128", "--nfe", "10"], "--nfe 10: n Heun steps take 2n − 1 evaluations"),
+    "device": (["--device", "tpu"], "--device 'tpu': must be auto, cpu, cuda or cuda:N"),
     "seeds": (["--seeds", "a-b"], "--seeds a-b: write numbers and ranges"),
     "no such file": (["--network", "nowhere.pkl"], "nowhere.pkl: no such file"),
     "no network": (["--network", "digits_features"], "is a classifier, wanted is a denoiser or generator"),
