@@ -13,6 +13,7 @@ import click
 from registry.api import Interrupted, UserError
 from registry.plugins import Plugins, load_plugins, version
 from registry.recipe import FeaturesRecipe, PretrainRecipe, Recipe, dumps, expect, resolve, resolve_evaluation
+from registry.sources import whereabouts
 
 
 class Group(click.Group):
@@ -108,7 +109,7 @@ def main(
     loss: str | None,
     fresh_teacher: bool,
 ) -> None:
-    """Turn slow diffusion (EDM) and electrostatic (PFGM++) teachers into one-step generators.
+    """Turn slow diffusion (EDM) and electrostatic (PFGM++) teachers into generators of one to four evaluations.
 
     \b
     distill --recipe quickstart                          distil the shipped digits teacher
@@ -357,6 +358,9 @@ def preview(recipe: Recipe | PretrainRecipe, plugins: Plugins) -> None:
     click.echo(dumps(recipe.tables()).rstrip())
     images, batch = recipe.train.duration_kimg * 1000, recipe.train.batch
     click.echo(f"\n# {-int(-images // batch):,} iterations of {batch} images; runs in {recipe.log.outdir}/NNNNN-{recipe.path.stem}")
+    source = getattr(recipe.teacher.config, "source", None) if isinstance(recipe, Recipe) else None
+    if source is not None:
+        click.echo(f"# the teacher: {whereabouts(source)}")
     chosen = (recipe.teacher, recipe.noise, recipe.loss) if isinstance(recipe, Recipe) else (recipe.noise,)
     click.echo("# " + ", ".join(f"{c.kind} {c.name!r} of plugin {c.owner}" for c in (*chosen, *recipe.metrics)))
 

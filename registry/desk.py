@@ -205,16 +205,22 @@ class Desk:
             self.keep_best(*metrics[0])
 
     def keep_best(self, choice: Choice, metric: Metric) -> None:
-        """Copy the snapshot to network-snapshot-best if its distance, the last line, is below all before it."""
-        *before, last = self.journal.read_stats(f"metric-{choice.name}.jsonl")
-        column = metric.columns[0]
-        value = last["results"][column]
-        if math.isnan(value) or any(e["results"][column] <= value for e in before if e["metric"] == last["metric"]):
+        """Copy the snapshot of the lowest distance to network-snapshot-best, if it is not that already.
+
+        What counts is the lines that are there, so a resumed run forgets a best that came after its state.
+        """
+        lines, column = self.journal.read_stats(f"metric-{choice.name}.jsonl"), metric.columns[0]
+        alike = [e for e in lines if all(e[key] == lines[-1][key] for key in ("metric", "samples"))]
+        found = [e for e in alike if not math.isnan(e["results"][column])]
+        if not found:
             return
-        snapshot = self.folder / self.snapshot_file
-        write_atomically(self.folder / f"network-snapshot-best{snapshot.suffix}", snapshot.read_bytes())
-        best = {"kimg": self.kimg, "metric": last["metric"], "column": column, "value": value, "file": snapshot.name}
-        write_atomically(self.folder / "best.json", (json.dumps(best) + "\n").encode())
+        lowest = min(found, key=lambda e: float(e["results"][column]))
+        snapshot, note = self.folder / lowest["snapshot_pkl"], self.folder / "best.json"
+        best = {"kimg": lowest["kimg"], "metric": lowest["metric"], "column": column, "value": lowest["results"][column]}
+        content = (json.dumps(best | {"file": snapshot.name}) + "\n").encode()
+        if snapshot.is_file() and not (note.is_file() and note.read_bytes() == content):
+            write_atomically(self.folder / f"network-snapshot-best{snapshot.suffix}", snapshot.read_bytes())
+            write_atomically(note, content)
 
     def curves(self, losses: dict[str, str], metrics: quality.Metrics) -> None:
         """curves.png: every loss, and the first column of every metric, over kimg."""
@@ -266,7 +272,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: tuple[st
 
 def game(tables: Mapping[str, Any]) -> dict[str, Any]:
     """What a run is about: its components, and what they are made from. A state belongs to one game only."""
-    about = ("use", "source", "D", "arch", "labels", "steps")
+    about = ("use", "source", "D", "sigma_init", "arch", "labels", "steps", "schedule")
     kinds = ("teacher", "noise", "loss", "generator", "network", "data")
     return {kind: {key: tables[kind][key] for key in about if key in tables[kind]} for kind in kinds if kind in tables}
 

@@ -30,10 +30,17 @@ def start(device: str = "auto", setting: str = "[train] device =") -> torch.devi
         raise UserError(f"{setting} {device!r}: no CUDA device was found; use device = 'cpu' or 'auto'")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise UserError(f"{setting} {device!r}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        if found.type == "cuda":
-            found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-            torch.cuda.set_device(found)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and found.type == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if found.index is not None:
+            raise UserError(f"{setting} {device!r}: under torchrun every process has a device of its own; write 'cuda' or 'auto'")
+        if local >= torch.cuda.device_count():
+            raise UserError(f"torchrun started more processes than there are CUDA devices here ({torch.cuda.device_count()})")
+        found = torch.device("cuda", local)
+    if found.type == "cuda" and found.index is not None:
+        torch.cuda.set_device(found)
+    if several and not dist.is_initialized():
         dist.init_process_group("nccl" if found.type == "cuda" else "gloo")
     if found.type == "cuda":  # as EDM trains: full float32, and the fastest convolutions for sizes that do not change
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from registry import distributed, quality
-from registry.api import Teacher, UserError
+from registry.api import Metric, Teacher, UserError
 from registry.files import write_atomically
 from registry.recipe import Choice, EvalConfig
 from registry.report import Journal, check_outdir, duration
@@ -42,6 +42,8 @@ def evaluate(
     for setting, file in (("--output", path), ("--save-reference", save_reference)):
         if file is not None:
             check_outdir(file.parent, setting)
+    if distributed.rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
     teacher = Teacher(nn.Identity(), float(sampler.terms["D"]), sampler.image_shape, sampler.label_dim, origin=network)
     metrics = [(choice, choice.make(choice.config, teacher)) for choice in choices]
     if save_reference is not None:
@@ -56,7 +58,9 @@ def evaluate(
             with open(path.with_suffix(".jsonl"), "a", encoding="utf-8") as lines:
                 for choice, metric in metrics:
                     entry = quality.entry(choice, metric, found, config.samples, network, seconds)
-                    lines.write(json.dumps(entry | {"repeat": repeat, "timestamp": time.time()}) + "\n")
+                    entry |= {"seeds": span(quality.seeds(config, repeat)), "evaluations": sampler.evaluations}
+                    entry |= {"sampler": sampler.terms, "compared_with": compared_with(metric), "timestamp": time.time()}
+                    lines.write(json.dumps(entry) + "\n")
 
     content = {
         "network": network,
@@ -66,7 +70,7 @@ def evaluate(
         "evaluations": sampler.evaluations,
         "sampler": sampler.terms,
         "reference": config.reference,
-        "metrics": {c.name: getattr(m, "about", {"reference": getattr(m, "fingerprint", None)}) for c, m in metrics},
+        "metrics": {choice.name: compared_with(metric) for choice, metric in metrics},
         "device": str(sampler.device),
         "num_gpus": distributed.world_size(),
         "total_time": time.monotonic() - start,
@@ -96,6 +100,11 @@ def keep_reference(metrics: quality.Metrics, path: Path, journal: Journal) -> No
     if distributed.rank() == 0:
         found.save(path)
     journal.log(f"the reference's statistics are in {path}")
+
+
+def compared_with(metric: Metric) -> dict[str, Any]:
+    """What a metric's numbers depend on besides the images."""
+    return dict(getattr(metric, "about", None) or {"reference": getattr(metric, "fingerprint", None)})
 
 
 def span(seeds: range) -> str:
@@ -128,6 +137,7 @@ def particulars(content: dict[str, Any]) -> Table:
     table.add_row("evaluations", f"{content['evaluations']} per image")
     table.add_row("images", f"{content['samples']:,}, seeds {', '.join(content['seeds'])}")
     table.add_row("reference", str(content["reference"]))
+    table.add_row("device", f"{content['device']}, {content['num_gpus']} process{'es' * (content['num_gpus'] > 1)}")
     for name, about in content["metrics"].items():
         table.add_row(name, ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in about.items()))
     return table

@@ -169,7 +169,7 @@ def load_network(
         about = {**ours.get("about", {}), **found, "key": chosen, "looks_like": looks_like}
         return _of_kind(theirs, about, ours.get("kind"), kinds, source)
     if layout == "plain" and (state := load(source, *KINDS))["kind"] == KINDS[-1]:
-        return _of_state(state, key, source, build)
+        return _of_state(state, key, source, kinds, build)
     if key is not None:
         raise UserError(f"{source}: holds one network, so --key {key} cannot be picked from it")
     content = _load_safetensors(path, source) if layout == "safetensors" else load(source, *(kinds or KINDS[:3]))
@@ -214,7 +214,9 @@ def network_keys(content: Mapping[str, Any]) -> list[str]:
     return [k for k, v in content.items() if isinstance(v, Persistent) and v.class_name.endswith("Precond")]
 
 
-def _of_state(state: Mapping[str, Any], key: str | None, source: object, build: Build) -> tuple[nn.Module, dict[str, Any]]:
+def _of_state(
+    state: Mapping[str, Any], key: str | None, source: object, kinds: tuple[str, ...], build: Build
+) -> tuple[nn.Module, dict[str, Any]]:
     """A network of one of our training states: its average by default, else the raw one of that name."""
     parts, networks = state["parts"], state["networks"]
     name = key or "ema"
@@ -225,7 +227,7 @@ def _of_state(state: Mapping[str, Any], key: str | None, source: object, build: 
     about = {"D": float(networks[whole]["kwargs"].get("D", "inf"))} | state.get("about", {})
     about |= {"nimg": state["nimg"], "recipe": dict(state["recipe"]), "key": name}
     kind = "generator" if whole == "generator" else "denoiser"
-    return _rebuild(networks[whole], weights, source, about, build).eval(), about | {"kind": kind}
+    return _of_kind(_rebuild(networks[whole], weights, source, about, build), about, kind, kinds, source)
 
 
 def _of_kind(

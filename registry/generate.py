@@ -10,7 +10,9 @@ import re
 import shutil
 import time
 import zipfile
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,9 +30,11 @@ from registry.sampling import Sampler
 
 Format = Literal["png", "npz", "grid"]
 TERMS, PARTS = "generate.json", ".parts"
+DAMAGE = (OSError, ValueError, KeyError, EOFError, AssertionError, zipfile.BadZipFile, zlib.error)
+"""What a damaged .npz raises."""
 
 
-def parse_seeds(text: str) -> list[int]:
+def parse_seeds(text: str, limit: int = 10_000_000) -> list[int]:
     """'0-9,20,30-39' -> the seeds, in that order, each once. Raises UserError."""
     seeds: dict[int, None] = {}
     for part in text.split(","):
@@ -42,6 +46,8 @@ def parse_seeds(text: str) -> list[int]:
             raise UserError(f"--seeds {text}: {first}-{last} is empty; write the lower number first")
         if last >= 2**32:
             raise UserError(f"--seeds {text}: a seed is below 2^32 = {2**32}")
+        if last - first + len(seeds) >= limit:
+            raise UserError(f"--seeds {text}: more than {limit:,} images; make them in several folders")
         seeds |= dict.fromkeys(range(first, last + 1))
     return list(seeds)
 
@@ -58,8 +64,8 @@ def generate(
     """Write one image per seed under `outdir`; what is there already, of the same network and settings, is not made again.
 
     png: {seed:06d}.png, in folders of a thousand if there are more; npz: samples.npz with `arr_0` (uint8, [n, H, W, C], as ADM's
-    evaluator reads it), `seeds`, and `labels` if a class was asked for; grid: grid.png, of the first 1,024. Under torchrun the
-    processes take batches in turn. Raises UserError.
+    evaluator reads it), `seeds`, and `labels` (class numbers) if the network has classes; grid: grid.png, of the first 1,024.
+    Under torchrun the processes take batches in turn. Raises UserError.
     """
     journal = journal or Journal()
     sampler.one_hot(class_, 1)
@@ -68,28 +74,25 @@ def generate(
         shape = "×".join(map(str, sampler.image_shape))
         raise UserError(f"--format png: images of {shape} are no pictures; use --format npz{' or grid' if planar else ''}")
     check_outdir(outdir, "--outdir")
-    if distributed.rank() == 0:
-        claim(outdir, sampler.terms | {"class": class_})
-    distributed.from_rank0(None)  # nobody goes on before the folder is known to be ours
-
-    folders = len(seeds) > 1000
-    gathering = set(formats) - {"png"}
-    parts = outdir / PARTS
-    kept = seeds_in(parts) if gathering else set(seeds)
-    missing = [s for s in seeds if s not in kept or ("png" in formats and not png(outdir, s, folders).is_file())]
+    if set(formats) == {"grid"} and not planar:
+        seeds = seeds[:1024]
+    gathering = bool(set(formats) - {"png"})
+    missing: list[int] = distributed.from_rank0(
+        prepare(outdir, sampler.terms | {"class": class_}, seeds, "png" in formats, gathering) if distributed.rank() == 0 else None
+    )
     if len(missing) < len(seeds):
         journal.log(f"{len(seeds) - len(missing)} of {len(seeds)} images are there already")
-    distributed.from_rank0(None)  # everybody has looked before anybody writes
     batches = [missing[i : i + batch] for i in range(0, len(missing), batch)]
     start = told = time.monotonic()
     with journal.progress("generating", len(missing)) as bar:
         for i in range(distributed.rank(), len(batches), distributed.world_size()):
-            images = sampler(batches[i], sampler.one_hot(class_, len(batches[i])))
-            if "png" in formats:
-                for seed, pixels in zip(batches[i], as_pixels(images), strict=True):
-                    write_png(png(outdir, seed, folders), pixels)
+            images, labels = sampler.labelled(batches[i], sampler.one_hot(class_, len(batches[i])))
+            pixels = as_pixels(images)
             if gathering:
-                write_part(parts, batches[i], as_pixels(images))
+                write_part(outdir / PARTS, batches[i], pixels, None if labels is None else labels.argmax(1).cpu().numpy())
+            if "png" in formats:
+                for seed, image in zip(batches[i], pixels, strict=True):
+                    write_png(png(outdir, seed, len(seeds)), image)
             done = min((i + distributed.world_size()) * batch, len(missing))
             bar.at(done)
             if not journal.console.is_terminal and time.monotonic() - told > 10:
@@ -98,15 +101,31 @@ def generate(
                 journal.log(f"{done} of {len(missing)} images, {done / (told - start):.0f} img/s, eta {duration(left)}")
     distributed.from_rank0(None)
     if gathering and distributed.rank() == 0:
-        pixels = read_parts(parts, seeds)
-        if "npz" in formats:
-            content = {"arr_0": pixels, "seeds": np.array(seeds)}
-            write_npz(outdir / "samples.npz", content | ({} if class_ is None else {"labels": np.full(len(seeds), class_)}))
-        if "grid" in formats:
-            shown = pixels[: len(seeds) if planar else 1024]
-            save_samples(outdir / "grid.png", from_pixels(shown), math.ceil(len(shown) ** 0.5))
-        shutil.rmtree(parts)
+        gather(outdir, seeds, formats, planar)
     journal.log(f"{len(seeds)} images ({sampler.evaluations} evaluation{'s' * (sampler.evaluations > 1)} each) in {outdir}")
+
+
+def prepare(outdir: Path, terms: dict[str, Any], seeds: Sequence[int], pngs: bool, gathering: bool) -> list[int]:
+    """Claim the folder, and tell which seeds are still to be made: one process looks for all. Raises UserError."""
+    claim(outdir, terms)
+    if gathering and not (outdir / PARTS).exists() and (outdir / "samples.npz").is_file():
+        with suppress(*DAMAGE), np.load(outdir / "samples.npz", allow_pickle=False) as found:
+            write_part(outdir / PARTS, found["seeds"].tolist(), found["arr_0"], found.get("labels"))
+    kept = {seed for _, of in parts_in(outdir / PARTS) for seed in of} if gathering else set(seeds)
+    return [s for s in seeds if s not in kept or (pngs and not is_there(outdir, s, len(seeds)))]
+
+
+def gather(outdir: Path, seeds: Sequence[int], formats: Sequence[Format], planar: bool) -> None:
+    """samples.npz and the grid, from the parts."""
+    content = read_parts(outdir / PARTS, seeds)
+    if "npz" in formats:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **content)  # type: ignore[arg-type]
+        write_atomically(outdir / "samples.npz", buffer.getvalue())
+    if "grid" in formats:
+        shown = content["arr_0"][: len(seeds) if planar else 1024]
+        save_samples(outdir / "grid.png", from_pixels(shown), math.ceil(len(shown) ** 0.5))
+    shutil.rmtree(outdir / PARTS)
 
 
 def claim(outdir: Path, terms: dict[str, Any]) -> None:
@@ -125,10 +144,15 @@ def claim(outdir: Path, terms: dict[str, Any]) -> None:
     write_atomically(note, (json.dumps(wanted, indent=1) + "\n").encode())
 
 
-def png(outdir: Path, seed: int, folders: bool) -> Path:
-    """Where EDM's script puts the image of a seed."""
-    folder = outdir / f"{seed - seed % 1000:06d}" if folders else outdir
-    return folder / f"{seed:06d}.png"
+def png(outdir: Path, seed: int, of: int) -> Path:
+    """Where the image of a seed goes, among `of` images: in folders of a thousand (EDM) if there are more, or if it lies there."""
+    flat, deep = outdir / f"{seed:06d}.png", outdir / f"{seed - seed % 1000:06d}" / f"{seed:06d}.png"
+    return deep if deep.exists() or (of > 1000 and not flat.exists()) else flat
+
+
+def is_there(outdir: Path, seed: int, of: int) -> bool:
+    path = png(outdir, seed, of)
+    return path.is_file() and path.stat().st_size > 0
 
 
 def as_pixels(images: Tensor) -> np.ndarray:
@@ -150,46 +174,42 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
     write_atomically(path, buffer.getvalue(), durable=False)
 
 
-def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomically(path, buffer.getvalue())
-
-
-def write_part(folder: Path, seeds: Sequence[int], pixels: np.ndarray) -> None:
+def write_part(folder: Path, seeds: Sequence[int], pixels: np.ndarray, labels: np.ndarray | None) -> None:
     """A batch on its way into samples.npz or the grid."""
     buffer = io.BytesIO()
-    np.savez(buffer, seeds=np.array(seeds), pixels=pixels)
+    arrays: dict[str, Any] = {"seeds": np.array(seeds), "arr_0": pixels} | ({} if labels is None else {"labels": labels})
+    np.savez(buffer, **arrays)
     name = hashlib.sha256(str(list(seeds)).encode()).hexdigest()[:16]
     write_atomically(folder / f"{name}.npz", buffer.getvalue(), durable=False)
 
 
 def parts_in(folder: Path) -> list[tuple[Path, list[int]]]:
-    """The whole parts of an unfinished run, with their seeds."""
+    """The parts of an unfinished run, with their seeds; damaged ones are removed."""
     found = []
     for path in sorted(folder.glob("*.npz")):
         try:
             with np.load(path, allow_pickle=False) as part:
+                assert len(part["arr_0"]) == len(part["seeds"])  # read them now: a part may be cut off anywhere
                 found.append((path, part["seeds"].tolist()))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            path.unlink()
+        except DAMAGE:
+            path.unlink(missing_ok=True)
     return found
 
 
-def seeds_in(folder: Path) -> set[int]:
-    return {seed for _, seeds in parts_in(folder) for seed in seeds}
-
-
-def read_parts(folder: Path, seeds: Sequence[int]) -> np.ndarray:
-    """The pixels of these seeds [n, H, W, C] in their order, from the parts."""
+def read_parts(folder: Path, seeds: Sequence[int]) -> dict[str, np.ndarray]:
+    """`arr_0` [n, H, W, C], `seeds` [n] and `labels` [n], if there are any, in the order of the seeds. Raises UserError."""
     row = {seed: i for i, seed in enumerate(seeds)}
-    pixels: np.ndarray | None = None
+    content, missing = {"seeds": np.array(seeds)}, set(seeds)
     for path, of in parts_in(folder):
         with np.load(path, allow_pickle=False) as part:
-            found = part["pixels"]
-        pixels = np.empty((len(seeds), *found.shape[1:]), found.dtype) if pixels is None else pixels
-        for i, seed in enumerate(of):
-            if seed in row:
-                pixels[row[seed]] = found[i]
-    assert pixels is not None
-    return pixels
+            where = [(row[seed], i) for i, seed in enumerate(of) if seed in row]
+            for name in set(part.files) - {"seeds"}:
+                found = part[name]
+                whole = content.setdefault(name, np.zeros((len(seeds), *found.shape[1:]), found.dtype))
+                whole[[to for to, _ in where]] = found[[at for _, at in where]]
+        missing -= set(of)
+    if missing:
+        raise UserError(
+            f"{folder}: {len(missing)} images are missing, e.g. of seed {min(missing)}; do all processes see this folder?"
+        )
+    return content

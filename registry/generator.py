@@ -65,7 +65,7 @@ class Generator(nn.Module):
         return self.apply_net(x_k, self.level(self.steps - 1, x_k), labels), labels
 
     def one_of_chain(self, rng: Streams, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The result of one application per image, drawn uniformly; those before it carry no gradient (DMD2 Sec. 4.4)."""
+        """The result of one application per image, drawn uniformly; those before it carry no gradient (DMD2 Sec. 4.4, 4.5)."""
         x_k = self.noise.prior(self.image_shape, self.sigmas[0], rng)
         if labels is None:
             labels = rng.one_hot(self.label_dim)

@@ -12,8 +12,10 @@ import hashlib
 import io
 import re
 import tempfile
+import weakref
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,8 @@ class Inception:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
         except (RuntimeError, ValueError, AttributeError, TypeError, AssertionError):
             raise UserError(f"{path}: not clean-fid's Inception network, or damaged; it is {URL}") from None
-        self._images: Tensor | None = None
+        nothing: Callable[[], Tensor | None] = lambda: None  # noqa: E731
+        self._last = nothing, 0, torch.empty(0)
 
     @torch.no_grad()
     def features(self, pixels: Tensor, batch: int = 100) -> Tensor:
@@ -64,9 +67,11 @@ class Inception:
 
     def embed(self, images: Tensor) -> Tensor:
         """Features [n, 2048] of images [n, C, H, W] in [−1, 1], rounded as EDM does; kept for who asks next (FID, then KID)."""
-        if images is not self._images:
-            self._rows, self._images = self.features(to_uint8(images)), images
-        return self._rows
+        seen, version, rows = self._last
+        if seen() is not images or version != images._version:
+            rows = self.features(to_uint8(images))
+            self._last = weakref.ref(images), images._version, rows
+        return rows
 
 
 def open_inception(source: str | None, metric: str) -> Inception:

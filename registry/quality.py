@@ -141,7 +141,8 @@ def floor_row(metrics: Metrics, config: EvalConfig) -> Row:
 def sample_teacher(teacher: Teacher, noise: Noise, image_seeds: range, steps: int) -> Tensor:
     """Heun samples [n, C, H, W] of the teacher from sigma_max, one per seed (EDM Algorithm 1)."""
     device = next((t.device for t in (*teacher.denoiser.parameters(), *teacher.denoiser.buffers())), torch.device("cpu"))
-    return heun_images(teacher.denoiser, noise, teacher.image_shape, teacher.label_dim, steps, Streams(image_seeds, device))
+    rng = Streams(image_seeds, device)
+    return heun_images(teacher.denoiser, noise, teacher.image_shape, teacher.label_dim, steps, rng)[0]
 
 
 def teacher_rows(
@@ -202,6 +203,7 @@ def _terms(teacher: Teacher, noise: Noise, metrics: Metrics, config: EvalConfig,
     return half_precision | {
         "weights": teacher.provenance.get("weights"),
         "D": str(noise.D),
+        "kernel": [round(v, 3) for v in noise.prior((1, 2, 2), 1.0, Streams([0])).flatten().tolist()],
         "levels": [noise.sigma_min, noise.sigma_max, noise.rho],
         "steps": steps,
         "samples": config.samples,

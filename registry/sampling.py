@@ -20,6 +20,7 @@ from registry.generator import Generator, generator_levels
 from registry.noise import karras_sigma
 from registry.plugins import Plugins, load_plugins
 from registry.recipe import Choice
+from registry.sources import published_D
 from registry.streams import Streams
 
 Rng = Literal["distill", "pfgmpp"]
@@ -58,18 +59,21 @@ def heun(
 def heun_images(
     denoiser: Denoiser, noise: Noise, image_shape: Sequence[int], label_dim: int, steps: int, rng: Streams,
     labels: Tensor | None = None, z: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """One Heun sample per stream, from the prior at sigma_max (or from z): [B, C, H, W] in float32. 2·steps − 1 evaluations."""
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """One Heun sample per stream, from the prior at sigma_max (or from z): [B, C, H, W] in float32, and the labels.
+
+    2·steps − 1 evaluations. Labels are drawn where none are given.
+    """
     z = noise.prior(image_shape, noise.sigma_max, rng) if z is None else z
     labels = rng.one_hot(label_dim) if labels is None else labels
-    return heun(denoiser, z, heun_levels(steps, noise.sigma_min, noise.sigma_max, noise.rho), labels).float()
+    return heun(denoiser, z, heun_levels(steps, noise.sigma_min, noise.sigma_max, noise.rho), labels).float(), labels
 
 
 @dataclass(frozen=True)
 class Sampler:
     """Seeds to images, for generators and teachers alike. An image depends on its seed only."""
 
-    draw: Callable[[Streams, Tensor | None], Tensor]
+    draw: Callable[[Streams, Tensor | None], tuple[Tensor, Tensor | None]]
     evaluations: int
     """Of the network, for one image."""
     image_shape: tuple[int, int, int]
@@ -78,9 +82,13 @@ class Sampler:
     terms: dict[str, Any] = field(default_factory=dict)
     """What is sampled, and how: plain values. Two samplers with equal terms give equal images."""
 
-    @torch.no_grad()
     def __call__(self, seeds: Sequence[int], labels: Tensor | None = None) -> Tensor:
         """Images [n, C, H, W] in about [−1, 1], one per seed; labels [n, label_dim] are drawn where none are given."""
+        return self.labelled(seeds, labels)[0]
+
+    @torch.no_grad()
+    def labelled(self, seeds: Sequence[int], labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Images as above, and the labels that they have (None if the network has no classes)."""
         return self.draw(Streams(seeds, self.device), None if labels is None else labels.to(self.device))
 
     def one_hot(self, class_: int | None, n: int) -> Tensor | None:
@@ -126,7 +134,11 @@ def open_sampler(
     D = dimension(network, about, D)
     noise = noise_of(network, about, D, sigma_init, plugins)
     shape, label_dim = image_shape_of(net, about), int(about.get("label_dim", getattr(net, "label_dim", 0)))
-    terms: dict[str, Any] = {"network": network, "weights": weights_hash(net), "D": D if math.isfinite(D) else "inf", "rng": rng}
+    terms: dict[str, Any] = {
+        "network": network, "key": about.get("key"), "weights": weights_hash(net), "D": D if math.isfinite(D) else "inf",
+        "noise": type(noise).__name__, "rng": rng,
+        "fp16": bool(getattr(net, "use_fp16", False)) and place.type == "cuda",
+    }  # fmt: skip
 
     def start(streams: Streams, sigma: float) -> Tensor | None:
         """None leaves the prior to the noise: at D = inf it is PFGM++'s too."""
@@ -137,7 +149,7 @@ def open_sampler(
         levels = heun_steps(shape[1], steps, nfe)
         terms |= {"kind": "teacher", "sampler": "heun", "steps": levels, "levels": [noise.sigma_min, noise.sigma_max, noise.rho]}
 
-        def solve(streams: Streams, labels: Tensor | None) -> Tensor:
+        def solve(streams: Streams, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
             return heun_images(net, noise, shape, label_dim, levels, streams, labels, start(streams, noise.sigma_max))
 
         return Sampler(solve, 2 * levels - 1, shape, label_dim, place, terms)
@@ -154,9 +166,9 @@ def open_sampler(
     generator = Generator(net, noise, shape, label_dim, sigmas)
     terms |= {"kind": "generator", "sampler": "generator", "sigmas": list(sigmas)}
 
-    def apply(streams: Streams, labels: Tensor | None) -> Tensor:
+    def apply(streams: Streams, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         z = start(streams, sigmas[0])
-        return generator.chain(streams, labels, None if z is None else z.float())[0]
+        return generator.chain(streams, labels, None if z is None else z.float())
 
     return Sampler(apply, generator.steps, shape, label_dim, place, terms)
 
@@ -172,8 +184,11 @@ def kind_of(network: str, about: Mapping[str, Any], sampler: str) -> str:
 
 def dimension(network: str, about: Mapping[str, Any], D: float | None) -> float:
     """D of the file; for one that does not tell, the argument. Raises UserError where they disagree."""
-    told = float(about.get("D", math.inf))
-    certain = "kind" in about or about.get("tells_D", math.isfinite(told))
+    if D is not None and not D > 0:
+        raise UserError(f"--dim {D:g}: D is a positive number, or inf")
+    published = published_D(network)
+    told = float(about.get("D", math.inf)) if published is None else published
+    certain = published is not None or "kind" in about or about.get("tells_D", math.isfinite(told))
     if D is not None and certain and told != D:
         raise UserError(f"--dim {D:g}: {network} was trained with D = {told:g}; leave --dim out")
     return told if D is None or certain else D

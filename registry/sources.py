@@ -129,6 +129,17 @@ def _downloaded_by_hand(name: str) -> Path:
     )
 
 
+def whereabouts(name: str) -> str:
+    """Where a teacher's file is, or comes from, or how to get it: one line for people. Fetches nothing."""
+    url = PUBLISHED.get(name, name)
+    if is_url(url):
+        return f"downloaded from {url} when the run starts"
+    try:
+        return str(open_path(name))
+    except UserError as error:
+        return str(error)
+
+
 def published_D(name: str) -> float | None:
     """The dimension of a published teacher by its short name; None for any other source."""
     return PFGMPP.get(name, math.inf if name in PUBLISHED else None)

@@ -289,7 +289,7 @@ def test_in_training_the_same_number_and_the_best_snapshot(
     if values[-1] == min(values):
         assert (run / "network-snapshot-best.pkl").read_bytes() == snapshot.read_bytes()
 
-    output = tmp_path / "again.json"
+    output = tmp_path / "a folder" / "to be made" / "again.json"
     again = cli("evaluate", "--network", snapshot, "--reference", data, "--inception", inception_file, "--samples", "16",
                 "--repeats", "1", "--batch", "5", "--device", "cpu", "--output", output)  # fmt: skip
     assert again.returncode == 0, again.stderr
@@ -298,7 +298,8 @@ def test_in_training_the_same_number_and_the_best_snapshot(
     # A resumed run knows the best so far, by its lines.
     text = (run / "metric-fid.jsonl").read_text()
     first = json.loads(text.splitlines()[0])
-    (run / "metric-fid.jsonl").write_text(json.dumps(first | {"results": {"fid": -1.0}}) + "\n" + text)
+    first |= {"results": {"fid": -1.0}, "snapshot_pkl": "deleted.pkl"}
+    (run / "metric-fid.jsonl").write_text(json.dumps(first) + "\n" + text)
     kept = (run / "best.json").read_text()
     resumed = cli("--recipe", path, "--resume", run, "--set", "train.duration_kimg=0.048")
     assert resumed.returncode == 0, resumed.stderr
@@ -315,8 +316,9 @@ def test_a_recipe_with_published_statistics_is_checked_without_network_and_torch
     assert path.name in done.stdout
 
 
-def test_what_can_be_wrong(cli: Cli, generator_file: Path, inception_file: Path, data: Path, tmp_path: Path) -> None:
+def test_what_can_be_wrong(here: Cli, generator_file: Path, inception_file: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "damaged.npz").write_text("hello")
+    np.savez(tmp_path / "ffhq-64x64.npz", mu=np.zeros(2048), sigma=np.zeros((2048, 2048)))  # as EDM's: the name alone tells
     ok = {"--network": generator_file, "--reference": data, "--inception": inception_file}
     cases: list[tuple[dict[str, object], str]] = [
         ({"--reference": None}, "--reference is missing: the real images that fid compares with: a folder or ZIP, digits"),
@@ -326,11 +328,34 @@ def test_what_can_be_wrong(cli: Cli, generator_file: Path, inception_file: Path,
         ({"--samples": 1}, "--samples 1: [eval] samples = 1: must be greater than or equal to 2"),
         ({"--metrics": "fidd"}, "no metric is called 'fidd' (did you mean 'fid'?)"),
         ({"--inception": "nowhere.pt"}, "--inception nowhere.pt: [eval.fid] inception = 'nowhere.pt': no such file"),
+        ({"--reference": tmp_path / "ffhq-64x64.npz"}, "its statistics are of images at resolution 64, wanted is 8"),
         ({"--inception": None}, "[eval.fid] inception: fid needs the Inception network: download https://"),
         ({"--output": "result.txt"}, "--output result.txt: the result is kept as .json"),
         ({"--save-reference": "x.npz", "--metrics": "sliced_wasserstein"}, "statistics are those of --metrics fid"),
     ]  # fmt: skip
     for changes, message in cases:
         given = [str(a) for k, v in (ok | changes).items() if v is not None for a in (k, v)]
-        assert message in error_line(cli("evaluate", *given, "--device", "cpu")), changes
+        assert message in error_line(here("evaluate", *given, "--device", "cpu")), changes
     assert not list(tmp_path.glob("*.metric-*"))
+
+
+@pytest.mark.slow
+def test_two_processes_measure_in_training_as_one(recipe_file: Write, inception_file: Path, data: Path, tmp_path: Path) -> None:
+    """FID and KID against a data set, whose features all processes compute, with best snapshot and floor."""
+    append = f'metrics = ["fid", "kid"]\nreference = "{data}"\nbatch = 5\n[eval.fid]\ninception = "{inception_file}"\n[eval.kid]\ninception = "{inception_file}"\n'  # fmt: skip
+    path = recipe_file(("duration_kimg = 0.048", "duration_kimg = 0.032"), append=append)
+    found = []
+    for processes in (1, 2):
+        cache, outdir = tmp_path / f"cache{processes}", tmp_path / f"runs{processes}"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command += ["-m", "registry.cli", "--recipe", str(path), "--outdir", str(outdir), "--fresh-teacher"]
+        env = environment({"DISTILL_CACHE_DIR": str(cache)})
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        (run,) = outdir.iterdir()
+        found.append([json.loads((run / "quality.json").read_text())["rows"], json.loads((run / "best.json").read_text())])
+    for one, two in zip(found[0][0], found[1][0], strict=True):
+        assert one["name"] == two["name"]
+        for column in ("fid", "kid"):
+            assert two["values"][column] == pytest.approx(one["values"][column], rel=1e-3)
+    assert found[1][1]["value"] == pytest.approx(found[0][1]["value"], rel=1e-3)

@@ -84,6 +84,9 @@ def test_our_own_training_states_are_read_and_converted(cli: Cli, tmp_path: Path
     average, about = load_network(state, "generator")
     assert (about["D"], about["sigma_init"], about["nimg"]) == (128.0, 2.5, 48)
     assert all(torch.equal(a, b) for a, b in zip(average.parameters(), result.generator.net.parameters(), strict=True))
+    with pytest.raises(UserError, match="is a generator, wanted is a denoiser"):  # not to be distilled as if it were a teacher
+        load_network(state, "denoiser")
+    assert load_network(state, "denoiser", key="student")[1]["kind"] == "denoiser"
     done = cli("convert", state, tmp_path / "student.pkl", "--key", "student")
     assert done.returncode == 0, done.stderr
     assert "denoiser of D = 128" in done.stdout

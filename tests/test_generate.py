@@ -16,7 +16,7 @@ from PIL import Image
 from registry.api import UserError
 from registry.edm.latents import pfgmpp_latents
 from registry.files import load_network, save_network
-from registry.generate import parse_seeds
+from registry.generate import parse_seeds, read_parts, write_part
 from registry.noise import GaussianNoise
 from registry.pictures import to_uint8
 from registry.sampling import heun, heun_levels, heun_steps, open_sampler
@@ -157,14 +157,50 @@ def test_parts_of_an_interrupted_run_are_used(here: Cli, generator_file: Path, t
     assert here(*args).returncode == 0
     whole = np.load(out / "samples.npz")["arr_0"]
     (out / ".parts").mkdir()
-    np.savez(out / ".parts" / "kept.npz", seeds=np.array([1, 3]), pixels=np.stack([whole[1], 255 - whole[3]]))
+    np.savez(
+        out / ".parts" / "kept.npz", seeds=np.array([1, 3]), arr_0=np.stack([whole[1], 255 - whole[3]]), labels=np.array([0, 0])
+    )
+    (out / ".parts" / "cut.npz").write_bytes((out / ".parts" / "kept.npz").read_bytes()[:300])
     (out / ".parts" / "damaged.npz").write_bytes(b"PK\x03\x04 and no more")
+    (out / ".parts" / "empty.npz").write_bytes(b"")
     done = here(*args)
     assert done.returncode == 0, done.stderr
     assert "2 of 5 images are there already" in done.stdout
     again = np.load(out / "samples.npz")["arr_0"]
     assert np.array_equal(again[[0, 1, 2, 4]], whole[[0, 1, 2, 4]])
     assert np.array_equal(again[3], 255 - whole[3])  # taken from the part, not made again
+
+
+def test_a_finished_npz_serves_the_next_call(here: Cli, generator_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    args = ["generate", "--network", generator_file, "--outdir", out, "--format", "npz"]
+    assert here(*args, "--seeds", "0-4").returncode == 0
+    first = dict(np.load(out / "samples.npz"))
+    sampler = open_sampler(str(generator_file))
+    _, labels = sampler.labelled(range(5))
+    assert labels is not None
+    assert first["labels"].tolist() == labels.argmax(1).tolist()  # drawn, and kept
+    assert "5 of 7 images are there already" in here(*args, "--seeds", "0-6", "--format", "grid").stdout
+    again = dict(np.load(out / "samples.npz"))
+    assert np.array_equal(again["arr_0"][:5], first["arr_0"])
+    assert again["labels"].shape == (7,)
+    assert "7 of 7 images are there already" in here(*args, "--seeds", "0-6").stdout
+
+
+def test_a_seed_that_no_process_made_is_missed(tmp_path: Path) -> None:
+    write_part(tmp_path, [0, 1], np.zeros((2, 8, 8, 1), np.uint8), None)
+    with pytest.raises(UserError, match=r"2 images are missing, e\.g\. of seed 2; do all processes see this folder"):
+        read_parts(tmp_path, range(4))
+
+
+def test_a_set_that_grows_has_each_image_once(here: Cli, generator_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    args = ["generate", "--network", generator_file, "--outdir", out, "--batch", 512]
+    assert here(*args, "--seeds", "0-4").returncode == 0
+    (out / "000003.png").write_bytes(b"")  # as a power failure leaves it
+    assert "4 of 1001 images are there already" in here(*args, "--seeds", "0-1000").stdout
+    assert len(pixels(out)) == 1001
+    assert here(*args, "--seeds", "0-4").stdout.startswith("5 of 5 images are there already")
 
 
 def test_classes_grids_and_folders(here: Cli, generator_file: Path, tmp_path: Path) -> None:
@@ -196,6 +232,8 @@ BAD = {
     "another solver": (["--sampler", "heun"], "is a generator; leave --sampler heun out"),
     "another start": (["--sigma-init", "5"], "starts at sigma_init = 2.5; leave --sigma-init out"),
     "another D": (["--dim", "64"], "was trained with D = 128; leave --dim out"),
+    "no D": (["--network", str(GOLDEN / "network-snapshot-1.200000-000512.pkl"), "--dim", "0"], "--dim 0: D is a positive number, or inf"),
+    "too many": (["--seeds", "0-4000000000"], "more than 10,000,000 images; make them in several folders"),
     "class out of range": (["--class", "3"], "has the classes 0 to 2"),
     "no classes": (["--network", "digits_d128", "--class", "1"], "digits_d128: was trained without classes, so --class 1 cannot be given"),
     "a teacher as generator": (["--network", "digits_d128", "--sampler", "generator"], "is a denoiser; leave --sampler generator out"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -41,7 +43,8 @@ class FID(Metric):
 
     def __init__(self, inception: Inception, statistics: Statistics, real: Real | None = None) -> None:
         self.inception, self.statistics, self.real = inception, statistics, real
-        self.about = {"mode": MODE, "reference_hash": statistics.hash, "inception_hash": inception.hash}
+        self.about: dict[str, Any] = {"mode": MODE, "reference_hash": statistics.hash, "inception_hash": inception.hash}
+        self.about |= {} if statistics.num_images is None else {"reference_images": statistics.num_images}
         self.fingerprint = f"statistics {statistics.hash}, Inception {inception.hash}"
 
     def embed(self, images: Tensor) -> Tensor:
@@ -63,7 +66,8 @@ class KID(Metric):
     def __init__(self, inception: Inception, real: Real) -> None:
         self.inception, self.real = inception, real
         _ = real.rows  # now, with all processes: one alone compares
-        self.about = {"mode": MODE, "reference_hash": real.hash, "inception_hash": inception.hash}
+        self.about: dict[str, Any] = {"mode": MODE, "reference_hash": real.hash, "inception_hash": inception.hash}
+        self.about |= {"reference_images": len(real.pixels)}
         self.fingerprint = f"images {real.hash}, Inception {inception.hash}"
 
     def embed(self, images: Tensor) -> Tensor:
@@ -118,8 +122,10 @@ def build_fid(config: FIDConfig, teacher: Teacher) -> FID:
         return FID(inception, real.statistics(), real)
     check_channels(teacher, "fid")
     statistics = read_statistics(config.reference)
+    named = re.search(r"(\d+)x\1\.npz$", config.reference)  # EDM's files tell it by their names alone
+    resolution = statistics.img_resolution or (int(named[1]) if named else None)
     for what, told, wanted in (
-        ("images at resolution", statistics.img_resolution, teacher.image_shape[-1]),
+        ("images at resolution", resolution, teacher.image_shape[-1]),
         ("another Inception file, of hash", statistics.inception, inception.hash),
     ):
         if told is not None and told != wanted:

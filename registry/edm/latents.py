@@ -21,7 +21,7 @@ def pfgmpp_latents(seeds: Sequence[int], shape: Sequence[int], sigma: float, D: 
     latents = []
     with torch.random.fork_rng(devices=[]):
         for seed in seeds:
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # the CPU's alone
             b = beta.sample().double()
             g = torch.randn(N)
             latents.append((g / g.norm()).double() * (b / (1 - b)).sqrt() * sigma * math.sqrt(D))
