@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 
 from ipfm_plugin.noise import ElectrostaticNoise
 from registry.api import Noise
+from registry.desk import game
 from registry.files import load_network
 from registry.generator import Generator, generator_levels
 from registry.noise import GaussianNoise
+from registry.plugins import Plugins
+from registry.recipe import resolve
 from registry.run import distill
 from registry.streams import Streams
 from tests.conftest import error_line, tiny_network
@@ -229,6 +232,14 @@ def test_a_state_of_other_steps_is_not_resumed(cli: Cli, recipe_file: Write, tmp
     (run,) = (tmp_path / "runs").iterdir()
     message = error_line(cli("--recipe", path, "--set", "generator.steps=2", "--resume", run))
     assert "belongs to another run ([generator] steps: 1 -> 2)" in message
+
+
+@pytest.mark.parametrize("setting", ["generator.schedule=karras", "generator.steps=3", "noise.sigma_init=3.0"])
+def test_other_noise_levels_are_another_game(setting: str, recipe_file: Write, plugins: Plugins) -> None:
+    """A generator goes on at the levels that it began with."""
+    path = str(recipe_file(append="[generator]\nsteps = 2\n"))
+    assert game(resolve(path, plugins).tables()) == game(resolve(path, plugins, ["generator.gradient=last", "train.lr=1"]).tables())
+    assert game(resolve(path, plugins).tables()) != game(resolve(path, plugins, [setting]).tables())
 
 
 def test_the_table_counts_the_evaluations(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:

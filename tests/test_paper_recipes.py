@@ -371,3 +371,16 @@ def test_a_file_of_another_D_is_refused(build: Callable[..., Teacher]) -> None:
     ):
         with pytest.raises(UserError, match=r"was trained with D = .*, but \[teacher\] D = "):
             build("pfgmpp", source=source, D=D)
+
+
+def test_a_dry_run_tells_where_the_teacher_comes_from(
+    here: Callable[..., subprocess.CompletedProcess[str]], nothing_there: Path
+) -> None:
+    by_hand = here("--recipe", "ipfm_ffhq_d128", "--dry-run").stdout
+    assert "# the teacher: pfgmpp:ffhq_ddpm_D_128: not downloaded yet, which only you can do: take ffhq_ddpm_D_128 from" in by_hand
+    assert f"put it at {nothing_there / 'ffhq_ddpm_D_128'}.pkl" in by_hand
+    assert (
+        f"# the teacher: downloaded from {PUBLISHED['edm:ffhq']} when the run starts"
+        in here("--recipe", "sid_ffhq64", "--dry-run").stdout
+    )
+    assert "digits_d128.pt" in here("--recipe", "quickstart", "--dry-run").stdout
