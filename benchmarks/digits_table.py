@@ -1,11 +1,12 @@
 """The papers' comparison at the scale of the digits: D ∈ {128, 2048, inf} × steps ∈ {1, 2, 4} × alpha ∈ {½, 1} × three seeds.
 
-python benchmarks/digits_table.py [--jobs 2] [--kimg 25.6] [--outdir runs/digits_table]
+python benchmarks/digits_table.py [--jobs 2] [--kimg 25.6] [--glr-by-steps] [--outdir runs/digits_table]
 
 Each cell is one run of the quickstart's recipe with `--loss ipfm` (at D = inf the electrostatic kernel is the Gaussian, and the
-loss is SiD's), everything but D, steps, alpha and seed equal. Cells that are finished are not run again. Leaves the table
-in OUTDIR/table.md and table.json, and draws two pictures: benchmarks/digits_table.png (distance against evaluations, the
-teachers' curves included) and benchmarks/digits_training.png (distance against kimg).
+loss is SiD's), everything but D, steps, alpha and seed equal; `--glr-by-steps` divides the generator's rate by the steps.
+Cells that are finished are not run again. Leaves the table in OUTDIR/table.md and table.json, and draws two pictures beside this
+file: digits_table.png (distance against evaluations, the teachers' curves included) and digits_training.png (distance against
+kimg); with `--glr-by-steps` digits_table_glr.png and digits_training_glr.png.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Cell(NamedTuple):
 CELLS = [Cell(*c) for c in itertools.product(DIMENSIONS, STEPS, ALPHAS, SEEDS)]
 
 
-def command(cell: Cell, outdir: Path, kimg: float) -> list[str]:
+def command(cell: Cell, outdir: Path, kimg: float, glr_by_steps: bool = False) -> list[str]:
     """The command of one cell: a user could type it."""
     sets = {
         "teacher.source": f"digits_d{cell.D}", "teacher.D": cell.D, "loss.alpha": cell.alpha, "generator.steps": cell.steps,
@@ -51,6 +52,8 @@ def command(cell: Cell, outdir: Path, kimg: float) -> list[str]:
         "log.tick_kimg": kimg / 8, "log.snapshot_ticks": 1, "log.state_ticks": 8,
         "eval.snapshot_samples": 2000, "eval.teacher_steps": "[18]",
     }  # fmt: skip
+    if glr_by_steps:
+        sets["train.glr"] = 3e-4 / cell.steps
     flags = [a for key, value in sets.items() for a in ("--set", f"{key}={value}")]
     where = ["--seed", str(cell.seed), "--outdir", str(outdir / cell.name)]
     return [sys.executable, "-m", "registry.cli", "--recipe", "quickstart", *flags, *where]
@@ -61,14 +64,14 @@ def finished(outdir: Path, cell: Cell) -> Path | None:
     return next((p.parent for p in sorted((outdir / cell.name).glob("*/quality.json"))), None)
 
 
-def run(cell: Cell, outdir: Path, kimg: float) -> None:
+def run(cell: Cell, outdir: Path, kimg: float, glr_by_steps: bool) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # one core a cell: two threads that compete are slower than one
-    done = subprocess.run(command(cell, outdir, kimg), env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command(cell, outdir, kimg, glr_by_steps), env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{cell.name}: {done.stderr.strip()}")
 
 
-def run_all(outdir: Path, kimg: float, jobs: int) -> None:
+def run_all(outdir: Path, kimg: float, jobs: int, glr_by_steps: bool) -> None:
     """Cells seed by seed, so that a grid that is broken off has whole tables of fewer seeds."""
     waiting = sorted((c for c in CELLS if not finished(outdir, c)), key=lambda c: (c.seed, c.steps, c.D, c.alpha))
     columns = (
@@ -80,7 +83,7 @@ def run_all(outdir: Path, kimg: float, jobs: int) -> None:
     )
     with Progress(*columns) as bar, ThreadPoolExecutor(jobs) as pool:
         task = bar.add_task("cells", total=len(CELLS), completed=len(CELLS) - len(waiting))
-        for future in as_completed([pool.submit(run, cell, outdir, kimg) for cell in waiting]):
+        for future in as_completed([pool.submit(run, cell, outdir, kimg, glr_by_steps) for cell in waiting]):
             future.result()
             bar.advance(task)
 
@@ -233,11 +236,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time, one core each")
     parser.add_argument("--kimg", type=float, default=25.6, help="thousands of images per cell")
+    parser.add_argument("--glr-by-steps", action="store_true", help="the generator's rate is 3e-4/K; name an --outdir of its own")
     parser.add_argument("--outdir", type=Path, default=Path("runs/digits_table"))
     parser.add_argument("--report", action="store_true", help="run nothing: report the cells that are finished")
     options = parser.parse_args()
     if not options.report:
-        run_all(options.outdir, options.kimg, options.jobs)
+        run_all(options.outdir, options.kimg, options.jobs, options.glr_by_steps)
     teachers = teacher_curves()
     final, course, floor = collect(options.outdir)
     text = table(final, teachers)
@@ -248,8 +252,9 @@ def main() -> None:
         "floor": floor,
     }
     (options.outdir / "table.json").write_text(json.dumps(content, indent=1) + "\n")
-    draw_table(final, teachers, floor, HERE / "digits_table.png")
-    draw_training(course, HERE / "digits_training.png")
+    suffix = "_glr" if options.glr_by_steps else ""
+    draw_table(final, teachers, floor, HERE / f"digits_table{suffix}.png")
+    draw_training(course, HERE / f"digits_training{suffix}.png")
     print(text)
 
 
