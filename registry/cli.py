@@ -118,6 +118,8 @@ def main(
     if context.invoked_subcommand is not None:
         return
     if recipe is None:
+        if sets or loss or resume or dry_run or fresh_teacher or outdir or seed is not None:
+            raise click.UsageError("Missing option '--recipe'.")
         click.echo(context.get_help())
         return
     plugins = load_plugins()
@@ -197,7 +199,10 @@ def generate(
     from registry.sampling import open_sampler
 
     wanted = parse_seeds(seeds)
-    generate(open_sampler(**options), wanted, outdir, formats or ("png",), class_, batch)
+    try:
+        generate(open_sampler(**options), wanted, outdir, formats or ("png",), class_, batch)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; what is made is kept in {outdir}, and the same command goes on from there", 130) from None
     distributed.stop()
 
 

@@ -250,7 +250,7 @@ class Desk:
         """The final table, printed and kept as quality.txt and quality.json."""
         if distributed.rank() != 0:
             return
-        title = f"{config.samples} samples, mean ± standard deviation of {config.repeats} sampling seeds"
+        title = f"{self.kimg:g} kimg: {config.samples} samples, mean ± standard deviation of {config.repeats} sampling seeds"
         self.journal.table(quality.table(rows, metrics, title, config.samples), "quality.txt")
         content = {"samples": config.samples, "rows": [vars(row) for row in rows], "versions": quality.versions()}
         write_atomically(self.folder / "quality.json", (json.dumps(content, indent=1) + "\n").encode())

@@ -195,6 +195,9 @@ def convert_network(source: str, target: str, key: str | None = None, kind: str 
 
 def layout_of(path: Path) -> str:
     """'edm' for pickles and torch files with modules in them, 'safetensors', or 'plain' for our own. Raises UserError."""
+    if path.is_dir():
+        files = [p.name for p in sorted(path.glob("network-snapshot-*"), key=lambda p: p.name) if p.suffix in SUFFIXES]
+        raise UserError(f"{path}: is a folder; give a file{f' in it, e.g. {path / files[-1]}' if files else ''}")
     try:
         with open(path, "rb") as file:
             head = file.read(10)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,17 +16,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import toml
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
 from registry.api import Component, Config, DataSource, Dimension, Positive, Reference, UserError
 from registry.plugins import Plugins
 from registry.sources import locate_recipe, near
 
+
+def _is_a_device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise ValueError("must be auto, cpu, cuda or cuda:N")
+    return value
+
+
 C = TypeVar("C", bound=Config)
 Tables = dict[str, Any]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
+Device = Annotated[str, AfterValidator(_is_a_device)]
 Ints = Annotated[tuple[int, ...], Field(strict=False)]
 
 # -------------------------------------------------------------------------------------------- the tables of a recipe
@@ -84,7 +93,7 @@ class TrainConfig(Config):
         0.05, ge=0, description="the half-life is at most this share of the images seen; 0 = no such limit"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
 
 
 class PretrainConfig(Config):
@@ -103,7 +112,7 @@ class PretrainConfig(Config):
         0.05, ge=0, description="the half-life is at most this share of the images seen; 0 = no such limit"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
 
 
 class DataConfig(Config):
@@ -226,7 +235,7 @@ class Recipe:
             "generator": plain(self.generator),
             "train": plain(self.train),
             "log": plain(self.log),
-            "eval": plain(self.eval) | {m.name: plain(m.config) for m in self.metrics},
+            "eval": measuring(self.eval, self.metrics),
         }
 
 
@@ -251,7 +260,7 @@ class PretrainRecipe:
             "noise": self.noise.table(),
             "train": plain(self.train),
             "log": plain(self.log),
-            "eval": plain(self.eval) | {m.name: plain(m.config) for m in self.metrics},
+            "eval": measuring(self.eval, self.metrics),
         }
 
 
@@ -266,6 +275,13 @@ class FeaturesRecipe:
     def tables(self) -> Tables:
         """See Recipe.tables."""
         return {"data": plain(self.data), "classifier": plain(self.classifier)}
+
+
+def measuring(config: EvalConfig, metrics: Iterable[Choice]) -> Tables:
+    """[eval] as tables; what a metric has from [eval] itself is not said twice, so that overriding it there is enough."""
+    shared = plain(config)
+    own = {m.name: {k: v for k, v in plain(m.config).items() if k != "reference" or v != config.reference} for m in metrics}
+    return shared | {name: table for name, table in own.items() if table}
 
 
 def plain(config: BaseModel) -> Tables:
@@ -476,7 +492,11 @@ class _Reading:
         for name in chosen:
             if not self.plugins.owners("metric", name):
                 known = self.plugins.names("metric")
-                self.wrong("eval", ("metrics",), f"no metric is called {name!r}{near(name, known)}; known: {', '.join(known)}")
+                self.wrong(
+                    "eval",
+                    ("metrics",),
+                    f"= [{name!r}]: no metric is called {name!r}{near(name, known)}; known: {', '.join(known)}",
+                )
                 continue
             settings = dict(own[name]) if isinstance(own.get(name), dict) else {}
             fields = self.plugins.owners("metric", name)[0].component.config.model_fields
@@ -565,6 +585,7 @@ def describe(error: ErrorDetails, config: type[Config]) -> str:
         about = fields[str(error["loc"][-1])].description if str(error["loc"][-1]) in fields else None
         return "is missing" + (f": {about}" if about else "")
     message = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    message = {"a valid tuple": "a list, written as [a, b]", "a valid boolean": "true or false"}.get(message, message)
     message = message if kind == "value_error" else f"must be {message}"
     return f"= {found!r}: {message}"
 

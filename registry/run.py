@@ -109,6 +109,7 @@ def distill(
     journal.log(
         f"distilling {Path(teacher.origin).name} (D = {noise.D:g}, {'×'.join(map(str, teacher.image_shape))}, "
         f"{count(run.generator.net)} parameters) with loss {recipe.loss.name!r} and noise {recipe.noise.name!r} on {device}"
+        + (f", {generator.steps} steps at sigma = {', '.join(f'{s:.4g}' for s in generator.sigmas)}" if generator.steps > 1 else "")
         + (f" × {distributed.world_size()}" if distributed.world_size() > 1 else "")
     )
     if run.nimg == 0:

@@ -155,7 +155,7 @@ def locate_recipe(name: str) -> Path:
         return found
     if path.is_dir():
         raise UserError(f"{name}: this is a folder, a recipe is a TOML file")
-    known = sorted(p.stem for p in shipped().rglob("*.toml"))
+    known = sorted({p.stem for p in shipped().rglob("*.toml")})
     raise UserError(f"{name}: no such recipe{near(Path(name).stem, known)}; shipped: {', '.join(known)}")
 
 
@@ -167,5 +167,5 @@ def _shipped_file(name: str, suffix: str) -> Path | None:
 
 def near(word: str, known: list[str]) -> str:
     """' (did you mean …?)' for the nearest known word, or nothing."""
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or [k for k in known if k.lower() == word.lower()]
     return f" (did you mean {match[0]!r}?)" if match else ""

@@ -144,6 +144,8 @@ BAD = {
     "huge seed": (["--seed", "9223372036854775807"], "[train] seed = 9223372036854775807: must be less than 4294967296"),
     "reversed levels": (["--set", "noise.sigma_min=100"], "[noise] sigma_max = 80.0: must be above sigma_min = 100"),
     "misspelt behind --loss": (["--loss", "ipfm", "--set", "loss.alpa=1"], "[loss] alpa is unknown (did you mean 'alpha'?)"),
+    "no list": (["--set", "eval.metrics=fid"], "[eval] metrics = 'fid': must be a list, written as [a, b]"),
+    "capitals": (["--set", 'eval.metrics=["FID"]'], "= ['FID']: no metric is called 'FID' (did you mean 'fid'?)"),
     "no such recipe": (["--recipe", "nowhere"], "nowhere: no such recipe"),
 }  # fmt: skip
 
@@ -197,7 +199,7 @@ def test_debug_shows_where(cli: Cli, recipe_file: Write) -> None:
 
 
 def test_usage_errors_are_those_of_click(cli: Cli) -> None:
-    for args in (["--seed", "-1"], ["pretrain"], ["frobnicate"], ["--nope"]):
+    for args in (["--seed", "-1"], ["pretrain"], ["frobnicate"], ["--nope"], ["--set", "train.lr=1"]):
         done = cli(*args)
         assert done.returncode == 2
         assert "Usage:" in done.stderr

@@ -193,3 +193,14 @@ def test_every_setting_has_a_default_or_an_explanation() -> None:
 
 def test_shipped_files_are_found_where_the_package_is() -> None:
     assert shipped() == ROOT / "recipes"
+
+
+def test_a_resolved_recipe_can_be_measured_otherwise(tmp_path: Path, plugins: Plugins) -> None:
+    """What a run leaves says a reference once, so that one --set changes it everywhere."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "again.toml").write_text(dumps(resolve("quickstart", plugins).tables()))
+    again = resolve(str(tmp_path / "again.toml"), plugins)
+    assert dumps(again.tables()) == (tmp_path / "again.toml").read_text()
+    other = resolve(str(tmp_path / "again.toml"), plugins, [f"eval.reference={tmp_path / 'images'}"])
+    assert isinstance(other, Recipe)
+    assert {str(getattr(m.config, "reference", None)) for m in other.metrics} == {str(tmp_path / "images")}
