@@ -277,7 +277,7 @@ WRONG = {
     "other D": (["teacher.source=pfgmpp:ffhq_ddpm_D_inf"], "[teacher] D = 128: pfgmpp:ffhq_ddpm_D_inf has D = inf"),
     "EDM's": (["teacher.source=edm:ffhq"], "[teacher] D = 128: edm:ffhq has D = inf"),
     "dropout": (["teacher.dropout=1"], "[teacher] dropout = 1: must be less than 1"),
-    "fp16": (["teacher.fp16=1"], "[teacher] fp16 = 1: must be a valid boolean"),
+    "fp16": (["teacher.fp16=1"], "[teacher] fp16 = 1: must be true or false"),
 }
 # fmt: on
 
