@@ -53,47 +53,29 @@ class Config(BaseModel):
         return None
 
 
-def _source_exists(value: str, info: ValidationInfo) -> str:
-    from registry.sources import locate
+def _located_by(finder: str) -> AfterValidator:
+    """Validates a path with a function of registry.sources, which looks beside the recipe too."""
 
-    folder = (info.context or {}).get("folder")
-    return locate(value, Path(folder) if folder else None)
+    def locate(value: str, info: ValidationInfo) -> str:
+        from registry import sources
+
+        folder = (info.context or {}).get("folder")
+        found: str = getattr(sources, finder)(value, Path(folder) if folder else None)
+        return found
+
+    return AfterValidator(locate)
 
 
-Source = Annotated[str, AfterValidator(_source_exists)]
+Source = Annotated[str, _located_by("locate")]
 """A file of the user's: a path (as typed, or relative to the recipe) or the bare name of a shipped file."""
 
-
-def _data_exists(value: str, info: ValidationInfo) -> str:
-    from registry.sources import locate_data
-
-    folder = (info.context or {}).get("folder")
-    return locate_data(value, Path(folder) if folder else None)
-
-
-DataSource = Annotated[str, AfterValidator(_data_exists)]
+DataSource = Annotated[str, _located_by("locate_data")]
 """Images: `digits`, or a folder or ZIP (as typed, or relative to the recipe)."""
 
-
-def _reference_exists(value: str, info: ValidationInfo) -> str:
-    from registry.sources import locate_reference
-
-    folder = (info.context or {}).get("folder")
-    return locate_reference(value, Path(folder) if folder else None)
-
-
-Reference = Annotated[str, AfterValidator(_reference_exists)]
+Reference = Annotated[str, _located_by("locate_reference")]
 """Images, or statistics of their Inception features: an .npz file (as typed, or relative to the recipe) or its URL."""
 
-
-def _file_exists(value: str, info: ValidationInfo) -> str:
-    from registry.sources import locate_file
-
-    folder = (info.context or {}).get("folder")
-    return locate_file(value, Path(folder) if folder else None)
-
-
-File = Annotated[str, AfterValidator(_file_exists)]
+File = Annotated[str, _located_by("locate_file")]
 """Any file: a path (as typed, or relative to the recipe) or a URL."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
