@@ -91,10 +91,11 @@ def run_all(outdir: Path, kimg: float, jobs: int, glr_by_steps: bool) -> None:
 def teacher_curves() -> dict[str, dict[int, list[float]]]:
     """Fréchet distance of each teacher by evaluations; kept rows are used where they are the same measurement."""
     from registry import load_plugins
-    from registry.quality import teacher_rows
-    from registry.recipe import Recipe, expect, resolve
-    from registry.report import Journal
-    from registry.run import build, build_metrics
+    from registry.measure.teacher_rows import teacher_rows
+    from registry.recipe.reading import expect, resolve
+    from registry.recipe.resolved import Recipe
+    from registry.runs.building import build, build_metrics
+    from registry.show.journal import Journal
 
     curves = {}
     for D in DIMENSIONS:
@@ -145,7 +146,7 @@ def table(final: dict[Cell, float], teachers: dict[str, dict[int, list[float]]])
 def axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    from registry.pictures import FAINT, INK
+    from registry.show.figures import FAINT, INK
 
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -167,7 +168,7 @@ def title_of(alpha: float) -> str:
 
 def draw_table(final: dict[Cell, float], teachers: dict[str, dict[int, list[float]]], floor: float, path: Path) -> None:
     """Distance against evaluations: generators (mean and range over training seeds) and teachers."""
-    from registry.pictures import FAINT, INK, save_figure
+    from registry.show.figures import FAINT, INK, save_figure
 
     figure, grid = axes(1, len(ALPHAS), (10, 4.2))
     for ax, alpha in zip(grid[0], ALPHAS, strict=True):
@@ -202,7 +203,7 @@ def draw_table(final: dict[Cell, float], teachers: dict[str, dict[int, list[floa
 
 def draw_training(course: dict[Cell, list[tuple[float, float]]], path: Path) -> None:
     """Distance against kimg, finite D against inf: mean over the training seeds, the range as a band."""
-    from registry.pictures import INK, save_figure
+    from registry.show.figures import INK, save_figure
 
     figure, grid = axes(len(ALPHAS), len(STEPS), (11, 6))
     for (i, alpha), (j, steps) in itertools.product(enumerate(ALPHAS), enumerate(STEPS)):

@@ -13,12 +13,14 @@ from matplotlib.figure import Figure
 
 from registry import load_plugins
 from registry.edm.datasets import load_images
-from registry.files import load_network
-from registry.generator import Generator
-from registry.pictures import INK, grid, save_figure
-from registry.quality import sample_teacher
-from registry.recipe import Recipe, expect, resolve
-from registry.run import build
+from registry.files.formats import load_network
+from registry.recipe.reading import expect, resolve
+from registry.recipe.resolved import Recipe
+from registry.runs.building import build
+from registry.sample.heun import sample_teacher
+from registry.show.figures import INK, save_figure
+from registry.show.pictures import grid
+from registry.train.generator import Generator
 
 
 def main(folder: Path, target: Path, side: int = 8) -> None:

@@ -5,33 +5,47 @@ The mirror image of `registry.builtin`, found through the entry-point group `dis
 
 from __future__ import annotations
 
+import math
+
 from pydantic import Field, ValidationInfo, field_validator
 
-from registry.api import Component, Config, Dimension, NoiseConfig, hookimpl
-from registry.builtin import FileConfig
-from registry.sources import published_D
+from registry.api import (
+    Component,
+    Config,
+    Dimension,
+    FileTeacherConfig,
+    NoiseConfig,
+    Published,
+    hookimpl,
+    published,
+)
+
+BY_HAND = 'take {} from the Google Drive folders that the README of https://github.com/Newbeeer/pfgmpp names under "Checkpoints"'
 
 
-class PFGMPPConfig(FileConfig):
+class PFGMPPConfig(FileTeacherConfig):
     D: Dimension | None = Field(None, description="the teacher's dimension; must agree with the file if that tells it")
 
     @field_validator("D")
     @classmethod
     def _is_the_published_one(cls, value: float | None, info: ValidationInfo) -> float | None:
         source = info.data.get("source", "")
-        D = published_D(source)
-        if None not in (value, D) and value != D:
-            raise ValueError(f"{source} has D = {D:g}")
-        return D if value is None else value
+        known = published(source)
+        if known is None:
+            return value
+        if value is not None and value != known.D:
+            raise ValueError(f"{source} has D = {known.D:g}")
+        return known.D
+
+    def known_D(self) -> float | None:
+        return self.D
 
 
 class ElectrostaticConfig(NoiseConfig):
     D: Dimension | None = Field(None, description="dimension of the kernel; by default the teacher's")
 
     def misfit(self, D: float) -> str | None:
-        if self.D is None or self.D == D:
-            return None
-        return f"has D = {self.D:g}, but the teacher has D = {D:g}; leave D out of [noise] to take the teacher's"
+        return None if self.D is None or self.D == D else f"has D = {self.D:g}"
 
 
 class IPFMConfig(Config):
@@ -53,3 +67,16 @@ def register_noises() -> list[Component]:
 @hookimpl
 def register_losses() -> list[Component]:
     return [Component("ipfm", IPFMConfig, "ipfm_plugin.loss:build", "Inverse Poisson Flow Matching (any D)")]
+
+
+@hookimpl
+def register_published() -> list[Published]:
+    dimensions = {
+        "cifar10_ncsnpp_D_128": 128.0,
+        "cifar10_ncsnpp_D_2048": 2048.0,
+        "cifar10_ncsnpp_D_inf": math.inf,
+        "cifar10_ncsnpp_D_2048_conditional": 2048.0,
+        "ffhq_ddpm_D_128": 128.0,
+        "ffhq_ddpm_D_inf": math.inf,
+    }
+    return [Published(f"pfgmpp:{folder}", D, by_hand=BY_HAND.format(folder)) for folder, D in dimensions.items()]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ipfm_plugin import IPFMConfig
-from registry.api import Teacher
-from registry.denoising import DenoisingGame
+from registry.api import DenoisingGame, Domain
 
 
 def ipfm_objective(x: Tensor, f_star: Tensor, f: Tensor, alpha: float) -> Tensor:
@@ -30,5 +29,5 @@ class IPFMLoss(DenoisingGame):
         return ipfm_objective(x, f_star, f, self.alpha)
 
 
-def build(config: IPFMConfig, teacher: Teacher) -> IPFMLoss:
-    return IPFMLoss(config.alpha, teacher.sigma_data)
+def build(config: IPFMConfig, domain: Domain) -> IPFMLoss:
+    return IPFMLoss(config.alpha, domain.sigma_data)

@@ -7,21 +7,15 @@ import math
 from torch import Tensor
 
 from ipfm_plugin import ElectrostaticConfig
-from registry.api import NoiseConfig, Teacher
-from registry.noise import GaussianNoise
-from registry.streams import Streams
+from registry.api import Domain, Kernel, Streams
 
 
-class ElectrostaticNoise(GaussianNoise):
+class ElectrostaticNoise(Kernel):
     """p_r(x_r | x) ∝ (|x_r − x|² + r²)^(−(N+D)/2), r = sigma·√D (PFGM++ App. B), for every real D > 0.
 
     This law is a multivariate Student t with D degrees of freedom: a Gaussian times √((D/2)/g), g ~ Gamma(D/2), one
     g per image. At D = inf the scale is 1 and no gamma is drawn, so this is the Gaussian bit for bit.
     """
-
-    def __init__(self, D: float, levels: NoiseConfig | None = None) -> None:
-        super().__init__(levels)
-        self.D = D
 
     def scale(self, rng: Streams) -> Tensor | None:
         if math.isinf(self.D):
@@ -29,5 +23,5 @@ class ElectrostaticNoise(GaussianNoise):
         return (self.D / 2 / rng.gamma(self.D / 2)).sqrt()
 
 
-def build(config: ElectrostaticConfig, teacher: Teacher) -> ElectrostaticNoise:
-    return ElectrostaticNoise(teacher.D, config)
+def build(config: ElectrostaticConfig, domain: Domain) -> ElectrostaticNoise:
+    return ElectrostaticNoise(domain.D, config)

@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from registry.api import Loss, Metric, Noise, NoiseConfig, Teacher
-from registry.descent import mode
-from registry.plugins import components
-from registry.sampling import heun, heun_levels
-from registry.streams import Streams
+from registry.core.contracts import Domain, Loss, Metric, Noise, Teacher
+from registry.core.levels import heun_levels
+from registry.core.settings import NoiseConfig
+from registry.core.streams import Streams
+from registry.plugins.component import Component, Published, named
+from registry.plugins.loading import components, load_plugins
+from registry.sample.heun import heun
+from registry.train.step import mode
 
 B = 4
 """Images in the batches that are tried."""
@@ -31,10 +34,12 @@ def check_plugin(module: str) -> None:
     demand(bool(found), f"{module} registers nothing; a hook is a function like register_losses, marked @hookimpl")
     for kind, component in found:
         name = f"{kind} {component.name!r}"
-        if isinstance(component.build, str):
-            where, _, function = component.build.partition(":")
-            built = getattr(importlib.import_module(where), function, None)
-            demand(callable(built), f"{name}: build = {component.build!r} names no function; write 'package.module:function'")
+        if not isinstance(component, Published) and isinstance(component.build, str):
+            demand(
+                is_there(component.build), f"{name}: build = {component.build!r} names no function; write 'package.module:function'"
+            )
+        if not isinstance(component, Component):
+            continue
         mute = [key for key, field in component.config.model_fields.items() if not field.description]
         demand(
             not mute, f"{name}: {', '.join(mute)} in {component.config.__name__} lacks Field(description=...), which people read"
@@ -43,6 +48,24 @@ def check_plugin(module: str) -> None:
     status = subprocess.run([sys.executable, "-c", code], check=False).returncode
     demand(status != 3, f"importing {module} imports torch; give `build` as 'module:function' and import torch in that module")
     demand(status == 0, f"python -c 'import {module}' fails; a plugin's module must be importable by its name")
+
+
+def is_there(build: str) -> bool:
+    """Whether "module:function" names something that can be called. Raises ImportError if there is no such module."""
+    try:
+        return callable(named(build))
+    except AttributeError:
+        return False
+
+
+def build(kind: str, name: str, domain: Domain | None = None, **settings: Any) -> Any:
+    """A registered component, built as a recipe would: `build("teacher", "edm", source="digits_dinf")`.
+
+    Noises, losses and metrics are built for a `domain`; a teacher is one. Raises UserError if there is no such component.
+    """
+    component = load_plugins().find(kind, name).component
+    assert isinstance(component, Component)
+    return component.make(component.config.model_validate(settings), *([] if domain is None else [domain]))
 
 
 def check_teacher(teacher: Teacher, noise: Noise | None = None) -> None:
@@ -61,8 +84,8 @@ def check_teacher(teacher: Teacher, noise: Noise | None = None) -> None:
     demand(type(teacher.label_dim) is int and teacher.label_dim >= 0, f"teacher.label_dim = {teacher.label_dim!r}; 0 is no labels")
     demand(0 < sigma_data < math.inf, f"teacher.sigma_data = {sigma_data}; it must be the data's standard deviation")
     demand(
-        teacher.path is None or bool(teacher.provenance.get("weights")),
-        "teacher.path is given without provenance['weights']; without this hash its kept numbers would outlive a change of weights",
+        teacher.path is None or bool(teacher.weights),
+        "teacher.path is given without teacher.weights; without this hash its kept numbers would outlive a change of weights",
     )
     if noise is not None:
         demand(noise.D == teacher.D, f"noise.D = {noise.D}, teacher.D = {teacher.D}; they must agree")

@@ -17,8 +17,8 @@ import torch
 
 from registry.cli import main
 from registry.edm.networks import EDMPrecond
-from registry.files import save_network
-from registry.plugins import Plugins, load_plugins
+from registry.files.formats import save_network
+from registry.plugins.loading import Plugins, load_plugins
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

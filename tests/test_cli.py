@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from registry.cli import main
-from registry.files import load_network
+from registry.files.formats import load_network
 from tests.conftest import environment, error_line
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -58,8 +58,8 @@ def test_a_run_leaves_networks_pictures_and_numbers(cli: Cli, recipe_file: Write
     assert [(r["name"], r["evaluations"]) for r in quality["rows"]][:2] == [("generator", 1), ("teacher", 5)]
     assert all(len(v) == 2 for r in quality["rows"] for v in r["values"].values())
     assert Image.open(run / "fakes_000000.png").size[0] >= 480
-    net, about = load_network(run / "network-snapshot-1.000000-000000.pkl", "generator")
-    assert (about["D"], about["sigma_init"], about["nimg"]) == (128.0, 2.5, 48)
+    net, facts = load_network(run / "network-snapshot-1.000000-000000.pkl", "generator")
+    assert (facts.D, facts.sigma_init, facts.nimg) == (128.0, 2.5, 48)
     assert net(torch.zeros(1, 1, 8, 8), 2.5).shape == (1, 1, 8, 8)
     resolved = tomllib.loads((run / "recipe.toml").read_text())
     assert resolved["train"]["betas"] == [0.0, 0.999]  # defaults are written out
@@ -127,9 +127,9 @@ BAD = {
     "wrong type": (["--set", "train.lr=fast"], "[train] lr = 'fast': must be a valid number"),
     "missing file": (["--set", "teacher.source=nowhere/x.pt"], "[teacher] source = 'nowhere/x.pt': no such file"),
     "other D": (["--set", "noise.D=64"], "[noise] use = 'electrostatic': has D = 64, but the teacher has D = 128"),
-    "teacher of another D": (["--set", "teacher.D=2048"], "was trained with D = 128, but [teacher] D = 2048"),
-    "sid at finite D": (["--loss", "sid"], "[loss] use = 'sid': is defined at D = inf, but the teacher has D = 128"),
-    "edm with finite D": (["--set", "teacher.use=edm"], 'is a PFGM++ teacher with D = 128, not an EDM one; write [teacher] use = "pfgmpp"'),
+    "teacher of another D": (["--set", "teacher.D=2048"], "teacher.pt was trained with D = 128"),
+    "sid at finite D": (["--loss", "sid"], "[loss] use = 'sid': is defined for diffusion (D = inf), but the teacher has D = 128; use ipfm, or a teacher that sid serves"),
+    "edm with finite D": (["--set", "teacher.use=edm"], "[teacher] use = 'edm': is for diffusion teachers (D = inf), but its file has D = 128; use analytic or pfgmpp"),
     "D ≤ 0": (["--set", "noise.D=0"], "[noise] D = 0: must be greater than 0"),
     "batch not divisible": (["--set", "train.batch_gpu=3"], "[train] batch_gpu = 3: must divide batch = 8"),
     "no such metric": (["--set", 'eval.metrics=["fidd"]'], "no metric is called 'fidd' (did you mean 'fid'?)"),
@@ -346,8 +346,8 @@ def test_pretraining_a_teacher_and_distilling_it(cli: Cli, recipe_file: Write, t
     )
     done = cli("pretrain", "--recipe", recipe, "--outdir", tmp_path / "teachers", "--save", tmp_path / "mine.pt")
     assert done.returncode == 0, done.stderr
-    net, about = load_network(tmp_path / "mine.pt", "denoiser")
-    assert (about["D"], net.label_dim) == (64.0, 10)
+    net, facts = load_network(tmp_path / "mine.pt", "denoiser")
+    assert (facts.D, net.label_dim) == (64.0, 10)
     assert (tmp_path / "mine.quality.json").is_file()
     assert (only_run(tmp_path / "teachers") / "training-state-000000.pt").is_file()
     distilled = cli("--recipe", recipe_file(), "--set", f"teacher.source={tmp_path / 'mine.pt'}")
@@ -363,7 +363,7 @@ def test_pretraining_a_teacher_and_distilling_it(cli: Cli, recipe_file: Write, t
 def test_training_the_feature_network(cli: Cli, tmp_path: Path) -> None:
     done = cli("features", "--recipe", "digits_features", "--set", "classifier.epochs=2", "--save", tmp_path / "f.pt")
     assert done.returncode == 0, done.stderr
-    assert load_network(tmp_path / "f.pt", "classifier")[1]["held_out_accuracy"] > 0.5
+    assert load_network(tmp_path / "f.pt", "classifier")[1].others["held_out_accuracy"] > 0.5
 
 
 def test_the_surface_of_the_command_is_frozen() -> None:

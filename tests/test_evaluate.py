@@ -14,14 +14,23 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from registry import inception
-from registry.api import Teacher, UserError
 from registry.builtin import FIDConfig, KIDConfig
 from registry.builtin.fid import build_fid, build_kid
-from registry.files import save_network
-from registry.inception import DIMENSION, NAME, Inception, Statistics, frechet_inception_distance, open_inception, read_statistics
-from registry.metrics import frechet_distance, frechet_distance_of_rows, moments
-from registry.sampling import open_sampler
+from registry.core.contracts import Domain
+from registry.core.errors import UserError
+from registry.files.formats import save_network
+from registry.measure import inception
+from registry.measure.distances import frechet_distance, frechet_distance_of_rows, moments
+from registry.measure.inception import (
+    DIMENSION,
+    NAME,
+    Inception,
+    Statistics,
+    frechet_inception_distance,
+    open_inception,
+    read_statistics,
+)
+from registry.sample.sampler import open_sampler
 from tests.conftest import environment, error_line, golden, tiny_network
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -68,8 +77,8 @@ def generator_file(tmp_path: Path) -> Path:
     return path
 
 
-def network(shape: tuple[int, int, int] = (1, 8, 8)) -> Teacher:
-    return Teacher(nn.Identity(), 128.0, shape, origin="network.pkl")
+def network(shape: tuple[int, int, int] = (1, 8, 8)) -> Domain:
+    return Domain(D=128.0, image_shape=shape, origin="network.pkl")
 
 
 def pixels_of(folder: Path) -> Tensor:
@@ -329,9 +338,9 @@ def test_what_can_be_wrong(here: Cli, generator_file: Path, inception_file: Path
         ({"--metrics": "fidd"}, "no metric is called 'fidd' (did you mean 'fid'?)"),
         ({"--inception": "nowhere.pt"}, "--inception nowhere.pt: [eval.fid] inception = 'nowhere.pt': no such file"),
         ({"--reference": tmp_path / "ffhq-64x64.npz"}, "its statistics are of images at resolution 64, wanted is 8"),
-        ({"--inception": None}, "[eval.fid] inception: fid needs the Inception network: download https://"),
+        ({"--inception": None}, "--inception: fid needs the Inception network: download https://"),
         ({"--output": "result.txt"}, "--output result.txt: the result is kept as .json"),
-        ({"--save-reference": "x.npz", "--metrics": "sliced_wasserstein"}, "statistics are those of --metrics fid"),
+        ({"--save-reference": "x.npz", "--metrics": "sliced_wasserstein"}, "statistics are those of the metric fid"),
     ]  # fmt: skip
     for changes, message in cases:
         given = [str(a) for k, v in (ok | changes).items() if v is not None for a in (k, v)]

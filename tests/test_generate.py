@@ -13,14 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from registry.api import UserError
+from registry.builtin.noise import GaussianNoise
+from registry.core.errors import UserError
+from registry.core.levels import heun_levels
+from registry.core.streams import Streams
 from registry.edm.latents import pfgmpp_latents
-from registry.files import load_network, save_network
-from registry.generate import parse_seeds, read_parts, write_part
-from registry.noise import GaussianNoise
-from registry.pictures import to_uint8
-from registry.sampling import heun, heun_levels, heun_steps, open_sampler
-from registry.streams import Streams
+from registry.files.formats import load_network, save_network
+from registry.sample.generate import parse_seeds, read_parts, write_part
+from registry.sample.heun import heun
+from registry.sample.sampler import heun_steps, open_sampler
+from registry.show.pictures import to_uint8
 from tests.conftest import HERE, environment, error_line, golden, tiny_network
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -85,21 +87,21 @@ def test_a_pfgmpp_teacher_gives_the_scripts_images_for_a_seed() -> None:
     """The golden teacher, its script's latents, Heun: the whole path by hand and by the sampler."""
     source = str(GOLDEN / "teacher_pfgmpp_ncsnpp.pkl")
     sampler = open_sampler(source, nfe=5, rng="pfgmpp")
-    assert (sampler.evaluations, sampler.image_shape, sampler.terms["kind"]) == (5, (3, 16, 16), "teacher")
-    net, about = load_network(source)
-    wanted = heun(net, pfgmpp_latents([3, 1], (3, 16, 16), 80, about["D"]), heun_levels(3))
+    assert (sampler.evaluations, sampler.domain.image_shape, sampler.settings["kind"]) == (5, (3, 16, 16), "teacher")
+    net, facts = load_network(source)
+    wanted = heun(net, pfgmpp_latents([3, 1], (3, 16, 16), 80, facts.dimension()), heun_levels(3))
     torch.testing.assert_close(sampler([3, 1]).double(), wanted, rtol=0, atol=1e-5)
     assert not torch.allclose(open_sampler(source, nfe=5)([3, 1]).double(), wanted, atol=0.1)
 
 
 def test_a_sid_snapshot_is_a_one_step_generator_without_a_flag() -> None:
     sampler = open_sampler(str(GOLDEN / "network-snapshot-1.200000-000512.pkl"))
-    assert (sampler.evaluations, sampler.terms["kind"], sampler.terms["sigmas"]) == (1, "generator", [2.5])
+    assert (sampler.evaluations, sampler.settings["kind"], sampler.settings["sigmas"]) == (1, "generator", [2.5])
     net, _ = load_network(GOLDEN / "network-snapshot-1.200000-000512.pkl")
-    z = 2.5 * Streams([5]).normal(sampler.image_shape)
+    z = 2.5 * Streams([5]).normal(sampler.domain.image_shape)
     with torch.no_grad():
         torch.testing.assert_close(sampler([5]), net(z, torch.tensor([2.5])))
-    assert open_sampler(str(GOLDEN / "training-state-ipfm-000512.pt"), key="G_ema990", D=64.0).terms["D"] == 64.0
+    assert open_sampler(str(GOLDEN / "training-state-ipfm-000512.pt"), key="G_ema990", D=64.0).settings["D"] == 64.0
 
 
 def test_a_training_state_tells_its_levels(recipe_file: Callable[..., Path], cli: Cli, tmp_path: Path) -> None:
@@ -107,7 +109,7 @@ def test_a_training_state_tells_its_levels(recipe_file: Callable[..., Path], cli
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "runs").iterdir()
     state, snapshot = next(run.glob("training-state-*.pt")), next(run.glob("network-snapshot-1*.pkl"))
-    assert open_sampler(str(state)).terms["sigmas"] == open_sampler(str(snapshot)).terms["sigmas"] == [3.0, 1.501]
+    assert open_sampler(str(state)).settings["sigmas"] == open_sampler(str(snapshot)).settings["sigmas"] == [3.0, 1.501]
     torch.testing.assert_close(open_sampler(str(state))(range(3)), open_sampler(str(snapshot))(range(3)))
 
 
@@ -144,7 +146,7 @@ def test_what_is_there_is_not_made_again(here: Cli, generator_file: Path, tmp_pa
     (out / "000003.png").unlink()
     before = {p: p.stat().st_mtime_ns for p in out.glob("*.png")}
     done = here(*args, "--seeds", "0-7")
-    assert "5 of 8 images are there already" in done.stdout
+    assert "5 of 8 images exist already" in done.stdout
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert {k: v for k, v in pixels(out).items() if k in whole} == whole
     assert len(pixels(out)) == 8
@@ -165,7 +167,7 @@ def test_parts_of_an_interrupted_run_are_used(here: Cli, generator_file: Path, t
     (out / ".parts" / "empty.npz").write_bytes(b"")
     done = here(*args)
     assert done.returncode == 0, done.stderr
-    assert "2 of 5 images are there already" in done.stdout
+    assert "2 of 5 images exist already" in done.stdout
     again = np.load(out / "samples.npz")["arr_0"]
     assert np.array_equal(again[[0, 1, 2, 4]], whole[[0, 1, 2, 4]])
     assert np.array_equal(again[3], 255 - whole[3])  # taken from the part, not made again
@@ -180,11 +182,11 @@ def test_a_finished_npz_serves_the_next_call(here: Cli, generator_file: Path, tm
     _, labels = sampler.labelled(range(5))
     assert labels is not None
     assert first["labels"].tolist() == labels.argmax(1).tolist()  # drawn, and kept
-    assert "5 of 7 images are there already" in here(*args, "--seeds", "0-6", "--format", "grid").stdout
+    assert "5 of 7 images exist already" in here(*args, "--seeds", "0-6", "--format", "grid").stdout
     again = dict(np.load(out / "samples.npz"))
     assert np.array_equal(again["arr_0"][:5], first["arr_0"])
     assert again["labels"].shape == (7,)
-    assert "7 of 7 images are there already" in here(*args, "--seeds", "0-6").stdout
+    assert "7 of 7 images exist already" in here(*args, "--seeds", "0-6").stdout
 
 
 def test_a_seed_that_no_process_made_is_missed(tmp_path: Path) -> None:
@@ -198,9 +200,9 @@ def test_a_set_that_grows_has_each_image_once(here: Cli, generator_file: Path, t
     args = ["generate", "--network", generator_file, "--outdir", out, "--batch", 512]
     assert here(*args, "--seeds", "0-4").returncode == 0
     (out / "000003.png").write_bytes(b"")  # as a power failure leaves it
-    assert "4 of 1001 images are there already" in here(*args, "--seeds", "0-1000").stdout
+    assert "4 of 1001 images exist already" in here(*args, "--seeds", "0-1000").stdout
     assert len(pixels(out)) == 1001
-    assert here(*args, "--seeds", "0-4").stdout.startswith("5 of 5 images are there already")
+    assert here(*args, "--seeds", "0-4").stdout.startswith("5 of 5 images exist already")
 
 
 def test_classes_grids_and_folders(here: Cli, generator_file: Path, tmp_path: Path) -> None:
@@ -227,22 +229,22 @@ def test_a_shipped_teacher_by_its_name(cli: Cli, tmp_path: Path) -> None:
 
 
 BAD = {
-    "other steps": (["--steps", "4"], "was distilled with 2 steps (sigma 2.5, 0.9), and is sampled so; for 4 distil again with --set generator.steps=4"),
+    "other steps": (["--steps", "4"], "was distilled with 2 steps (sigma 2.5, 0.9), and is sampled so; for 4 distil again with that many"),
     "other evaluations": (["--nfe", "35"], "was distilled with 2 steps"),
-    "another solver": (["--sampler", "heun"], "is a generator; leave --sampler heun out"),
-    "another start": (["--sigma-init", "5"], "starts at sigma_init = 2.5; leave --sigma-init out"),
-    "another D": (["--dim", "64"], "was trained with D = 128; leave --dim out"),
-    "no D": (["--network", str(GOLDEN / "network-snapshot-1.200000-000512.pkl"), "--dim", "0"], "--dim 0: D is a positive number, or inf"),
+    "another solver": (["--sampler", "heun"], "is a generator; leave this out"),
+    "another start": (["--sigma-init", "5"], "starts at 2.5; leave this out"),
+    "another D": (["--dim", "64"], "was trained with D = 128; leave this out"),
+    "no D": (["--network", str(GOLDEN / "network-snapshot-1.200000-000512.pkl"), "--dim", "0"], "--dim 0: must be a positive number, or inf"),
     "too many": (["--seeds", "0-4000000000"], "more than 10,000,000 images; make them in several folders"),
     "class out of range": (["--class", "3"], "has the classes 0 to 2"),
-    "no classes": (["--network", "digits_d128", "--class", "1"], "digits_d128: was trained without classes, so --class 1 cannot be given"),
-    "a teacher as generator": (["--network", "digits_d128", "--sampler", "generator"], "is a denoiser; leave --sampler generator out"),
+    "no classes": (["--network", "digits_d128", "--class", "1"], "--class 1: digits_d128 was trained without classes, so none can be given"),
+    "a teacher as generator": (["--network", "digits_d128", "--sampler", "generator"], "is a denoiser; leave this out"),
     "even evaluations": (["--network", "digits_d128", "--nfe", "10"], "--nfe 10: n Heun steps take 2n − 1 evaluations"),
-    "device": (["--device", "tpu"], "--device 'tpu': must be auto, cpu, cuda or cuda:N"),
+    "device": (["--device", "tpu"], "--device tpu: must be auto, cpu, cuda or cuda:N"),
     "seeds": (["--seeds", "a-b"], "--seeds a-b: write numbers and ranges"),
     "no such file": (["--network", "nowhere.pkl"], "nowhere.pkl: no such file"),
     "no network": (["--network", "digits_features"], "is a classifier, wanted is a denoiser or generator"),
-    "outdir": (["--outdir", "/proc/nowhere"], "--outdir '/proc/nowhere': cannot be written"),
+    "outdir": (["--outdir", "/proc/nowhere"], "--outdir /proc/nowhere: cannot be written"),
 }  # fmt: skip
 
 
@@ -259,15 +261,15 @@ def test_a_folder_of_other_images_is_refused(here: Cli, generator_file: Path, tm
     out = tmp_path / "out"
     assert here("generate", "--network", generator_file, "--seeds", "0-1", "--outdir", out).returncode == 0
     message = error_line(here("generate", "--network", generator_file, "--seeds", "0-1", "--outdir", out, "--class", "1"))
-    assert f"--outdir {out}: has images made otherwise (class: None there, 1 now); name another folder" in message
+    assert f"--outdir {out}: has images made with other settings (class: None there, 1 now); name another folder" in message
 
 
 def test_points_in_the_plane_are_no_pictures(here: Cli, tmp_path: Path) -> None:
-    from registry.analytic import PointDenoiser
+    from registry.builtin.points import PointDenoiser
 
     save_network(tmp_path / "points.pt", "generator", PointDenoiser((2, 1, 1), 8, 1), {"D": 128.0, "sigma_init": 2.5})
     args = ["generate", "--network", tmp_path / "points.pt", "--seeds", "0-20", "--outdir", tmp_path / "out"]
-    assert "images of 2×1×1 are no pictures; use --format npz or grid" in error_line(here(*args))
+    assert "images of 2×1×1 are no pictures; use npz or grid" in error_line(here(*args))
     assert here(*args, "--format", "npz", "--format", "grid").returncode == 0
     assert np.load(tmp_path / "out" / "samples.npz")["arr_0"].dtype == np.float32
     assert Image.open(tmp_path / "out" / "grid.png").size[0] > 400

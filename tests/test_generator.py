@@ -14,15 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipfm_plugin.noise import ElectrostaticNoise
-from registry.api import Noise
-from registry.desk import game
-from registry.files import load_network
-from registry.generator import Generator, generator_levels
-from registry.noise import GaussianNoise
-from registry.plugins import Plugins
-from registry.recipe import resolve
-from registry.run import distill
-from registry.streams import Streams
+from registry.builtin.noise import GaussianNoise
+from registry.core.contracts import Noise
+from registry.core.levels import generator_levels
+from registry.core.streams import Streams
+from registry.files.formats import load_network
+from registry.plugins.loading import Plugins
+from registry.recipe.reading import resolve
+from registry.runs.checkpoints import identity
+from registry.runs.distill import distill
+from registry.train.generator import Generator
 from tests.conftest import error_line, tiny_network
 
 Write = Callable[..., Path]
@@ -221,9 +222,9 @@ def test_a_run_with_steps_is_resumed_as_if_never_interrupted(recipe_file: Write,
     rest = distill(str(path), sets=sets, outdir=str(tmp_path / "parts"), resume=str(half.folder))
     for a, b in zip(whole.generator.net.state_dict().values(), rest.generator.net.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    _, about = load_network(next(whole.folder.glob("network-snapshot-*.pkl")), "generator")
-    assert about["sigmas"] == generator_levels(3, "karras", 2.5)
-    assert (about["steps"], about["gradient"]) == (3, gradient)
+    _, facts = load_network(next(whole.folder.glob("network-snapshot-*.pkl")), "generator")
+    assert list(facts.sigmas) == generator_levels(3, "karras", 2.5)
+    assert (facts.others["steps"], facts.others["gradient"]) == (3, gradient)
 
 
 def test_a_state_of_other_steps_is_not_resumed(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
@@ -235,11 +236,13 @@ def test_a_state_of_other_steps_is_not_resumed(cli: Cli, recipe_file: Write, tmp
 
 
 @pytest.mark.parametrize("setting", ["generator.schedule=karras", "generator.steps=3", "noise.sigma_init=3.0"])
-def test_other_noise_levels_are_another_game(setting: str, recipe_file: Write, plugins: Plugins) -> None:
+def test_other_noise_levels_are_another_run(setting: str, recipe_file: Write, plugins: Plugins) -> None:
     """A generator goes on at the levels that it began with."""
     path = str(recipe_file(append="[generator]\nsteps = 2\n"))
-    assert game(resolve(path, plugins).tables()) == game(resolve(path, plugins, ["generator.gradient=last", "train.lr=1"]).tables())
-    assert game(resolve(path, plugins).tables()) != game(resolve(path, plugins, [setting]).tables())
+    assert identity(resolve(path, plugins).tables()) == identity(
+        resolve(path, plugins, ["generator.gradient=last", "train.lr=1"]).tables()
+    )
+    assert identity(resolve(path, plugins).tables()) != identity(resolve(path, plugins, [setting]).tables())
 
 
 def test_the_table_counts_the_evaluations(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:

@@ -310,7 +310,7 @@ NEAR_MISSES = [
     ("torch.storage", "io"), ("torch.storage", "torch.load"), ("collections", "OrderedDict.__init__"), ("collections", "_sys"),
     ("builtins", "set.__class__"), ("builtins", "set\x00"), ("builtins ", "set"), ("Builtins", "set"), ("builtins", "Set"),
     ("numpy", "dtype.__reduce__"), ("dnnlib.util", "EasyDict.__class__"), ("torch_utils.persistence", "exec"), ("torch", "storage"),
-    ("torch_utils.persistence._reconstruct_persistent_obj", "__globals__"), ("registry.edm.pickles", "_Call"), ("_codecs", "decode"),
+    ("torch_utils.persistence._reconstruct_persistent_obj", "__globals__"), ("registry.edm.pickles.notes", "Call"), ("_codecs", "decode"),
 ]  # fmt: skip
 
 

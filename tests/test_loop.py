@@ -16,14 +16,15 @@ from torch import Tensor
 
 from ipfm_plugin.loss import IPFMLoss
 from ipfm_plugin.noise import ElectrostaticNoise
-from registry import loop
-from registry.api import Teacher, UserError
-from registry.descent import Descent, cosine_rate, mode, reduce, repair_gradients
-from registry.files import load_network
-from registry.recipe import TrainConfig
-from registry.run import distill
-from registry.state import load_state, save_state
-from registry.streams import Streams
+from registry.core.contracts import Teacher
+from registry.core.errors import UserError
+from registry.core.streams import Streams
+from registry.files.formats import load_network
+from registry.recipe.tables import TrainConfig
+from registry.runs.checkpoints import load_state, save_state
+from registry.runs.distill import distill
+from registry.train import loop
+from registry.train.step import Learner, cosine_rate, mode, reduce, repair_gradients, shares
 from tests.conftest import environment, tiny_network
 
 Write = Callable[..., Path]
@@ -35,7 +36,12 @@ def distillation(
     net = tiny_network(label_dim=label_dim, dropout=dropout).to(dtype)
     options = TrainConfig(**({"batch": 8, "duration_kimg": 0.08, "lr": 1e-3, "glr": 1e-3} | train))
     noise = ElectrostaticNoise(128.0)
-    return loop.Distillation(Teacher(net, 128.0, (1, 8, 8), label_dim), noise, loss or IPFMLoss(1.0), options, torch.device("cpu"))
+    teacher = Teacher(net, D=128.0, image_shape=(1, 8, 8), label_dim=label_dim)
+    return loop.Distillation(teacher, noise, loss or IPFMLoss(1.0), options, torch.device("cpu"))
+
+
+def parts(game: loop.Distillation) -> dict[str, Any]:
+    return {"student": game.student, "generator": game.generator, "ema": game.average}
 
 
 def run(game: loop.Distillation, iterations: int) -> loop.Distillation:
@@ -48,7 +54,7 @@ def everything(game: loop.Distillation) -> dict[str, Tensor]:
     return {
         **{f"student.{k}": v for k, v in game.student.net.state_dict().items()},
         **{f"generator.{k}": v for k, v in game.generator.net.state_dict().items()},
-        **{f"ema.{k}": v for k, v in game.ema.state_dict().items()},
+        **{f"ema.{k}": v for k, v in game.average.state_dict().items()},
     }
 
 
@@ -68,11 +74,11 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, options: dict[
     whole = run(distillation(dropout=0.3, label_dim=2, **options), 6)
     torch.manual_seed(1)
     first = run(distillation(dropout=0.3, label_dim=2, **options), 3)
-    save_state(tmp_path / "state.pt", first.parts, first.nimg, {})
+    save_state(tmp_path / "state.pt", parts(first), first.nimg, {})
     torch.manual_seed(99)
     torch.randn(7)
     second = distillation(dropout=0.3, label_dim=2, **options)
-    second.nimg, _ = load_state(tmp_path / "state.pt", second.parts)
+    second.nimg, _ = load_state(tmp_path / "state.pt", parts(second))
     run(second, 3)
     assert second.nimg == whole.nimg
     assert all(torch.equal(a, everything(second)[name]) for name, a in everything(whole).items())
@@ -82,14 +88,14 @@ def test_state_does_not_grow_and_belongs_to_its_networks(tmp_path: Path) -> None
     game = run(distillation(), 1)
     sizes = []
     for i in range(3):
-        with game.ema.averaged():
+        with game.average.averaged():
             pass
         run(game, 1)
-        save_state(tmp_path / f"{i}.pt", game.parts, game.nimg, {})
+        save_state(tmp_path / f"{i}.pt", parts(game), game.nimg, {})
         sizes.append((tmp_path / f"{i}.pt").stat().st_size)
     assert max(sizes) - min(sizes) < 1000
     with pytest.raises(UserError, match="does not fit this recipe's networks"):
-        load_state(tmp_path / "0.pt", distillation(label_dim=4).parts)
+        load_state(tmp_path / "0.pt", parts(distillation(label_dim=4)))
 
 
 def test_seed_decides_everything() -> None:
@@ -139,18 +145,18 @@ class Poisoned(IPFMLoss):
 
 def test_images_that_are_not_finite_are_dropped_and_counted() -> None:
     game = run(distillation(Poisoned("image")), 2)
-    found = game.generating.tally.read()
+    found = game.generator.tally.read()
     assert (found["dropped"], found["repaired"]) == (2, 0)
     assert math.isfinite(found["mean"])
     assert all(v.isfinite().all() for v in everything(game).values())
     assert not torch.equal(
-        everything(game)["generator.model.map_layer0.weight"], game.teacher.denoiser.state_dict()["model.map_layer0.weight"]
+        everything(game)["generator.model.map_layer0.weight"], game.teacher.state_dict()["model.map_layer0.weight"]
     )
 
 
 def test_gradients_that_are_not_finite_are_replaced_and_counted() -> None:
     game = run(distillation(Poisoned("gradient")), 2)
-    assert game.generating.tally.read()["repaired"] > 100
+    assert game.generator.tally.read()["repaired"] > 100
     assert game.student.tally.read()["repaired"] == 0
     assert all(v.isfinite().all() for v in everything(game).values())
 
@@ -168,7 +174,7 @@ def test_reduce_sums_values_and_averages_over_the_whole_batch() -> None:
 
 
 def test_guards_are_told_in_the_log(recipe_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, teacher: Poisoned("image"))
+    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: Poisoned("image"))
     result = distill(str(recipe_file()))
     assert "WARNING generator: 2 images with non-finite loss dropped" in (result.folder / "log.txt").read_text()
     first = json.loads((result.folder / "stats.jsonl").read_text().splitlines()[0])
@@ -177,12 +183,12 @@ def test_guards_are_told_in_the_log(recipe_file: Write, monkeypatch: pytest.Monk
 
 def test_students_steps_and_what_moves_when() -> None:
     game = distillation(student_steps=3)
-    teacher = {k: v.clone() for k, v in game.teacher.denoiser.state_dict().items()}
+    teacher = {k: v.clone() for k, v in game.teacher.state_dict().items()}
     run(game, 2)
     assert game.student.optimiser.state[next(game.student.net.parameters())]["step"] == 6
-    assert game.generating.optimiser.state[next(game.generator.net.parameters())]["step"] == 2
-    assert all(torch.equal(teacher[k], v) for k, v in game.teacher.denoiser.state_dict().items())
-    assert not any(p.requires_grad or p.grad is not None for p in game.teacher.denoiser.parameters())
+    assert game.generator.optimiser.state[next(game.generator.net.parameters())]["step"] == 2
+    assert all(torch.equal(teacher[k], v) for k, v in game.teacher.state_dict().items())
+    assert not any(p.requires_grad or p.grad is not None for p in game.teacher.parameters())
 
 
 def test_modes_are_those_of_the_reference_and_are_restored() -> None:
@@ -224,18 +230,19 @@ def test_learning_rate_falls_as_a_cosine_over_the_last_share() -> None:
 
 
 def test_tally_has_mean_and_spread() -> None:
-    descent = Descent(torch.nn.Linear(1, 1, bias=False), batch=2, lr=1e-3)
-    weight = descent.net.weight
+    learner = Learner(torch.nn.Linear(1, 1, bias=False), batch=2, lr=1e-3)
+    weight = learner.net.weight
     for value in (1.0, 3.0):
-        descent.step([(0 * weight + value).expand(2, 1).reshape(2, 1, 1, 1)])
-    found = descent.tally.read()
+        learner.accumulate((0 * weight + value).expand(2, 1).reshape(2, 1, 1, 1))
+        learner.step()
+    found = learner.tally.read()
     assert (found["num"], found["mean"], found["std"]) == (2, pytest.approx(2), pytest.approx(1))
-    assert descent.tally.read()["num"] == 0
+    assert learner.tally.read()["num"] == 0
 
 
 @pytest.mark.parametrize(("batch", "gpu", "parts"), [(8, None, [8]), (8, 4, [4, 4]), (6, 2, [2, 2, 2]), (4, 16, [4])])
 def test_shares_cover_the_batch(batch: int, gpu: int | None, parts: list[int]) -> None:
-    found = list(loop.shares(24, batch, gpu))
+    found = list(shares(24, batch, gpu))
     assert [len(p) for p in found] == parts
     assert [i for p in found for i in p] == list(range(24, 24 + batch))
 

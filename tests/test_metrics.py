@@ -5,18 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from registry.api import Teacher, UserError
 from registry.builtin import CoverageConfig, FrechetConfig, SlicedWassersteinConfig
-from registry.builtin.metric import build_coverage, build_frechet, build_sliced_wasserstein, half
+from registry.builtin.metrics import build_coverage, build_frechet, build_sliced_wasserstein
+from registry.builtin.reference import half
+from registry.core.contracts import Domain
+from registry.core.errors import UserError
 from registry.edm.datasets import load_images
-from registry.features import Classifier
-from registry.files import load_network
-from registry.metrics import frechet_distance, moments, sliced_wasserstein
+from registry.files.formats import load_network
+from registry.measure.classifier import Classifier
+from registry.measure.distances import frechet_distance, moments, sliced_wasserstein
 from tests.conftest import golden
 
 
-def teacher(shape: tuple[int, int, int] = (1, 8, 8), images: torch.Tensor | None = None) -> Teacher:
-    return Teacher(torch.nn.Identity(), 128.0, shape, images=images)
+def domain(shape: tuple[int, int, int] = (1, 8, 8), images: torch.Tensor | None = None) -> Domain:
+    return Domain(D=128.0, image_shape=shape, images=images)
 
 
 @pytest.mark.parametrize("case", ["a", "b"])
@@ -47,8 +49,8 @@ def test_sliced_wasserstein_of_a_shift_and_of_a_scale() -> None:
 
 def test_real_digits_against_themselves_and_against_noise() -> None:
     images = load_images("digits").x()
-    frechet = build_frechet(FrechetConfig(reference="digits"), teacher())
-    sliced = build_sliced_wasserstein(SlicedWassersteinConfig(reference="digits"), teacher())
+    frechet = build_frechet(FrechetConfig(reference="digits"), domain())
+    sliced = build_sliced_wasserstein(SlicedWassersteinConfig(reference="digits"), domain())
     assert frechet(images)["frechet"] == pytest.approx(0, abs=1e-4)
     assert frechet(images)["classes"] == 10
     assert frechet(images[load_images("digits").classes != 3])["classes"] == 9  # a class that is missing is noticed
@@ -60,11 +62,11 @@ def test_real_digits_against_themselves_and_against_noise() -> None:
 
 
 def test_shipped_classifier_knows_the_digits() -> None:
-    net, about = load_network("digits_features", "classifier")
+    net, facts = load_network("digits_features", "classifier")
     images = load_images("digits")
     assert images.classes is not None
     assert (net(images.x()).argmax(1) == images.classes).double().mean() > 0.99
-    assert about["held_out_accuracy"] > 0.98
+    assert facts.others["held_out_accuracy"] > 0.98
     assert isinstance(net, Classifier)
 
 
@@ -76,7 +78,7 @@ def test_halves_are_halves() -> None:
 
 def test_coverage() -> None:
     real = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]]).reshape(4, 2, 1, 1)
-    coverage = build_coverage(CoverageConfig(radius=0.2), teacher((2, 1, 1), real))
+    coverage = build_coverage(CoverageConfig(radius=0.2), domain((2, 1, 1), real))
     found = coverage(torch.tensor([[0.1, 0], [1, 0.1], [0.5, 0.5]]).reshape(3, 2, 1, 1))
     assert found["reached"] == 0.5
     assert found["nearest"] == pytest.approx((0.1 + 0.1 + 0.5**0.5) / 3)
@@ -84,10 +86,10 @@ def test_coverage() -> None:
 
 def test_reference_that_does_not_fit() -> None:
     with pytest.raises(UserError, match=r"reference = 'digits': its images are 1×8×8, the network's are 3×32×32"):
-        build_frechet(FrechetConfig(reference="digits"), teacher((3, 32, 32)))
+        build_frechet(FrechetConfig(reference="digits"), domain((3, 32, 32)))
     with pytest.raises(UserError, match="does not carry its images; name a data set"):
-        build_sliced_wasserstein(SlicedWassersteinConfig(), teacher())
+        build_sliced_wasserstein(SlicedWassersteinConfig(), domain())
     with pytest.raises(ValueError, match="no such data set"):
         SlicedWassersteinConfig(reference="nowhere")
     with pytest.raises(UserError, match="made for 1 channels at resolution 8"):
-        build_frechet(FrechetConfig(), teacher((1, 4, 4), torch.zeros(4, 1, 4, 4)))
+        build_frechet(FrechetConfig(), domain((1, 4, 4), torch.zeros(4, 1, 4, 4)))

@@ -11,9 +11,11 @@ import torch
 from scipy import stats
 
 from ipfm_plugin.noise import ElectrostaticNoise
-from registry.api import NoiseConfig
-from registry.noise import GaussianNoise, karras_sigma, log_kernel
-from registry.streams import Streams, derived_seed
+from registry.builtin.noise import GaussianNoise
+from registry.core.levels import karras_sigma
+from registry.core.settings import NoiseConfig
+from registry.core.streams import Streams, derived_seed
+from registry.train.kernels import log_kernel
 from tests.conftest import golden
 
 DIMENSIONS = (0.5, 1.0, 16.0, 128.0, 2048.0, 1e6)

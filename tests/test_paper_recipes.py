@@ -13,14 +13,17 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from registry.api import Teacher, UserError
+from registry.core.contracts import Teacher
+from registry.core.errors import UserError
+from registry.edm.architectures import ARCHITECTURES
 from registry.edm.networks import EDMPrecond, UNetBlock
-from registry.files import load_network, save_network
-from registry.plugins import Plugins
-from registry.pretrain import ARCHITECTURES
-from registry.recipe import Recipe, expect, resolve
-from registry.run import distill
-from registry.sources import PFGMPP, PUBLISHED, locate, open_path, published_D
+from registry.files.formats import load_network, save_network
+from registry.files.locate import locate, open_path, published
+from registry.plugins.component import Published
+from registry.plugins.loading import Plugins, load_plugins
+from registry.recipe.reading import expect, resolve
+from registry.recipe.resolved import Recipe
+from registry.runs.distill import distill
 from tests.conftest import HERE, ROOT, environment
 
 
@@ -58,6 +61,18 @@ SWAPPED = {  # the teacher under the other paper's loss
     "ipfm_cifar10_d128": "pfgmpp:cifar10_ncsnpp_D_inf", "ipfm_cifar10_d2048": "pfgmpp:cifar10_ncsnpp_D_inf",
     "ipfm_cifar10_dinf": "pfgmpp:cifar10_ncsnpp_D_inf", "ipfm_ffhq_d128": "pfgmpp:ffhq_ddpm_D_inf", "ipfm_ffhq_dinf": "pfgmpp:ffhq_ddpm_D_inf",
 }
+PUBLISHED = {r.component.name: r.component for r in load_plugins(()).registered if isinstance(r.component, Published)}
+PFGMPP = {name: teacher.D for name, teacher in PUBLISHED.items() if name.startswith("pfgmpp:")}
+URLS = {name: teacher.url for name, teacher in PUBLISHED.items() if teacher.url}
+
+
+def D_of(source: str) -> float:
+    """The dimension of a published teacher."""
+    found = published(source)
+    assert found
+    return found.D
+
+
 CIFAR = dict(img_resolution=32, channel_mult=[2, 2, 2], attn_resolutions=[16], augment_dim=9, model_channels=4)
 FACES = dict(img_resolution=64, channel_mult=[1, 2, 2, 2], attn_resolutions=[16], augment_dim=9, model_channels=4)
 NETWORKS: dict[str, dict[str, Any]] = {  # narrow: true but for model_channels and num_blocks; adm has attention from 64 channels up
@@ -126,7 +141,7 @@ def test_settings_are_those_of_the_papers(name: str, plugins: Plugins) -> None:
     paper, recipe = PAPERS[name], resolved(name, plugins)
     teacher, noise, loss, train = recipe.teacher.table(), recipe.noise.table(), recipe.loss.table(), recipe.train
     assert (teacher["source"], teacher["dropout"], teacher["fp16"]) == (paper.teacher, paper.dropout, paper.fp16)
-    assert teacher.get("D", math.inf) == published_D(paper.teacher) == paper.D
+    assert teacher.get("D", math.inf) == D_of(paper.teacher) == paper.D
     assert (noise["use"], loss["use"]) == (("gaussian", "sid") if name.startswith("sid") else ("electrostatic", "ipfm"))
     assert (noise["sigma_init"], noise["t_max"], noise["sigma_min"], noise["sigma_max"], noise["rho"]) == (2.5, 800, 0.002, 80, 7)
     assert (noise["P_mean"], noise["P_std"], loss["alpha"], recipe.generator.steps) == (-1.2, 1.2, paper.alpha, 1)
@@ -156,7 +171,7 @@ def test_a_swap_changes_teacher_noise_and_loss_only(name: str, plugins: Plugins)
     assert swapped["teacher"]["source"] == SWAPPED[name]
     assert {k: swapped["teacher"][k] for k in ("dropout", "fp16")} == {k: plain["teacher"][k] for k in ("dropout", "fp16")}
     assert swapped["loss"]["use"] == other(name)
-    assert swapped["loss"]["alpha"] == (1.0 if math.isfinite(published_D(SWAPPED[name]) or 0) else plain["loss"]["alpha"])
+    assert swapped["loss"]["alpha"] == (1.0 if math.isfinite(D_of(SWAPPED[name]) or 0) else plain["loss"]["alpha"])
     assert resolved(name, plugins, loss=plain["loss"]["use"]).tables() == plain
 
 
@@ -171,7 +186,7 @@ def test_the_table_of_recipes_names_all_of_them() -> None:
 
 def narrow_teacher(source: str) -> EDMPrecond:
     """A random network like the published one of that name, but narrow and shallow."""
-    D = published_D(source) or 0
+    D = D_of(source) or 0
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = EDMPrecond(img_channels=3, pfgmpp=math.isfinite(D), D=D, **(dict(num_blocks=1, dropout=0.2) | NETWORKS[source]))
@@ -185,7 +200,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher of every published name: EDM's as their files are called, PFGM++'s where the short names find them."""
     folder = tmp_path_factory.mktemp("teachers")
     for source in NETWORKS:
-        name = PUBLISHED[source].rpartition("/")[2] if source in PUBLISHED else f"{source.removeprefix('pfgmpp:')}.pkl"
+        name = URLS[source].rpartition("/")[2] if source in URLS else f"{source.removeprefix('pfgmpp:')}.pkl"
         if source == "pfgmpp:ffhq_ddpm_D_128":
             name = "ffhq_ddpm_D_128/network-snapshot-200000.pkl"
         save_network(folder / name, "denoiser", narrow_teacher(source), {})
@@ -202,9 +217,9 @@ def test_three_iterations(
     name: str, swap: bool, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DISTILL_TEACHERS", str(shelf))
-    monkeypatch.setattr("registry.desk.save_curves", lambda *_: None)  # takes longer than the run
+    monkeypatch.setattr("registry.runs.outputs.save_curves", lambda *_: None)  # takes longer than the run
     source = SWAPPED[name] if swap else PAPERS[name].teacher
-    file = [f"teacher.source={shelf / PUBLISHED[source].rpartition('/')[2]}"] if source in PUBLISHED else []
+    file = [f"teacher.source={shelf / URLS[source].rpartition('/')[2]}"] if source in URLS else []
     few = ["generator.steps=2", "loss.alpha=0.5"] if name == "ipfm_cifar10_d2048" else []
     result = distill(name, sets=[*SHORT, *file, *few], loss=other(name) if swap else None, outdir=str(tmp_path))
     told = [json.loads(line) for line in (result.folder / "stats.jsonl").read_text().splitlines()]
@@ -214,16 +229,16 @@ def test_three_iterations(
     assert not any(entry[f"Guard/{who}_dropped"]["mean"] for entry in told for who in ("student", "generator"))
 
     (snapshot,) = result.folder.glob("network-snapshot-*.pkl")
-    net, about = load_network(snapshot, "generator")
+    net, facts = load_network(snapshot, "generator")
     assert isinstance(net, EDMPrecond)
-    assert (about["D"], about["sigma_init"], about["steps"]) == (published_D(source), 2.5, 1 + len(few[:1]))
+    assert (facts.D, facts.sigma_init, facts.others["steps"]) == (D_of(source), 2.5, 1 + len(few[:1]))
     assert (net.use_fp16, net.init_kwargs["dropout"]) == (PAPERS[name].fp16, PAPERS[name].dropout)
     assert {k: net.init_kwargs.get(k, 0) for k in NETWORKS[source]} == NETWORKS[source]
     images = result.generator.sample([7])
     assert images.shape == (1, 3, net.img_resolution, net.img_resolution)
     assert images.isfinite().all()
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), result.generator.net.parameters(), strict=True))
-    assert f"D = {published_D(source):g}" in capsys.readouterr().out
+    assert f"D = {D_of(source):g}" in capsys.readouterr().out
 
 
 # ----------------------------------------------------------------------------------------- teachers that are fetched by hand
@@ -273,7 +288,7 @@ def test_a_run_without_its_teacher_leaves_nothing(nothing_there: Path, tmp_path:
 WRONG = {
     "near name": (["teacher.source=pfgmpp:ffhq_D_128"], "[teacher] source = 'pfgmpp:ffhq_D_128': no such file (did you mean 'pfgmpp:ffhq_ddpm_D_128'?)"),
     "no prefix": (["teacher.source=cifar10_ncsnpp_D_128"], "(did you mean 'pfgmpp:cifar10_ncsnpp_D_128'?)"),
-    "no name": (["teacher.source=pfgmpp:lsun"], "published: edm:cifar10-uncond, edm:cifar10-cond, edm:ffhq, edm:afhqv2, edm:imagenet64-cond, pfgmpp:"),
+    "no name": (["teacher.source=pfgmpp:lsun"], "published: edm:afhqv2, edm:cifar10-cond, edm:cifar10-uncond, edm:ffhq, edm:imagenet64-cond, pfgmpp:"),
     "other D": (["teacher.source=pfgmpp:ffhq_ddpm_D_inf"], "[teacher] D = 128: pfgmpp:ffhq_ddpm_D_inf has D = inf"),
     "EDM's": (["teacher.source=edm:ffhq"], "[teacher] D = 128: edm:ffhq has D = inf"),
     "dropout": (["teacher.dropout=1"], "[teacher] dropout = 1: must be less than 1"),
@@ -292,7 +307,9 @@ def test_a_wrong_teacher_is_told_before_anything_is_opened(case: str, plugins: P
 
 
 def test_edms_plugin_refuses_a_name_of_finite_dimension(plugins: Plugins) -> None:
-    with pytest.raises(UserError, match='is a PFGM\\+\\+ teacher with D = 128; write use = "pfgmpp"'):
+    with pytest.raises(
+        UserError, match=r"'edm': is for diffusion teachers \(D = inf\), but its source has D = 128; use analytic or pfgmpp"
+    ):
         resolve("sid_ffhq64", plugins, ["teacher.source=pfgmpp:ffhq_ddpm_D_128"])
     assert resolve("sid_ffhq64", plugins, ["teacher.source=pfgmpp:ffhq_ddpm_D_inf"])
 
@@ -345,7 +362,7 @@ def test_fp16_is_that_of_all_three_networks(fp16: bool, build: Callable[..., Tea
     teacher = build("edm", source=source, fp16=fp16, dropout=0.0)
     assert build("edm", source=source).denoiser.use_fp16 is True
     assert teacher.denoiser.use_fp16 is teacher.copy().use_fp16 is fp16
-    assert teacher.provenance["weights"] == build("edm", source=source).provenance["weights"]
+    assert teacher.weights == build("edm", source=source).weights
     save_network(tmp_path / "net.pkl", "generator", teacher.copy(), {})
     again, _ = load_network(tmp_path / "net.pkl", "generator")
     assert isinstance(again, EDMPrecond)
@@ -369,7 +386,7 @@ def test_a_file_of_another_D_is_refused(build: Callable[..., Teacher]) -> None:
         (str(HERE / "golden" / "teacher_pfgmpp_ncsnpp.pkl"), 64.0),
         (str(HERE / "golden" / "teacher_edm_ddpmpp.pkl"), 128.0),
     ):
-        with pytest.raises(UserError, match=r"was trained with D = .*, but \[teacher\] D = "):
+        with pytest.raises(UserError, match=r"D = .*: .* was trained with D = "):
             build("pfgmpp", source=source, D=D)
 
 
@@ -380,7 +397,7 @@ def test_a_dry_run_tells_where_the_teacher_comes_from(
     assert "# the teacher: pfgmpp:ffhq_ddpm_D_128: not downloaded yet, which only you can do: take ffhq_ddpm_D_128 from" in by_hand
     assert f"put it at {nothing_there / 'ffhq_ddpm_D_128'}.pkl" in by_hand
     assert (
-        f"# the teacher: downloaded from {PUBLISHED['edm:ffhq']} when the run starts"
+        f"# the teacher: downloaded from {URLS['edm:ffhq']} when the run starts"
         in here("--recipe", "sid_ffhq64", "--dry-run").stdout
     )
     assert "digits_d128.pt" in here("--recipe", "quickstart", "--dry-run").stdout

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import nn
 
-from registry.api import UserError
+from registry.core.errors import UserError
 from registry.edm.networks import EDMPrecond
 from registry.edm.pickles import RUNS_SOURCE, Inert, Persistent, PickleError, list_globals, network_of, read_pickle
 from tests.conftest import HERE, ROOT, environment, golden, tiny_network

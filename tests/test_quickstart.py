@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.files import weights_hash
-from registry.plugins import Plugins
+from registry.files.formats import weights_hash
+from registry.plugins.loading import Plugins
 from tests.conftest import ROOT
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -50,8 +50,8 @@ def test_toy_finds_all_points(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize("D", ["128", "2048", "inf"])
 def test_kept_rows_belong_to_the_shipped_teachers(D: str, plugins: Plugins) -> None:
     """The numbers beside a shipped teacher are those of its weights, and within the promise of 1.5 times the floor."""
-    from registry.builtin.metric import build_frechet
-    from registry.builtin.teacher import teacher_from_file
+    from registry.builtin.metrics import build_frechet
+    from registry.files.teachers import teacher_from_file
 
     teacher = teacher_from_file(f"digits_d{D}")
     assert str(teacher.D) == str(float(D))

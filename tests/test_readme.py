@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from registry.plugins import Plugins
-from registry.recipe import dumps, resolve
+from registry.plugins.loading import Plugins
+from registry.recipe.reading import resolve
+from registry.recipe.resolved import dumps
 from tests.conftest import ROOT, environment
 
 README = (ROOT / "README.md").read_text()

@@ -9,22 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from registry.api import UserError
-from registry.plugins import Plugins
-from registry.recipe import (
-    EvalConfig,
-    FeaturesRecipe,
-    LogConfig,
-    PretrainRecipe,
-    Recipe,
-    TrainConfig,
-    dumps,
-    expect,
-    lay_over,
-    parse_set,
-    resolve,
-)
-from registry.sources import shipped
+from registry.core.errors import UserError
+from registry.files.locate import shipped
+from registry.plugins.loading import Plugins
+from registry.recipe.reading import expect, lay_over, parse_set, resolve
+from registry.recipe.resolved import FeaturesRecipe, PretrainRecipe, Recipe, dumps
+from registry.recipe.tables import EvalConfig, LogConfig, TrainConfig
 from tests.conftest import ROOT
 
 Write = Callable[..., Path]
@@ -131,8 +121,8 @@ WRONG = {
     "D not positive": (("noise.D=0",), "[noise] D = 0: must be greater than 0"),
     "D negative": (("noise.D=-3",), "[noise] D = -3: must be greater than 0"),
     "other D": (("teacher.D=128", "noise.D=64"), "[noise] use = 'electrostatic': has D = 64, but the teacher has D = 128"),
-    "sid at finite D": (("teacher.D=128", "loss.use=sid"), "[loss] use = 'sid': is defined at D = inf, but the teacher has D = 128"),
-    "gaussian at finite D": (("teacher.D=128", "noise.use=gaussian"), 'the teacher has D = 128; write use = "electrostatic"'),
+    "sid at finite D": (("teacher.D=128", "loss.use=sid"), "[loss] use = 'sid': is defined for diffusion (D = inf), but the teacher has D = 128; use ipfm, or a teacher that sid serves"),
+    "gaussian at finite D": (("teacher.D=128", "noise.use=gaussian"), 'the teacher has D = 128; use electrostatic'),
     "no such metric": (('eval.metrics=["frechett"]',), "no metric is called 'frechett' (did you mean 'frechet'?); known: coverage"),
     "metric's key": (('eval.metrics=["frechet"]', "eval.frechet.fetures=1"), "[eval.frechet] fetures is unknown (did you mean 'features'?)"),
     "unknown in eval": (("eval.sample=3",), "[eval] sample is unknown (did you mean 'samples'?)"),

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch_ema import ExponentialMovingAverage
 
-from registry.ema import EMA, ema_beta
-from registry.generator import Generator
-from registry.noise import GaussianNoise
-from registry.pictures import to_uint8
-from registry.sampling import heun, heun_levels
-from registry.streams import Streams
+from registry.builtin.noise import GaussianNoise
+from registry.core.levels import heun_levels
+from registry.core.streams import Streams
+from registry.sample.heun import heun
+from registry.show.pictures import to_uint8
+from registry.train.ema import EMA, ema_beta
+from registry.train.generator import Generator
 from tests.conftest import golden, network_of, tiny_network
 
 

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from ipfm_plugin.loss import IPFMLoss
 from ipfm_plugin.noise import ElectrostaticNoise
-from registry.api import Noise, Teacher
-from registry.builtin import AnalyticConfig
+from registry.builtin import AnalyticConfig, analytic
 from registry.builtin.loss import SiDLoss
-from registry.builtin.teacher import build_analytic, teacher_from_file
-from registry.denoising import denoising_loss
+from registry.builtin.noise import GaussianNoise
+from registry.core.contracts import Noise, Teacher
+from registry.core.streams import Streams
 from registry.edm.datasets import load_images
-from registry.noise import GaussianNoise
-from registry.plugins import Plugins
-from registry.streams import Streams
+from registry.files.teachers import teacher_from_file
+from registry.plugins.loading import Plugins
 from registry.testing import check_loss, check_metric, check_noise, check_plugin, check_teacher
+from registry.train.losses import denoising_loss
 from tests.conftest import tiny_network
 
 
@@ -56,7 +56,7 @@ def test_shipped_teachers_pass() -> None:
 
 @pytest.mark.parametrize("D", [1.0, math.inf])
 def test_exact_teachers_pass(D: float) -> None:
-    teacher = build_analytic(AnalyticConfig(D=D, warmup=5, width=16))
+    teacher = analytic.build(AnalyticConfig(D=D, warmup=5, width=16))
     check_teacher(teacher)
     check_loss(IPFMLoss(1.0), teacher, ElectrostaticNoise(D))
 
@@ -155,8 +155,11 @@ FACTS: dict[str, tuple[str, Callable[[], Teacher]]] = {
     "labels": ("labels do not change", lambda: teacher_of(label_dim=3, denoiser=Wrong(lambda net, x, s, c: net(x, s)))),
     "label_dim": ("0 is no labels", lambda: teacher_of(denoiser=tiny_network(), label_dim=None)),
     "sigma_data": ("standard deviation", lambda: teacher_of(sigma_data=0.0)),
-    "no hash": ("provenance", lambda: teacher_of(path=Path("teacher.pt"))),
-    "nothing to train": ("has no parameters", lambda: Teacher(build_analytic(AnalyticConfig()).denoiser, math.inf, (2, 1, 1))),
+    "no hash": ("teacher.weights", lambda: teacher_of(path=Path("teacher.pt"))),
+    "nothing to train": (
+        "has no parameters",
+        lambda: Teacher(analytic.build(AnalyticConfig()).denoiser, D=math.inf, image_shape=(2, 1, 1)),
+    ),
     "shared": ("share parameters", lambda: (lambda t: teacher_of(denoiser=t.denoiser, trainable=shared(t)))(teacher_of())),
     "another function": ("another function", lambda: teacher_of(denoiser=Copied())),
 }

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ipfm_plugin.loss import IPFMLoss
 from ipfm_plugin.noise import ElectrostaticNoise
-from registry.analytic import ExactDenoiser, PointDenoiser, points_in_the_plane
-from registry.denoising import denoising_loss
+from registry.builtin.noise import GaussianNoise
+from registry.builtin.points import ExactDenoiser, PointDenoiser, points_in_the_plane
+from registry.core.levels import heun_levels
+from registry.core.streams import Streams
 from registry.edm.datasets import load_images
-from registry.noise import GaussianNoise
-from registry.sampling import heun, heun_levels
-from registry.streams import Streams
+from registry.sample.heun import heun
+from registry.train.losses import denoising_loss
 
 DIMENSIONS = (1.0, 16.0, 128.0, math.inf)
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ipfm_plugin.loss import IPFMLoss
-from registry import loop
-from registry.api import Loss, Teacher
 from registry.builtin.loss import SiDLoss
-from registry.noise import GaussianNoise
-from registry.recipe import TrainConfig
-from registry.streams import Streams
+from registry.builtin.noise import GaussianNoise
+from registry.core.contracts import Loss, Teacher
+from registry.core.streams import Streams
+from registry.recipe.tables import TrainConfig
+from registry.train import loop
 from tests.conftest import golden, network_of
 
 # kind of the recorded run -> our loss, and the factor by which the authors' loss is larger (idmd = 2·L_½)
@@ -23,17 +23,19 @@ LOSSES: dict[str, tuple[Loss, float]] = {"sid": (SiDLoss(1.2), 1.0), "idmd": (IP
 
 
 class Recorded(GaussianNoise):
-    """The draws of one step of one iteration, played back."""
+    """The draws of the steps of an iteration, played back."""
 
     def __init__(self, D: float) -> None:
         super().__init__()
         self.D = D
 
-    def play(self, g: SimpleNamespace, key: str) -> None:
-        self.z, self.sigma, self.noise = (g.at(f"{key}/{name}") for name in ("z", "sigma", "noise"))
+    def play(self, g: SimpleNamespace, *keys: str) -> None:
+        """The draws of these steps, one after the other; each begins with a prior."""
+        self.steps = iter([[g.at(f"{key}/{name}") for name in ("z", "sigma", "noise")] for key in keys])
 
     def prior(self, shape: object, sigma: float, rng: Streams) -> Tensor:
         assert sigma == 2.5
+        self.z, self.sigma, self.noise = next(self.steps)
         return self.z
 
     def student_sigma(self, rng: Streams) -> Tensor:
@@ -61,33 +63,35 @@ def test_three_iterations(name: str, precision: str) -> None:
         generator_loss_scaling=factor * hyper["loss_scaling_G"], ema_halflife_kimg=hyper["ema_halflife_kimg"],
         ema_rampup_ratio=hyper["ema_rampup_ratio"],
     )  # fmt: skip
-    teacher = Teacher(net, noise.D, (1, 8, 8))
+    teacher = Teacher(net, D=noise.D, image_shape=(1, 8, 8))
     run = loop.Distillation(teacher, noise, loss, train, torch.device("cpu"))
     loss_rtol = 1e-9 if precision == "f64" else 5e-4
 
+    gradients: dict[str, dict[str, Tensor | None]] = {}
+    for name, learner in (("student", run.student), ("generator", run.generator)):
+        learner.optimiser.register_step_pre_hook(
+            lambda *_, name=name, net=learner.net: gradients.update({name: {n: p.grad for n, p in net.named_parameters()}})
+        )
+
     for i in range(hyper["iterations"]):
         key = f"{precision}/it{i}"
-        noise.play(g, f"{key}/student")
-        run.student.step(loop.student_values(run, 0))
-        assert run.student.tally.read()["mean"] * train.loss_scaling == pytest.approx(
-            g.at(f"{key}/student/loss").item(), rel=loss_rtol
-        )
+        noise.play(g, f"{key}/student", f"{key}/generator")
+        loop.iteration(run)
+        for name, learner, scaling in (
+            ("student", run.student, train.loss_scaling),
+            ("generator", run.generator, train.generator_loss_scaling),
+        ):
+            wanted = pytest.approx(g.at(f"{key}/{name}/loss").item(), rel=loss_rtol)
+            assert learner.tally.read()["mean"] * scaling == wanted
+            if i == 0:
+                check_gradients(g, f"it0/{name}/grad/", gradients[name], precision)
         if i == 0:
-            check_gradients(g, "it0/student/grad/", run.student.net, precision)
-            absent = {n for n, p in run.student.net.named_parameters() if p.grad is None}
+            absent = {n for n, gradient in gradients["student"].items() if gradient is None}
             assert absent == set(map(str, g_strings(g, f"{key}/student/params_without_grad")))
-        noise.play(g, f"{key}/generator")
-        run.generating.step(loop.generator_values(run))
-        scaled = run.generating.tally.read()["mean"] * train.generator_loss_scaling
-        assert scaled == pytest.approx(g.at(f"{key}/generator/loss").item(), rel=loss_rtol)
-        if i == 0:
-            check_gradients(g, "it0/generator/grad/", run.generator.net, precision)
-        run.ema.update(batch, run.nimg)
-        run.nimg += batch
 
     check_weights(g, f"{precision}/final/student/", run.student.net.state_dict(), precision)
     check_weights(g, f"{precision}/final/G/", run.generator.net.state_dict(), precision)
-    check_weights(g, "f64/final/G_ema/", {**run.generator.net.state_dict(), **run.ema.state_dict()}, precision)
+    check_weights(g, "f64/final/G_ema/", {**run.generator.net.state_dict(), **run.average.state_dict()}, precision)
 
 
 def g_strings(g: SimpleNamespace, key: str) -> list[str]:
@@ -99,9 +103,8 @@ def g_strings(g: SimpleNamespace, key: str) -> list[str]:
     return list(np.load(HERE / "golden" / f"{name}.npz", allow_pickle=False)[key])
 
 
-def check_gradients(g: SimpleNamespace, prefix: str, net: torch.nn.Module, precision: str) -> None:
+def check_gradients(g: SimpleNamespace, prefix: str, gradients: dict[str, Tensor | None], precision: str) -> None:
     """To 1e-6 (float64, stored as float32) or 2e-3 (float32) of each tensor's largest element."""
-    gradients = {name: p.grad for name, p in net.named_parameters()}
     for name, wanted in g.state(prefix).items():
         found = gradients[name]
         if name.endswith("qkv.bias") or not wanted.any():

@@ -5,30 +5,35 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from registry.api import Component, Config, DataSource, Dimension, File, NoiseConfig, Positive, Reference, Source, hookimpl
-from registry.sources import published_D
+from registry.api import (
+    Component,
+    Config,
+    DataSource,
+    Dimension,
+    File,
+    FileTeacherConfig,
+    NetworkClass,
+    NoiseConfig,
+    Positive,
+    Published,
+    Reference,
+    Source,
+    hookimpl,
+)
+
+EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 
 
-class FileConfig(Config):
-    """A teacher's file, and what of it is to be otherwise; for teachers of any D."""
-
-    source: Source = Field(description="the teacher's file: a path, a URL, or the name of a shipped or published teacher")
-    key: str | None = Field(None, description="which network of the file, e.g. ema; by default averages come first")
-    sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="hash of the file, checked when it is downloaded")
-    dropout: float | None = Field(None, ge=0, lt=1, description="of the student's and the generator's network; default: the file's")
-    fp16: bool | None = Field(None, description="run all three networks in float16 on CUDA; default: as the file has it")
+def only_diffusion(D: float, what: str) -> str | None:
+    """The `misfit` of what is defined at D = inf alone."""
+    return None if math.isinf(D) else f"{what} (D = inf)"
 
 
-class EDMConfig(FileConfig):
-    @field_validator("source")
-    @classmethod
-    def _is_a_diffusion_teacher(cls, value: str) -> str:
-        D = published_D(value)
-        if D is not None and math.isfinite(D):
-            raise ValueError(f'is a PFGM++ teacher with D = {D:g}; write use = "pfgmpp"')
-        return value
+class EDMConfig(FileTeacherConfig):
+    def misfit(self, D: float) -> str | None:
+        return only_diffusion(D, "is for diffusion teachers")
 
 
 class AnalyticConfig(Config):
@@ -41,21 +46,20 @@ class AnalyticConfig(Config):
     warmup: int = Field(500, ge=0, description="iterations that fit that network to the exact denoiser beforehand")
     seed: int = Field(0, ge=0, description="seed of that network")
 
+    def known_D(self) -> float | None:
+        return self.D
+
 
 class GaussianConfig(NoiseConfig):
     def misfit(self, D: float) -> str | None:
-        if math.isinf(D):
-            return None
-        return f'is the kernel at D = inf, but the teacher has D = {D:g}; write use = "electrostatic"'
+        return only_diffusion(D, "is the kernel of diffusion")
 
 
 class SiDConfig(Config):
     alpha: float = Field(1.0, allow_inf_nan=False, description="strength of the correction in L_alpha (SiD Eq. 23)")
 
     def misfit(self, D: float) -> str | None:
-        if math.isinf(D):
-            return None
-        return f"is defined at D = inf, but the teacher has D = {D:g}; use --loss ipfm, or a teacher with D = inf"
+        return only_diffusion(D, "is defined for diffusion")
 
 
 class FrechetConfig(Config):
@@ -88,10 +92,8 @@ class CoverageConfig(Config):
 @hookimpl
 def register_teachers() -> list[Component]:
     return [
-        Component("edm", EDMConfig, "registry.builtin.teacher:build_edm", "an EDM denoiser (D = inf) from a file"),
-        Component(
-            "analytic", AnalyticConfig, "registry.builtin.teacher:build_analytic", "the exact denoiser of a finite set, any D"
-        ),
+        Component("edm", EDMConfig, "registry.builtin.teacher:build", "an EDM denoiser (D = inf) from a file"),
+        Component("analytic", AnalyticConfig, "registry.builtin.analytic:build", "the exact denoiser of a finite set, any D"),
     ]
 
 
@@ -121,15 +123,35 @@ def register_metrics() -> list[Component]:
             "kernel Inception distance to a data set (clean-fid, mode legacy_tensorflow)",
         ),
         Component(
-            "frechet", FrechetConfig, "registry.builtin.metric:build_frechet",
+            "frechet", FrechetConfig, "registry.builtin.metrics:build_frechet",
             "Fréchet distance in the features of a small classifier, and the number of classes present",
         ),
         Component(
-            "sliced_wasserstein", SlicedWassersteinConfig, "registry.builtin.metric:build_sliced_wasserstein",
+            "sliced_wasserstein", SlicedWassersteinConfig, "registry.builtin.metrics:build_sliced_wasserstein",
             "sliced Wasserstein-2 distance of the pixels",
         ),
         Component(
-            "coverage", CoverageConfig, "registry.builtin.metric:build_coverage",
+            "coverage", CoverageConfig, "registry.builtin.metrics:build_coverage",
             "which points of an exact teacher are reached, and how far images are from them",
         ),
     ]  # fmt: skip
+
+
+@hookimpl
+def register_published() -> list[Published]:
+    names = {
+        "edm:cifar10-uncond": "edm-cifar10-32x32-uncond-vp.pkl",
+        "edm:cifar10-cond": "edm-cifar10-32x32-cond-vp.pkl",
+        "edm:ffhq": "edm-ffhq-64x64-uncond-vp.pkl",
+        "edm:afhqv2": "edm-afhqv2-64x64-uncond-vp.pkl",
+        "edm:imagenet64-cond": "edm-imagenet-64x64-cond-adm.pkl",
+    }
+    return [Published(name, math.inf, EDM + file) for name, file in names.items()]
+
+
+@hookimpl
+def register_networks() -> list[NetworkClass]:
+    return [
+        NetworkClass("PointDenoiser", "registry.builtin.points:PointDenoiser", "a perceptron for points and tiny images"),
+        NetworkClass("Classifier", "registry.measure.classifier:Classifier", "the feature network of the metric frechet"),
+    ]

@@ -12,13 +12,13 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from registry import distributed
-from registry.api import Metric, Teacher, UserError
+from registry.api import Domain, Metric, SettingError, UserError
 from registry.builtin import FIDConfig, KIDConfig
-from registry.builtin.metric import check_shape, half, own_images
-from registry.downloads import cache_folder
-from registry.edm.datasets import load_images
-from registry.inception import (
+from registry.builtin.reference import half, reference_images
+from registry.core import distributed
+from registry.files.downloads import cache_folder
+from registry.measure.distances import moments
+from registry.measure.inception import (
     MODE,
     Inception,
     Statistics,
@@ -27,9 +27,7 @@ from registry.inception import (
     open_inception,
     read_statistics,
 )
-from registry.metrics import moments
-from registry.pictures import to_uint8
-from registry.report import Journal
+from registry.show.journal import Journal
 
 PROTOCOL = 50_000
 """Images that a published FID or KID is measured with (EDM)."""
@@ -43,8 +41,8 @@ class FID(Metric):
 
     def __init__(self, inception: Inception, statistics: Statistics, real: Real | None = None) -> None:
         self.inception, self.statistics, self.real = inception, statistics, real
-        self.about: dict[str, Any] = {"mode": MODE, "reference_hash": statistics.hash, "inception_hash": inception.hash}
-        self.about |= {} if statistics.num_images is None else {"reference_images": statistics.num_images}
+        self.details: dict[str, Any] = {"mode": MODE, "reference_hash": statistics.hash, "inception_hash": inception.hash}
+        self.details |= {} if statistics.num_images is None else {"reference_images": statistics.num_images}
         self.fingerprint = f"statistics {statistics.hash}, Inception {inception.hash}"
 
     def embed(self, images: Tensor) -> Tensor:
@@ -56,6 +54,10 @@ class FID(Metric):
     def floor(self, repeat: int) -> dict[str, float]:
         return self.compare(half(self.real.rows, repeat)) if self.real else {}
 
+    def save_reference(self, path: Path) -> bool:
+        self.statistics.save(path)
+        return True
+
 
 class KID(Metric):
     """Kernel Inception distance to real images."""
@@ -66,8 +68,8 @@ class KID(Metric):
     def __init__(self, inception: Inception, real: Real) -> None:
         self.inception, self.real = inception, real
         _ = real.rows  # now, with all processes: one alone compares
-        self.about: dict[str, Any] = {"mode": MODE, "reference_hash": real.hash, "inception_hash": inception.hash}
-        self.about |= {"reference_images": len(real.pixels)}
+        self.details: dict[str, Any] = {"mode": MODE, "reference_hash": real.hash, "inception_hash": inception.hash}
+        self.details |= {"reference_images": len(real.pixels)}
         self.fingerprint = f"images {real.hash}, Inception {inception.hash}"
 
     def embed(self, images: Tensor) -> Tensor:
@@ -115,40 +117,35 @@ class Real:
         return known
 
 
-def build_fid(config: FIDConfig, teacher: Teacher) -> FID:
+def build_fid(config: FIDConfig, domain: Domain) -> FID:
     inception = open_inception(config.inception, "fid")
+    check_channels(domain, "fid")
     if not config.reference.endswith(".npz"):
-        real = real_images(config.reference, inception, teacher, "fid")
+        real = real_images(config.reference, inception, domain)
         return FID(inception, real.statistics(), real)
-    check_channels(teacher, "fid")
     statistics = read_statistics(config.reference)
     named = re.search(r"(\d+)x\1\.npz$", config.reference)  # EDM's files tell it by their names alone
     resolution = statistics.img_resolution or (int(named[1]) if named else None)
     for what, told, wanted in (
-        ("images at resolution", resolution, teacher.image_shape[-1]),
+        ("images at resolution", resolution, domain.image_shape[-1]),
         ("another Inception file, of hash", statistics.inception, inception.hash),
     ):
         if told is not None and told != wanted:
-            raise UserError(f"[eval.fid] reference = {config.reference!r}: its statistics are of {what} {told}, wanted is {wanted}")
+            raise SettingError("reference", f"its statistics are of {what} {told}, wanted is {wanted}", config.reference)
     return FID(inception, statistics)
 
 
-def build_kid(config: KIDConfig, teacher: Teacher) -> KID:
+def build_kid(config: KIDConfig, domain: Domain) -> KID:
     inception = open_inception(config.inception, "kid")
-    return KID(inception, real_images(config.reference, inception, teacher, "kid"))
+    check_channels(domain, "kid")
+    return KID(inception, real_images(config.reference, inception, domain))
 
 
-def real_images(reference: str, inception: Inception, teacher: Teacher, metric: str) -> Real:
-    """The real images of a metric. Raises UserError if there are none, or if they have another shape."""
-    check_channels(teacher, metric)
-    if reference != "teacher":
-        images = load_images(reference)
-        pixels = images.pixels if images.levels == 127.5 else to_uint8(images.x())
-    else:
-        pixels = to_uint8(own_images(teacher, metric))
-    check_shape(pixels, teacher, reference, metric)
+def real_images(reference: str, inception: Inception, domain: Domain) -> Real:
+    """The real images of a metric. Raises SettingError if there are none, or if they have another shape."""
+    pixels = reference_images(reference, domain).pixels()
     if len(pixels) < 2:
-        raise UserError(f"[eval.{metric}] reference = {reference!r}: has {len(pixels)} image; a covariance takes 2 or more")
+        raise SettingError("reference", f"has {len(pixels)} image; a covariance takes 2 or more", reference)
     real = Real(pixels, inception, reference)
     return _in_use.setdefault((real.hash, inception.hash), real)
 
@@ -157,9 +154,9 @@ _in_use: WeakValueDictionary[tuple[str, str], Real] = WeakValueDictionary()
 """FID and KID share the features of the same images."""
 
 
-def check_channels(teacher: Teacher, metric: str) -> None:
-    if teacher.image_shape[0] not in (1, 3):
-        raise UserError(f"[eval.{metric}] takes grey or RGB images; these have {teacher.image_shape[0]} channels")
+def check_channels(domain: Domain, metric: str) -> None:
+    if domain.image_shape[0] not in (1, 3):
+        raise UserError(f"the metric {metric} takes grey or RGB images; these have {domain.image_shape[0]} channels")
 
 
 def _read_if_whole(path: Path) -> Statistics | None:

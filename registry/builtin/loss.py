@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from registry.api import Teacher
+from registry.api import DenoisingGame, Domain
 from registry.builtin import SiDConfig
-from registry.denoising import DenoisingGame
 
 
 def sid_objective(x: Tensor, f_star: Tensor, f: Tensor, alpha: float) -> Tensor:
@@ -25,5 +24,5 @@ class SiDLoss(DenoisingGame):
         return sid_objective(x, f_star, f, self.alpha)
 
 
-def build(config: SiDConfig, teacher: Teacher) -> SiDLoss:
-    return SiDLoss(config.alpha, teacher.sigma_data)
+def build(config: SiDConfig, domain: Domain) -> SiDLoss:
+    return SiDLoss(config.alpha, domain.sigma_data)

@@ -1,11 +1,24 @@
-"""Gaussian noise, the kernel at D = inf."""
+"""The Gaussian kernel, D = inf."""
 
 from __future__ import annotations
 
-from registry.api import Teacher
+import math
+
+from torch import Tensor
+
+from registry.api import Domain, Kernel, NoiseConfig, Streams
 from registry.builtin import GaussianConfig
-from registry.noise import GaussianNoise
 
 
-def build(config: GaussianConfig, teacher: Teacher) -> GaussianNoise:
+class GaussianNoise(Kernel):
+    """x_r = x + sigma·z: the kernel at D = inf."""
+
+    def __init__(self, levels: NoiseConfig | None = None) -> None:
+        super().__init__(math.inf, levels)
+
+    def scale(self, rng: Streams) -> Tensor | None:
+        return None
+
+
+def build(config: GaussianConfig, domain: Domain) -> GaussianNoise:
     return GaussianNoise(config)

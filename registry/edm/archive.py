@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -14,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from registry.api import UserError
-from registry.edm.datasets import IMAGES, grey_or_rgb
+from registry.core.errors import SettingError, UserError
+from registry.edm.datasets import IMAGES, grey_or_rgb, readable_labels
 
 
 class Picture(NamedTuple):
@@ -36,13 +37,14 @@ def make_dataset(
 ) -> str:
     """Make a data set from a folder of images or from CIFAR-10's python tarball; gives one line about it. Raises UserError.
 
-    `dest` is a .zip or a folder, neither of which may exist. Images are made square by a centre crop if `crop`, else they
-    must be; then resized (Lanczos) to `resolution`. Labels come from dataset.json in the folder, or with `folder_labels`
-    from the names of the sub-folders in alphabetical order, or from CIFAR-10 itself. What fails leaves nothing behind.
+    `dest` is a .zip or a folder and must not exist. With `crop` images are made square by taking their centre, otherwise they
+    must be square; then they are resized (Lanczos) to `resolution`. Labels come from dataset.json in the folder, or with
+    `folder_labels` from the names of the sub-folders in alphabetical order, or from CIFAR-10 itself. A failure leaves nothing
+    behind.
     """
     target = Path(dest).expanduser()
     if target.exists():
-        raise UserError(f"{dest}: is there already; name another file or folder, or remove it")
+        raise UserError(f"{dest}: exists already; name another file or folder, or remove it")
     if target.suffix != ".zip" and target.suffix:
         raise UserError(f"{dest}: a data set is a .zip or a folder, not a {target.suffix}")
     temporary = target.with_name(f".{target.name}.partial")
@@ -54,7 +56,9 @@ def make_dataset(
             for i, picture in enumerate(_pictures(Path(source).expanduser(), folder_labels)):
                 image = _square(picture, resolution, crop)
                 if shape is not None and (image.mode, image.size) != shape:
-                    raise UserError(f"{source}: {picture.name} is {_words(image)}, others are not; use --resolution")
+                    raise SettingError(
+                        "resolution", f"{source}: {picture.name} is {_words(image)}, others are not; give one for all"
+                    )
                 shape = image.mode, image.size
                 name = f"{i // 1000:05d}/img{i:08d}.png"
                 buffer = io.BytesIO()
@@ -103,8 +107,6 @@ class _Target:
 
 
 def _remove(path: Path) -> None:
-    import shutil
-
     if path.is_dir():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
@@ -122,7 +124,7 @@ def _square(picture: Picture, resolution: int | None, crop: bool) -> Image.Image
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
     elif image.width != image.height:
-        raise UserError(f"{picture.name}: is {_words(image)}, not square; use --crop to take its centre")
+        raise SettingError("crop", f"{picture.name} is {_words(image)}, not square; this takes the centre of such images")
     if resolution and image.size != (resolution, resolution):
         image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
     return image
@@ -146,10 +148,7 @@ def _folder(source: Path, folder_labels: bool) -> Iterator[Picture]:
         classes = sorted({p.relative_to(source).parts[0] for p in files if p.parent != source})
         of = {p.relative_to(source).as_posix(): classes.index(p.relative_to(source).parts[0]) for p in files if p.parent != source}
     elif (source / "dataset.json").is_file():
-        try:
-            of = {name: int(label) for name, label in json.loads((source / "dataset.json").read_text())["labels"] or []}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{source}: dataset.json is not EDM's {{'labels': [[name, class], …]}}: {error!r}") from None
+        of = readable_labels(str(source), (source / "dataset.json").read_bytes()) or {}
     for path in files:
         name = path.relative_to(source).as_posix()
         try:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from registry.api import UserError
+from registry.core.errors import UserError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -111,14 +111,19 @@ def _read(origin: str, names: list[str], read: Callable[[str], bytes]) -> Images
 def _classes(origin: str, names: list[str], pictures: list[str], read: Callable[[str], bytes]) -> Tensor | None:
     if "dataset.json" not in names:
         return None
-    try:
-        labels: Any = json.loads(read("dataset.json"))["labels"]
-        if labels is None:
-            return None
-        of = {name: int(number) for name, number in labels}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{origin}: dataset.json is not EDM's {{'labels': [[name, class], …]}}: {error!r}") from None
+    of = readable_labels(origin, read("dataset.json"))
+    if of is None:
+        return None
     missing = [n for n in pictures if n not in of]
     if missing:
         raise UserError(f"{origin}: dataset.json has no label for {missing[0]} ({len(missing)} images without one)")
     return torch.tensor([of[n] for n in pictures])
+
+
+def readable_labels(origin: str, content: bytes) -> dict[str, int] | None:
+    """The class numbers by file name that a dataset.json tells, None if it tells none. Raises UserError."""
+    try:
+        labels: Any = json.loads(content)["labels"]
+        return None if labels is None else {name: int(number) for name, number in labels}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{origin}: dataset.json is not EDM's {{'labels': [[name, class], …]}}: {error!r}") from None

@@ -9,16 +9,20 @@ import torch
 from torch import Tensor
 
 from my_loss.loss import DiffInstructLoss
-from registry.builtin.teacher import teacher_from_file
-from registry.noise import GaussianNoise
-from registry.streams import Streams
-from registry.testing import check_loss, check_plugin
+from registry.api import Kernel, Streams
+from registry.testing import build, check_loss, check_plugin
 
 SIGMA = 0.8
 
 
-class OneLevel(GaussianNoise):
+class OneLevel(Kernel):
     """The Gaussian kernel at one noise level."""
+
+    def __init__(self) -> None:
+        super().__init__(D=math.inf)
+
+    def scale(self, rng: Streams) -> None:
+        return None
 
     def generator_sigma(self, rng: Streams) -> Tensor:
         return torch.full((len(rng),), SIGMA)
@@ -78,7 +82,8 @@ def test_dmd_weighs_every_image_by_the_teachers_error() -> None:
 
 @pytest.mark.parametrize("weighting", ["dmd", "kl"])
 def test_contract(weighting: str) -> None:
-    check_loss(DiffInstructLoss(weighting), teacher_from_file("digits_dinf"), GaussianNoise())
+    teacher = build("teacher", "edm", source="digits_dinf")
+    check_loss(DiffInstructLoss(weighting), teacher, build("noise", "gaussian", teacher))
 
 
 def test_plugin() -> None:

@@ -15,8 +15,7 @@ from my_teacher.network import SomebodysUNet, linear_schedule
 from my_teacher.teacher import VPDenoiser, build
 from my_teacher.train import train
 from registry.api import UserError
-from registry.builtin import GaussianConfig
-from registry.noise import GaussianNoise
+from registry.testing import build as build_registered
 from registry.testing import check_plugin, check_teacher
 
 ALPHA_BAR = linear_schedule()
@@ -39,17 +38,24 @@ class Exact(nn.Module):
         return epsilon if self.parametrisation == "epsilon" else alpha * epsilon - sigma * x_0
 
 
+def with_network(net: nn.Module, parametrisation: str = "epsilon") -> VPDenoiser:
+    """The denoiser with another network in the place of its own."""
+    denoiser = VPDenoiser(parametrisation=parametrisation)
+    denoiser.net = net
+    return denoiser
+
+
 @pytest.mark.parametrize("parametrisation", ["epsilon", "velocity"])
 def test_an_exact_network_gives_the_exact_denoiser(parametrisation: str) -> None:
     """E[x₀ | x₀ + sigma·epsilon] = STD²/(STD² + sigma²)·x, at every one of the schedule's noise levels."""
     sigma = ((1 - ALPHA_BAR) / ALPHA_BAR).sqrt()
     x = torch.randn(len(sigma), 1, 2, 2, dtype=torch.float64) * (STD**2 + sigma**2).sqrt().reshape(-1, 1, 1, 1)
-    f = VPDenoiser(Exact(parametrisation), ALPHA_BAR, parametrisation)(x, sigma)
+    f = with_network(Exact(parametrisation), parametrisation)(x, sigma)
     torch.testing.assert_close(f, STD**2 / (STD**2 + sigma.reshape(-1, 1, 1, 1) ** 2) * x, rtol=1e-9, atol=1e-9)
 
 
 def test_the_networks_step_is_that_of_the_noise_level() -> None:
-    denoiser = VPDenoiser(Exact("epsilon"), ALPHA_BAR)
+    denoiser = with_network(Exact("epsilon"))
     sigma = ((1 - ALPHA_BAR) / ALPHA_BAR).sqrt()
     torch.testing.assert_close(denoiser.step(sigma), torch.arange(1000.0, dtype=torch.float64))
     between = denoiser.step((sigma[1:] * sigma[:-1]).sqrt())
@@ -62,7 +68,7 @@ def test_contract(parametrisation: Literal["epsilon", "velocity"], iterations: i
     """A network that was trained for seconds is a teacher, on noise levels that are not too high for it yet."""
     torch.save(train(iterations, parametrisation, channels=8, batch=32).state_dict(), tmp_path / "short.pt")
     teacher = build(VPConfig(source=str(tmp_path / "short.pt"), parametrisation=parametrisation, channels=8))
-    check_teacher(teacher, GaussianNoise(GaussianConfig(sigma_max=10.0)))
+    check_teacher(teacher, build_registered("noise", "gaussian", teacher, sigma_max=10.0))
 
 
 def test_plugin() -> None:
@@ -83,4 +89,4 @@ def test_a_file_that_is_no_checkpoint_is_one_line(damage: str, tmp_path: Path) -
 
 
 def test_D_is_known_before_anything_is_built() -> None:
-    assert math.isinf(VPConfig.D)
+    assert math.isinf(VPConfig(source="digits_d128").known_D())

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from my_loss import DiffInstructConfig
-from registry.api import Denoiser, Noise, Teacher
-from registry.denoising import denoising_loss, generator_weight
-from registry.streams import Streams
+from registry.api import Denoiser, Domain, Noise, Streams, denoising_loss, generator_weight
 
 
 class DiffInstructLoss:
@@ -45,5 +43,5 @@ class DiffInstructLoss:
         return (x - target) ** 2 / 2
 
 
-def build(config: DiffInstructConfig, teacher: Teacher) -> DiffInstructLoss:
-    return DiffInstructLoss(config.weighting, teacher.sigma_data)
+def build(config: DiffInstructConfig, domain: Domain) -> DiffInstructLoss:
+    return DiffInstructLoss(config.weighting, domain.sigma_data)

@@ -6,11 +6,11 @@ Nothing here imports torch, so that `distill check` and `distill plugins` stay i
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from registry.api import Component, Config, Positive, Source, hookimpl
+from registry.api import Component, Config, NetworkClass, Positive, Source, hookimpl
 
 
 class VPConfig(Config):
@@ -21,9 +21,17 @@ class VPConfig(Config):
     steps: int = Field(1000, ge=2, description="steps T of the schedule, the network's t being 0 … T − 1")
     beta_first: Positive = Field(1e-4, lt=1, description="beta of the first step; linear in between (DDPM)")
     beta_last: Positive = Field(0.02, lt=1, description="beta of the last step")
-    D: ClassVar[float] = math.inf  # no setting, but the host asks: so `distill check` sees a noise or loss that does not fit
+
+    def known_D(self) -> float:
+        """So `distill check` sees a noise or loss that does not fit, before anything is built."""
+        return math.inf
 
 
 @hookimpl
 def register_teachers() -> list[Component]:
     return [Component("vp", VPConfig, "my_teacher.teacher:build", "a network of epsilon or v under DDPM's noise (D = inf)")]
+
+
+@hookimpl
+def register_networks() -> list[NetworkClass]:
+    return [NetworkClass("VPDenoiser", "my_teacher.teacher:VPDenoiser", "SomebodysUNet in EDM's coordinates")]

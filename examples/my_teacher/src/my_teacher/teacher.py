@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from my_teacher import VPConfig
 from my_teacher.network import SomebodysUNet, linear_schedule
-from registry.api import Teacher, UserError
-from registry.files import weights_hash
-from registry.sources import open_path
+from registry.api import Teacher, UserError, open_path, weights_hash
 
 
 class VPDenoiser(nn.Module):
@@ -27,9 +25,23 @@ class VPDenoiser(nn.Module):
 
     log_sigma: Tensor
 
-    def __init__(self, net: nn.Module, alpha_bar: Tensor, parametrisation: str = "epsilon") -> None:
+    def __init__(
+        self,
+        channels: int = 16,
+        image_channels: int = 1,
+        parametrisation: str = "epsilon",
+        steps: int = 1000,
+        beta_first: float = 1e-4,
+        beta_last: float = 0.02,
+    ) -> None:
         super().__init__()
-        self.net, self.parametrisation = net, parametrisation
+        self.init_kwargs = {  # from these and its tensors a file of the generator is opened, without the teacher's
+            "channels": channels, "image_channels": image_channels, "parametrisation": parametrisation,
+            "steps": steps, "beta_first": beta_first, "beta_last": beta_last,
+        }  # fmt: skip
+        self.net: nn.Module = SomebodysUNet(channels, image_channels)
+        self.parametrisation = parametrisation
+        alpha_bar = linear_schedule(steps, beta_first, beta_last)
         self.register_buffer("log_sigma", ((1 - alpha_bar) / alpha_bar).log() / 2)  # [T], rising
 
     def step(self, sigma: Tensor) -> Tensor:
@@ -53,18 +65,19 @@ def build(config: VPConfig) -> Teacher:
     path = open_path(config.source)
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)  # executes nothing of the file
-        net = SomebodysUNet(config.channels, weights["first.weight"].shape[1])
-        net.load_state_dict(weights)
+        denoiser = VPDenoiser(
+            config.channels, weights["first.weight"].shape[1], config.parametrisation,
+            config.steps, config.beta_first, config.beta_last,
+        )  # fmt: skip
+        denoiser.net.load_state_dict(weights)
     except Exception as error:  # torch raises nearly anything for a damaged file
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{config.source}: no state dict of SomebodysUNet({config.channels}), or damaged ({reason})") from error
-    alpha_bar = linear_schedule(config.steps, config.beta_first, config.beta_last)
-    denoiser = VPDenoiser(net, alpha_bar, config.parametrisation)
     return Teacher(
         denoiser=denoiser.requires_grad_(False).eval(),
         D=math.inf,
-        image_shape=(net.last.out_channels, config.resolution, config.resolution),
+        image_shape=(denoiser.init_kwargs["image_channels"], config.resolution, config.resolution),
         origin=config.source,
         path=path,  # the teacher's measured numbers are kept beside it, as long as these weights are the same:
-        provenance={"weights": f"{config.parametrisation} {weights_hash(denoiser)}"},
+        weights=f"{config.parametrisation} {weights_hash(denoiser)}",
     )

@@ -1,0 +1,71 @@
+"""What reads and writes files: inspect, convert, dataset."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from registry.cli.run_commands import main
+
+
+@main.command()
+@click.argument("file", metavar="FILE")
+@click.option("--globals", "show_globals", is_flag=True, help="List every global that the file refers to.")
+def inspect(file: str, show_globals: bool) -> None:
+    """Tell what is in a network or training state, and whether it is safe, without executing it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from registry.files.describe import describe
+
+    found, console = describe(file), Console(highlight=False)
+    console.print(f"{found.path}: {found.layout}, written by {found.writer}", markup=False, soft_wrap=True)
+    if found.networks:
+        columns = [c for c in found.networks[0] if any(n[c] for n in found.networks)]
+        table = Table(*columns, box=None, pad_edge=False)
+        for network in found.networks:
+            table.add_row(*(network[c] for c in columns))
+        console.print(table)
+    for name, value in found.facts.items():
+        console.print(f"{name}: {value}", markup=False, soft_wrap=True)
+    if show_globals or any(executes for _, _, executes in found.globals):
+        for module, name, executes in found.globals:
+            console.print(f"  {'EXECUTES ' if executes else ''}{module}.{name}", markup=False, soft_wrap=True)
+    console.print(found.verdict, markup=False, soft_wrap=True)
+
+
+@main.command()
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT", type=click.Path())
+@click.option("--key", help="Which network of a file that has several, e.g. ema, G_ema, net.")
+@click.option(
+    "--kind", type=click.Choice(["denoiser", "generator"]), help="What a foreign network is (default: denoiser; SiD: generator)."
+)
+def convert(source: str, target: str, key: str | None, kind: str | None) -> None:
+    """Convert a network: EDM, PFGM++ or SiD pickle or training state, safetensors, plain tensors.
+
+    The suffix of OUT says into what: .pkl (opened by the scripts of EDM, SiD and PFGM++), .safetensors or .pt.
+    """
+    from registry.files.formats import convert_network
+
+    click.echo(convert_network(source, target, key, kind))
+
+
+@main.command()
+@click.argument("source", metavar="SOURCE")
+@click.argument("dest", metavar="DEST", type=click.Path())
+@click.option("--resolution", type=click.IntRange(min=1), help="Resize to this many pixels a side (Lanczos).")
+@click.option("--crop", is_flag=True, help="Take the centre square of images that are not square.")
+@click.option("--folder-labels", is_flag=True, help="Classes from the names of sub-folders, in alphabetical order.")
+def dataset(source: str, dest: str, resolution: int | None, crop: bool, folder_labels: bool) -> None:
+    """Make a data set in EDM's layout (.zip or folder) from a folder of images or CIFAR-10's python tarball."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from registry.edm.archive import make_dataset
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("images", total=None)
+        line = make_dataset(source, dest, resolution, crop, folder_labels, lambda n: bar.update(task, completed=n))
+    click.echo(line)

@@ -1,0 +1,51 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in this order in the help."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+override = click.option("--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting; repeatable.")
+
+recipe_options = options(
+    click.option("--recipe", metavar="PATH|NAME", help="The recipe: a TOML file, or the name of a shipped one."),
+    override,
+    click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random: [train] seed."),
+    click.option("--outdir", metavar="DIR", help="Where run folders are made: [log] outdir."),
+    click.option("--resume", metavar="auto|PATH", help="Continue from a training state or run folder."),
+    click.option("--dry-run", is_flag=True, help="Print the resolved recipe and what would run; run nothing."),
+)
+"""The options of everything that runs a recipe."""
+
+sampler_options = options(
+    click.option("--network", required=True, metavar="FILE", help="A generator or teacher: any file that distill reads."),
+    click.option("--key", help="Which network of a file that has several, e.g. ema, G_ema, net."),
+    click.option(
+        "--sampler", type=click.Choice(["auto", "generator", "heun"]), default="auto", help="By default what the file says."
+    ),
+    click.option("--steps", type=click.IntRange(min=1), help="Heun steps; a generator has its own, which must agree."),
+    click.option("--nfe", type=click.IntRange(min=1), help="Network evaluations per image: 2·steps − 1 for Heun."),
+    click.option("--sigma-init", type=float, help="Where a foreign generator starts, if not at 2.5."),
+    click.option("--dim", "D", type=float, help="D of a foreign network whose file does not tell it."),
+    click.option(
+        "--rng", type=click.Choice(["distill", "pfgmpp"]), default="distill", help="Latents: ours, or PFGM++'s for a seed."
+    ),
+    click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
+)
+"""What is sampled, and how: the arguments of registry.sample.sampler.open_sampler."""

@@ -1,0 +1,160 @@
+"""The contracts: what a teacher, a noise, a loss and a metric are to the host, and all that the host asks of them.
+
+Imports no torch, so that a plugin's module can name these types without loading it.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from registry.core.streams import Streams
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Domain:
+    """What a network's images are. Noise, loss and metrics are built for a domain."""
+
+    D: float
+    """Auxiliary dimension: a positive real, `inf` for diffusion."""
+    image_shape: tuple[int, int, int]
+    """(C, H, W)."""
+    label_dim: int = 0
+    """Number of classes; 0 is without."""
+    sigma_data: float = 0.5
+    """Standard deviation of the data that the preconditioning assumes."""
+    images: Tensor | None = None
+    """The real images [M, C, H, W] in [−1, 1], where they are known (exact teachers)."""
+    origin: str = "?"
+    """Where the network came from, for people: a path, a URL, a name."""
+
+
+class Denoiser(Protocol):
+    """f(x; sigma) ≈ E[x₀ | x]: x [B, C, H, W], sigma [B], labels [B, label_dim] or None -> [B, C, H, W]."""
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor: ...
+
+
+@runtime_checkable
+class Rebuildable(Protocol):
+    """A network that tells its constructor's arguments, as plain values: with them and its tensors a file can hold it."""
+
+    @property
+    def init_kwargs(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher(Domain):
+    """The frozen denoiser f*, and its domain."""
+
+    denoiser: nn.Module
+    """A module that is called as a `Denoiser`."""
+    trainable: Callable[[], nn.Module] | None = None
+    """Makes a trainable denoiser of the student's and the generator's kind, initialised from the teacher; by default a copy."""
+    path: Path | None = None
+    """The file it was read from. Its measured numbers are kept beside it, as long as `weights` is the same."""
+    weights: str = ""
+    """A short hash of its weights (`weights_hash`); needed with `path`."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """How it was trained, as its file tells."""
+
+    def copy(self) -> nn.Module:
+        """A trainable denoiser with the teacher's weights, on the teacher's device."""
+        net = self.trainable() if self.trainable else copy.deepcopy(self.denoiser)
+        return net.requires_grad_(True)
+
+
+class Noise(Protocol):
+    """A perturbation kernel p_r(x_r | x), r = sigma·√D, and the two laws of noise levels. B = len(rng)."""
+
+    D: float
+    sigma_init: float
+    sigma_min: float
+    sigma_max: float
+    rho: float
+
+    def prior(self, shape: Sequence[int], sigma: float, rng: Streams) -> Tensor:
+        """B draws of the kernel around 0: shape (C, H, W) -> [B, C, H, W]."""
+        ...
+
+    def perturb(self, x: Tensor, sigma: Tensor, rng: Streams) -> Tensor:
+        """x_r ~ p_r(· | x): x [B, C, H, W], sigma [B] -> [B, C, H, W], differentiable in x."""
+        ...
+
+    def student_sigma(self, rng: Streams) -> Tensor:
+        """Noise levels [B] of the student's training."""
+        ...
+
+    def generator_sigma(self, rng: Streams) -> Tensor:
+        """Noise levels [B] of the generator's training."""
+        ...
+
+
+class RealBatch(NamedTuple):
+    """As many real images as generated ones: x [B, C, H, W] in [−1, 1], labels [B, label_dim] or None."""
+
+    x: Tensor
+    labels: Tensor | None
+
+
+class Loss(Protocol):
+    """The two sides of the game. Both give unreduced values [B, C, H, W]; the loop alone reduces, scales, differentiates.
+
+    A loss that also wants real images says so in its settings (`Config.wants_data`) and takes one more argument at the end of
+    both methods, `real: RealBatch`. A loss that trains a network of its own is a `torch.nn.Module`, too: its parameters learn
+    in the student's step, with the student's optimiser, stand still in the generator's, and are saved and resumed.
+    """
+
+    def student(self, student: Denoiser, x: Tensor, labels: Tensor | None, noise: Noise, rng: Streams) -> Tensor:
+        """What the student minimises on generated images x [B, C, H, W] (which carry no gradient)."""
+        ...
+
+    def generator(
+        self, teacher: Denoiser, student: Denoiser, x: Tensor, labels: Tensor | None, noise: Noise, rng: Streams
+    ) -> Tensor:
+        """What the generator minimises; the gradient reaches it through x [B, C, H, W]."""
+        ...
+
+
+class Metric(ABC):
+    """Numbers that say how far a set of images is from the real ones.
+
+    Images are embedded part by part, so that they need not be in memory at once and processes can share the work; then all
+    rows are compared.
+    """
+
+    columns: tuple[str, ...]
+    """Names of the numbers. The first is a distance (lower is better): it is drawn as a curve and picks the best snapshot."""
+    protocol: int | None = None
+    """How many images published numbers of this metric are measured with; fewer are marked as a proxy."""
+    fingerprint: str | None = None
+    """What the numbers depend on besides images and settings, in short: kept numbers are used only while it is the same."""
+    details: dict[str, Any] = {}  # noqa: RUF012
+    """The same for people and files, as plain values: mode, hashes, number of real images."""
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """images [n, C, H, W] in about [−1, 1], float32 on any device -> rows [n, d] on the CPU, each of its image alone."""
+
+    @abstractmethod
+    def compare(self, rows: Tensor) -> dict[str, float]:
+        """rows [N, d] of all images, N ≥ 2 -> {column: value}."""
+
+    def floor(self, repeat: int) -> dict[str, float]:
+        """The same numbers for real images against real images: a random half (one per repeat) against all; {} if unknown."""
+        return {}
+
+    def save_reference(self, path: Path) -> bool:
+        """Write what images are compared with into a file that `reference` can name later; False if there is no such form."""
+        return False
+
+    def __call__(self, images: Tensor) -> dict[str, float]:
+        """Images that are in memory: [N, C, H, W] -> {column: value}."""
+        return self.compare(self.embed(images))

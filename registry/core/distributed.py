@@ -1,0 +1,125 @@
+"""torchrun: one process per device. Without it, a world of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from registry.core.errors import SettingError, UserError
+from registry.core.settings import check_device
+
+T = TypeVar("T")
+_device = torch.device("cpu")
+
+
+def start(device: str = "auto") -> torch.device:
+    """Join the other processes if torchrun started us, and give this process's device. Raises SettingError."""
+    found = named_device(device)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and found.type == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if found.index is not None:
+            raise SettingError("device", "under torchrun every process has a device of its own; write 'cuda' or 'auto'", device)
+        if local >= torch.cuda.device_count():
+            raise UserError(f"torchrun started more processes than there are CUDA devices here ({torch.cuda.device_count()})")
+        found = torch.device("cuda", local)
+    if found.type == "cuda" and found.index is not None:
+        torch.cuda.set_device(found)
+    if several and not dist.is_initialized():
+        dist.init_process_group("nccl" if found.type == "cuda" else "gloo")
+    if found.type == "cuda":  # as EDM trains: full float32, and the fastest convolutions for sizes that do not change
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        torch.backends.cudnn.benchmark = True
+    global _device
+    _device = found
+    return found
+
+
+def named_device(name: str) -> torch.device:
+    """The device of that name, if it is here. Raises SettingError."""
+    try:
+        check_device(name)
+    except ValueError as error:
+        raise SettingError("device", str(error), name) from None
+    found = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise SettingError("device", "no CUDA device was found; use 'cpu' or 'auto'", name)
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise SettingError("device", f"there are {torch.cuda.device_count()} CUDA devices, counted from 0", name)
+    return found
+
+
+def device() -> torch.device:
+    """This process's device, as `start` gave it."""
+    return _device
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Add up each parameter's gradient over all processes, in one message."""
+    if world_size() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def sum_(values: torch.Tensor) -> torch.Tensor:
+    """Add up a tensor over all processes, in place."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def any_(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in any process."""
+    return flag if world_size() == 1 else bool(sum_(torch.tensor(float(flag), device=device)).item())
+
+
+def gather(value: Any) -> list[Any]:
+    """One picklable value of every process, in order of rank."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def from_rank0(value: Any) -> Any:
+    """Rank 0's value, everywhere."""
+    return gather(value)[0]
+
+
+def share(n: int, batch: int, work: Callable[[range], T], done: Callable[[int], None] | None = None) -> list[T]:
+    """`work(part)` for 0 … n−1 in parts of `batch`, which the processes take in turn: all results in order, everywhere.
+
+    The parts do not depend on the number of processes, so neither do the results. `done` is told how many are done.
+    """
+    results: list[T] = []
+    for start in range(0, n, batch * world_size()):
+        first = start + rank() * batch
+        mine = [work(range(first, min(first + batch, n)))] if first < n else []
+        results += [result for found in gather(mine) for result in found]
+        if done:
+            done(min(start + batch * world_size(), n))
+    return results
+
+
+def stop() -> None:
+    """Leave the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

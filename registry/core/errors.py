@@ -1,0 +1,42 @@
+"""What goes wrong, said in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend. Its message is one line: what was wrong, where, and what would be right."""
+
+
+class SettingError(UserError):
+    """A setting that cannot be, under the name of the argument or field that holds it.
+
+    Who raises it knows nothing of flags and recipes. Where the setting was made is added by whoever knows: a recipe's run
+    fills in `table`, the command writes the flag in front of `problem`, and in Python the name is the argument's already.
+    """
+
+    def __init__(self, setting: str, problem: str, value: object = None, table: str = "") -> None:
+        super().__init__(setting, problem)
+        self.setting, self.problem, self.value, self.table = setting, problem, value, table
+
+    def __str__(self) -> str:
+        where = f"[{self.table}] {self.setting}" if self.table else self.setting
+        value = f"{self.value:g}" if isinstance(self.value, float) else repr(self.value)
+        return f"{where}{'' if self.value is None else f' = {value}'}: {self.problem}"
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and did. `state` is what it can be resumed from; `code` is the exit code."""
+
+    def __init__(self, message: str, code: int, state: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.state = code, state
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """' (did you mean …?)' for the nearest known word, or nothing."""
+    known = list(known)
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or [k for k in known if k.lower() == word.lower()]
+    return f" (did you mean {match[0]!r}?)" if match else ""

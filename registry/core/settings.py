@@ -1,0 +1,69 @@
+"""The base of every component's settings, kinds of numbers, and the settings that all kernels share. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+
+class Config(BaseModel):
+    """Settings of one component, that is, of one table of a recipe: frozen, and unknown keys are errors.
+
+    Types, bounds and `Field(description=...)` of the fields are all that validation, defaults, help and error messages need.
+    The methods are what the host asks of settings before anything is built. Override those that apply.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=True, validate_default=True)
+
+    def misfit(self, D: float) -> str | None:
+        """Why a component with these settings cannot serve dimension D, or None if it can.
+
+        A clause such as "is the kernel at D = inf". The host adds whose D it is, and which components would serve.
+        """
+        return None
+
+    def known_D(self) -> float | None:
+        """The dimension of the teacher with these settings; None if only its file tells."""
+        return None
+
+    def wants_data(self) -> bool:
+        """Whether a loss with these settings is given real images beside the generated ones."""
+        return False
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Dimension = Annotated[float, Field(gt=0)]
+"""D: a positive real, or `inf`."""
+
+DEVICES = "must be auto, cpu, cuda or cuda:N"
+
+
+def check_device(name: str) -> str:
+    """The name, if it is one of a device. Raises ValueError."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError(DEVICES)
+    return name
+
+
+Device = Annotated[str, AfterValidator(check_device)]
+
+
+class NoiseConfig(Config):
+    """The two laws of noise levels, which every kernel has (EDM Table 1; SiD Appendix; IPFM Eq. 36)."""
+
+    sigma_init: Positive = Field(2.5, description="noise level at which the generator starts")
+    t_max: float = Field(800, gt=0, le=1000, description="the generator's levels: t ~ U[0, t_max/1000]")
+    sigma_min: Positive = Field(0.002, description="lowest level of sigma(t), and of the teacher's sampler")
+    sigma_max: Positive = Field(80.0, description="highest level of sigma(t), and where the teacher's sampler starts")
+    rho: Positive = Field(7.0, description="exponent of sigma(t)")
+    P_mean: float = Field(-1.2, allow_inf_nan=False, description="the student's levels: ln sigma ~ N(P_mean, P_std²)")
+    P_std: Positive = Field(1.2, description="see P_mean")
+
+    @field_validator("sigma_max")
+    @classmethod
+    def _above_sigma_min(cls, value: float, info: ValidationInfo) -> float:
+        if value <= info.data.get("sigma_min", 0):
+            raise ValueError(f"must be above sigma_min = {info.data['sigma_min']}")
+        return value

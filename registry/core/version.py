@@ -1,0 +1,25 @@
+"""The version of this package, and of what a measurement was made with."""
+
+from __future__ import annotations
+
+import functools
+from importlib import metadata
+
+
+@functools.cache
+def version() -> str:
+    """The installed version of this package."""
+    return _installed("distill")
+
+
+def versions() -> dict[str, str]:
+    """What measured or wrote something: this package and torch."""
+    return {"distill": version(), "torch": _installed("torch")}
+
+
+@functools.cache
+def _installed(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

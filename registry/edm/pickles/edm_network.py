@@ -1,0 +1,137 @@
+"""`network_of`: a network of ours from the record of an EDMPrecond, after everything in the record is checked."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor
+
+from registry.core.settings import Config, Dimension, Positive
+from registry.edm.networks import EDMPrecond
+from registry.edm.pickles.records import Persistent
+from registry.edm.pickles.refusals import PickleError, blaming, shown
+
+NEWEST_VERSION = 6
+"""The newest known layout of persistent objects."""
+
+
+class _Arguments(Config):
+    """What EDM's network takes, within bounds that every real network keeps."""
+
+    img_resolution: int = Field(ge=1, le=8192)
+    img_channels: int = Field(ge=1, le=1024)
+    label_dim: int = Field(0, ge=0, le=1_000_000)
+    use_fp16: bool = False
+    sigma_min: float = Field(0.0, ge=0, allow_inf_nan=False)
+    sigma_max: float = Field(math.inf, gt=0)
+    sigma_data: Positive = 0.5
+    model_type: Literal["SongUNet", "DhariwalUNet"] = "DhariwalUNet"
+    pfgmpp: bool = False
+    D: Dimension = math.inf
+    augment_dim: int = Field(0, ge=0, le=1024)
+    model_channels: int = Field(128, ge=1, le=8192)
+    channel_mult: list[int] | tuple[int, ...] = Field((1,), min_length=1, max_length=8)
+    channel_mult_emb: int = Field(4, ge=1, le=64)
+    num_blocks: int = Field(3, ge=1, le=64)
+    attn_resolutions: list[int] | tuple[int, ...] = Field((), max_length=16)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    label_dropout: float = Field(0.0, ge=0, lt=1)
+    embedding_type: Literal["fourier", "positional"] = "positional"
+    channel_mult_noise: int = Field(1, ge=1, le=64)
+    encoder_type: Literal["standard", "skip", "residual"] = "standard"
+    decoder_type: Literal["standard", "skip"] = "standard"
+    resample_filter: list[float] | tuple[float, ...] = Field((1, 1), min_length=1, max_length=32)
+
+
+_LEADING = list(_Arguments.model_fields)[:8]
+_AS_IT_STANDS = ("use_fp16", "sigma_min", "sigma_max", "pfgmpp", "D")
+"""Attributes that scripts set after construction. Where a file has them, they win over the constructor's arguments."""
+
+
+def network_of(record: Any, origin: str | Path) -> tuple[EDMPrecond, dict[str, Any]]:
+    """Our network, in eval mode on the CPU, from the record of an EDMPrecond, and what is known about it.
+
+    Everything is checked before the network is used: class, version and arguments, then the names, shapes and types of all
+    tensors, and the attributes of all layers. Tensors are copied. The second value has `D` (inf unless the network is
+    PFGM++'s), `tells_D` (whether the file says anything about D), `sigma_data`, `label_dim`, `img_resolution`,
+    `img_channels`, `class_name` and `version`. Raises PickleError, whose message begins with `origin`.
+    """
+    with blaming(origin):
+        if not isinstance(record, Persistent):
+            raise PickleError(f"holds a {type(record).__name__} where a network of class 'EDMPrecond' belongs")
+        if record.class_name != "EDMPrecond":
+            raise PickleError(f"holds a network of class {shown(record.class_name)!r}; only 'EDMPrecond' is supported")
+        if not 1 <= record.version <= NEWEST_VERSION:
+            raise PickleError(f"has persistent objects of version {record.version}; known are 1 to {NEWEST_VERSION}")
+        tensors = record.tensors()
+        if any(tensor.is_meta for tensor in tensors.values()):
+            raise PickleError("was read without the numbers in its tensors")
+        arguments = _constructor_arguments(record, len(tensors))
+        with torch.device("meta"):  # takes no memory, whatever the arguments are
+            net = EDMPrecond(**arguments)
+        _refuse(_tensor_problems(net.state_dict(), tensors), "has tensors that do not fit its network")
+        _refuse(_attribute_problems(net, record), "has layers that do not fit its network")
+        net.load_state_dict({k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, assign=True)
+        about = {
+            "D": net.D, "sigma_data": net.sigma_data, "label_dim": net.label_dim,
+            "img_resolution": net.img_resolution, "img_channels": net.img_channels,
+        }  # fmt: skip
+        tells_D = "pfgmpp" in record.state or "pfgmpp" in record.init_kwargs
+        return net.eval(), {**about, "tells_D": tells_D, "class_name": record.class_name, "version": record.version}
+
+
+def _constructor_arguments(record: Persistent, tensors: int) -> dict[str, Any]:
+    """The arguments to build our network with. It must not be larger than this number of tensors allows."""
+    positional = record.state.get("_init_args", ())
+    if type(positional) is not tuple or len(positional) > len(_LEADING):
+        raise PickleError(f"gives its network other positional arguments than {', '.join(_LEADING)}")
+    given = dict(zip(_LEADING, positional, strict=False))
+    if twice := given.keys() & record.init_kwargs.keys():
+        raise PickleError(f"gives its network the argument {min(twice)} twice")
+    given |= record.init_kwargs | {k: record.state[k] for k in _AS_IT_STANDS if k in record.state}
+    try:
+        arguments = _Arguments.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = shown(".".join(map(str, first["loc"])))
+        raise PickleError(f"has a network whose argument {where} is wrong: {shown(first['msg'])}") from None
+    if arguments.pfgmpp and "D" not in given:
+        raise PickleError("says that its network is PFGM++'s (pfgmpp), but not what D is")
+    blocks = len(arguments.channel_mult) * (2 * arguments.num_blocks + 1)
+    if 10 * blocks > tensors:
+        raise PickleError(f"asks for a network of {blocks} blocks, but holds only {tensors} tensors for it")
+    return arguments.model_dump(exclude_unset=True) | {"D": arguments.D if arguments.pfgmpp else math.inf}
+
+
+def _tensor_problems(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
+    """Names that are missing or unknown, and tensors that are not float32 or do not have the wanted shape."""
+    problems = [f"missing {k}" for k in wanted if k not in found] + [f"unknown {shown(k)}" for k in found if k not in wanted]
+    for name in (k for k in wanted if k in found):
+        its, mine = found[name], list(wanted[name].shape)
+        if list(its.shape) != mine or its.dtype != torch.float32:
+            problems.append(f"{name} is {list(its.shape)} {its.dtype}, not {mine} torch.float32")
+    return problems
+
+
+def _attribute_problems(net: EDMPrecond, record: Persistent) -> list[str]:
+    """Where a layer's attributes contradict ours of the same name: number of heads, scales, epsilons, resampling and so on."""
+    layers, problems = dict(net.named_modules()), []
+    for path, module in record.modules():
+        ours = vars(layers[path]) if path in layers else {}
+        if not ours:
+            problems.append(f"{shown(path)} is unknown")
+        for name in sorted(ours.keys() & module.state.keys() - {"training", *_AS_IT_STANDS}):
+            mine, its = ours[name], module.state[name]
+            if isinstance(mine, bool | int | float) and not (isinstance(its, bool | int | float) and math.isclose(mine, its)):
+                other = its if isinstance(its, bool | int | float | None) else f"a {type(its).__name__}"
+                problems.append(f"{path}.{name}".lstrip(".") + f" is {other}, not {mine}")
+    return problems
+
+
+def _refuse(problems: list[str], summary: str) -> None:
+    if problems:
+        raise PickleError(f"{summary}: {'; '.join(problems[:5])} ({len(problems)} in all)")

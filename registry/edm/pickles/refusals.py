@@ -1,0 +1,47 @@
+"""How a file is refused: the error, the limits that no honest file reaches, and text that is safe to print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from registry.core.errors import UserError
+
+MAX_PARTS = 1_000_000
+"""The most instructions in a file, and the most values that it may unfold to. A large training state has about 400 000."""
+
+MAX_DEPTH = 100
+"""How deeply values may be nested. A network snapshot needs about 20 levels."""
+
+MAX_ARGUMENTS = 16
+"""The most arguments of a call, and the most dimensions of a tensor. Arguments are copied with every call."""
+
+CUT = "is damaged, or was not downloaded completely"
+"""How the message begins for a file that ends too early."""
+
+
+class PickleError(UserError):
+    """A file that cannot be read, or is refused. One line: the file, what is wrong with it, what would be right."""
+
+
+def shown(text: object, most: int = 200) -> str:
+    """Text from a file or an error, made fit for one line of a terminal."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(str(text)[:1000].split()))
+    return line if len(line) <= most else line[:most] + "…"
+
+
+@contextmanager
+def blaming(origin: str | Path) -> Iterator[None]:
+    """Turn whatever goes wrong into one line about one file."""
+    try:
+        yield
+    except PickleError as error:
+        raise PickleError(f"{origin}: {shown(error, 600)}") from None
+    except FileNotFoundError:
+        raise PickleError(f"{origin}: no such file") from None
+    except OSError as error:
+        raise PickleError(f"{origin}: cannot be read: {shown(error.strerror or error)}") from None
+    except Exception as error:
+        reason = shown(f"{type(error).__name__}: {error}")
+        raise PickleError(f"{origin}: is damaged, or not a file of EDM, PFGM++, SiD or IPFM ({reason})") from None

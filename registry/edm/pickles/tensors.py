@@ -1,0 +1,60 @@
+"""Stage 3: the values that torch's globals stand for: tensors, parameters, shapes and devices."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from registry.edm.pickles.notes import Call, arguments_of, name_of
+from registry.edm.pickles.rebuild import Rebuilder
+from registry.edm.pickles.refusals import MAX_ARGUMENTS, PickleError
+
+
+def shape_of(raw: Any) -> tuple[int, ...]:
+    """The shape or the strides of a tensor or array, checked."""
+    if not (isinstance(raw, tuple) and len(raw) <= MAX_ARGUMENTS and all(type(n) is int and n >= 0 for n in raw)):
+        raise PickleError("has a tensor whose shape or strides are not a few whole numbers")
+    return raw
+
+
+def tensor(rebuilder: Rebuilder, call: Call) -> Tensor:
+    """A view of a storage, which must lie within it and have each number at most once."""
+    storage, offset, size, stride = arguments_of(call, object, int, tuple, tuple, more=3)
+    if len(call.args) == 7 and call.args[6]:
+        raise PickleError("has a tensor with metadata (a conjugate or negative view), which networks and optimizers do not")
+    flat, size, stride = rebuilder.data.storage(storage), shape_of(size), shape_of(stride)
+    numel = math.prod(size)
+    if numel == 0:
+        return flat[:0].reshape(size)
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    if offset < 0 or last >= len(flat):
+        raise PickleError(f"has a tensor of shape {list(size)} that reaches beyond its {len(flat)} numbers")
+    if numel > len(flat):
+        raise PickleError(f"has a tensor of shape {list(size)} that repeats its {len(flat)} numbers")
+    return flat.as_strided(size, stride, offset)
+
+
+def parameter(rebuilder: Rebuilder, call: Call) -> Tensor:
+    """A parameter as the tensor that it is."""
+    (data,) = arguments_of(call, object, more=3)
+    found = rebuilder.value(data)
+    if not isinstance(found, Tensor):
+        raise PickleError(f"has {name_of(data)} in a place where a tensor belongs")
+    return found
+
+
+def size(rebuilder: Rebuilder, call: Call) -> tuple[int, ...]:
+    """A `torch.Size` as a tuple."""
+    return shape_of(*arguments_of(call, tuple))
+
+
+def device(rebuilder: Rebuilder, call: Call) -> str:
+    """A `torch.device` as its name."""
+    match call.args:
+        case (str() as name,):
+            return name
+        case (str() as name, int() as index):
+            return f"{name}:{index}"
+    raise PickleError(f"gives arguments to {name_of(call)} that no pickler does")

@@ -1,0 +1,74 @@
+"""The two containers that torch.save writes around a pickle: zip files, and the older streams."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from typing import Any, BinaryIO
+
+from registry.edm.pickles.notes import Storage
+from registry.edm.pickles.refusals import CUT, PickleError, shown
+from registry.edm.pickles.unpickle import unpickle
+
+ZIP_START = b"PK\x03\x04"
+"""How a zip file begins, and each of its members."""
+
+STREAM_MARK = 0x1950A86A20F9469CFC6C
+"""How an older stream begins: with this number, pickled."""
+
+
+def zip_members(file: BinaryIO, size: int) -> tuple[range, dict[str, range]]:
+    """Where the pickle is in a zip file of torch.save, and the storages by key. Members are stored, never compressed."""
+    with zipfile.ZipFile(file) as archive:
+        infos = archive.infolist()
+    spans: dict[str, range] = {}
+    for info in infos:
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
+            raise PickleError(f"has the compressed or encrypted member {shown(info.filename)}, which torch.save never writes")
+        file.seek(info.header_offset)
+        header = file.read(30)
+        if len(header) < 30 or header[:4] != ZIP_START:
+            raise PickleError(f"is damaged: its member {shown(info.filename)} is not where its directory says")
+        start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
+        if info.filename in spans or start + info.file_size > size:
+            raise PickleError(f"is damaged: its member {shown(info.filename)} is there twice, or goes beyond its end")
+        spans[info.filename] = range(start, start + info.file_size)
+    pickles = [name for name in spans if name.rpartition("/")[2] == "data.pkl"]
+    if len(pickles) != 1:
+        raise PickleError(f"is a zip file with {len(pickles)} members data.pkl; one that torch.save writes has one")
+    root = pickles[0].removesuffix("data.pkl")
+    order = spans.get(f"{root}byteorder", range(0))
+    file.seek(order.start)
+    if file.read(len(order)) not in (b"", b"little"):
+        raise PickleError("was not written on a little-endian machine")
+    data = f"{root}data/"
+    return spans[pickles[0]], {name.removeprefix(data): span for name, span in spans.items() if name.startswith(data)}
+
+
+def read_stream(file: BinaryIO, span: range) -> tuple[Any, dict[str, range]]:
+    """An older stream of torch.save, which must fill the span: its content as notes, and where its storages are by key.
+
+    It is five pickles (mark, version, system, content, keys of the storages), then for each storage a count and the numbers.
+    """
+    parts, position, storages = list[Any](), span.start, dict[str, Storage]()
+    for _ in range(5):
+        part, mentioned, position = unpickle(file, range(position, span.stop))
+        parts.append(part)
+        storages |= mentioned
+    mark, version, system, content, keys = parts
+    if mark != STREAM_MARK or version != 1001 or type(system) is not dict or system.get("little_endian") is not True:
+        raise PickleError("holds data that torch.save has not written, or not on a little-endian machine")
+    if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
+        raise PickleError("is damaged: it lists other storages than it uses")
+    spans: dict[str, range] = {}
+    for key in keys:
+        storage = storages[key]
+        file.seek(position)
+        count = int.from_bytes(file.read(8), "little")
+        spans[key] = range(position + 8, position + 8 + storage.numel * storage.dtype.itemsize)
+        position = spans[key].stop
+        if count != storage.numel or position > span.stop:
+            raise PickleError(f"{CUT}: its storage {shown(key)} has another size than announced")
+    if position != span.stop:
+        raise PickleError(f"is damaged: {span.stop - position} bytes follow its last storage")
+    return content, spans

@@ -1,0 +1,157 @@
+"""Stage 1: follows a pickle's instructions without executing them, and cuts out the byte strings."""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import struct
+from typing import Any, BinaryIO, NamedTuple
+
+from registry.edm.pickles.allowlist import ENCODE, LOAD_FROM_BYTES, Global
+from registry.edm.pickles.instructions import (
+    ALLOWED_INSTRUCTIONS,
+    BLOBS,
+    CALLS,
+    FILLS,
+    GETS,
+    GLOBALS,
+    NUMBERS,
+    PUTS,
+    TEXTS,
+    TUPLES,
+    Op,
+    instructions,
+)
+from registry.edm.pickles.refusals import CUT, MAX_ARGUMENTS, MAX_PARTS, PickleError
+
+UNKNOWN = Global("?", "?")
+"""Stands for a global that only executing the file would reveal."""
+
+
+class Latin(NamedTuple):
+    """A byte string as protocol 2 writes it: a call that encodes this text as latin-1."""
+
+    text: str
+
+
+class Trace(NamedTuple):
+    """A pickle's instructions, followed without executing them."""
+
+    code: bytes
+    """The instructions with byte strings cut out: number i of `blobs` has become the persistent id i."""
+    blobs: list[range]
+    """Where the byte strings are in the file."""
+    streams: list[range | Latin]
+    """The byte strings that `torch.storage._load_from_bytes` is asked to load."""
+    stop: int
+    """Where the pickle ends in the file."""
+
+
+def trace_pickle(file: BinaryIO, span: range, names: list[Global], strict: bool) -> Trace:
+    """Follow a pickle's instructions on a stack of our own, which knows texts, byte strings, globals and tuples of these.
+
+    Globals are added to `names` as soon as they are met. With `strict`, whatever stage 2 must not see is refused.
+    """
+    code, blobs, streams = bytearray(), list[range](), list[range | Latin]()
+    stack, marks, memo = list[Any](), list[int](), dict[int, Any]()
+    for count, (op, argument, text) in enumerate(instructions(file, span), 1):
+        name = op.name
+        if count > MAX_PARTS:
+            raise PickleError(f"has more than {MAX_PARTS} instructions, several times what the largest training states need")
+        if strict and name not in ALLOWED_INSTRUCTIONS:
+            raise PickleError(f"uses the pickle instruction {name}, which no network snapshot or training state needs")
+        if name == "FRAME":  # a hint for reading ahead, which is wrong once the byte strings are cut out
+            if int.from_bytes(argument, "little") > len(span):
+                raise PickleError(f"{CUT}: it announces a part larger than itself")
+            continue
+        if name in BLOBS:
+            text = b"J" + struct.pack("<i", len(blobs)) + b"Q"
+            blobs.append(argument)
+        code += text
+
+        if name in GETS:
+            if _index(op, argument) not in memo:
+                raise PickleError(f"is damaged: it uses a value {_index(op, argument)} that it does not have")
+            stack.append(memo[_index(op, argument)])
+        elif name in PUTS:
+            number = _index(op, argument)
+            if strict and number > count:  # Python's unpickler would make room for all smaller numbers
+                raise PickleError(f"is damaged: it numbers a value {number} after only {count} instructions")
+            memo[number] = stack[-1]
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name == "POP" and marks and marks[-1] == len(stack):
+            marks.pop()
+        else:
+            top = (marks.pop() if marks else -1) if op.marked else len(stack)
+            bottom = top - op.pops
+            if bottom < (marks[-1] if marks else 0):
+                raise PickleError(f"is damaged: its instruction {name} finds too few values")
+            items = stack[bottom:]
+            if strict:
+                _check(name, items)
+            stack[bottom:] = pushed = _pushed(op, argument, text, items)
+            if name == "MEMOIZE":
+                memo[len(memo)] = items[0]
+            else:
+                _collect(name, items, pushed, names, streams)
+    return Trace(bytes(code), blobs, streams, file.tell())
+
+
+def _pushed(op: Op, argument: Any, text: bytes, items: list[Any]) -> list[Any]:
+    """What an instruction leaves on the stack in place of `items`. None stands for values that we need not know."""
+    name = op.name
+    if name in FILLS or name == "MEMOIZE":
+        return items[:1]
+    if name in TUPLES:
+        return [tuple(items)]
+    if name in NUMBERS:
+        return [0]
+    if name in BLOBS:
+        return [argument]
+    if name in GLOBALS:
+        return [_global(name, argument, items)]
+    if name in TEXTS and op.read:
+        return [op.read(io.BytesIO(text[1:]))]
+    if name == "REDUCE" and items[0] == ENCODE:
+        match items[1]:
+            case (str() as letters, "latin1" | "latin-1"):
+                return [Latin(letters)]
+    return items * 2 if name == "DUP" else [None] * op.pushes
+
+
+def _collect(name: str, items: list[Any], pushed: list[Any], names: list[Global], streams: list[range | Latin]) -> None:
+    """Add the globals that an instruction refers to, and the byte string that it asks torch to load, if any."""
+    if name in GLOBALS:
+        names += pushed
+    elif name in CALLS and items[:1] == [LOAD_FROM_BYTES]:
+        match items:
+            case [_, range() | Latin() as data] | [_, (range() | Latin() as data,)]:
+                streams.append(data)
+            case _:
+                names.append(UNKNOWN)
+    elif name == "BUILD" and type(items[0]) is Global:
+        names.append(UNKNOWN)  # changes a function or class, and then calls something in its place
+
+
+def _check(name: str, items: list[Any]) -> None:
+    """Refuse what would crash or stall Python's unpickler although it executes nothing."""
+    # Keys are hashed. Deeply nested tuples would overflow C's stack there, and well-chosen large numbers would collide.
+    keys = {"SETITEM": items[1:2], "SETITEMS": items[1::2], "ADDITEMS": items[1:]}.get(name, []) if name in FILLS else []
+    if not all(type(key) in (str, int) for key in keys):
+        raise PickleError("has a dictionary or set with keys other than text and small whole numbers")
+    # Arguments are copied, and the same long tuple could be the argument of a great many calls.
+    if name in CALLS and not (type(items[1]) is tuple and len(items[1]) <= MAX_ARGUMENTS):
+        raise PickleError(f"calls something with other than up to {MAX_ARGUMENTS} arguments, which no pickler does")
+
+
+def _index(op: Op, argument: bytes) -> int:
+    return int(argument) if op.size == pickletools.UP_TO_NEWLINE else int.from_bytes(argument, "little")
+
+
+def _global(name: str, argument: bytes, items: list[Any]) -> Global:
+    if name == "STACK_GLOBAL":
+        return Global(*(item if type(item) is str else "?" for item in items))
+    if name.startswith("EXT"):
+        return Global("copyreg", f"extension {int.from_bytes(argument, 'little')}")
+    return Global(*argument.decode("utf-8", "backslashreplace").split("\n")[:2])

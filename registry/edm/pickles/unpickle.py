@@ -1,0 +1,52 @@
+"""Stage 2: Python's unpickler, which meets only notes and plain values and calls nothing."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any, BinaryIO
+
+from registry.edm.pickles.allowlist import Global
+from registry.edm.pickles.notes import CALL_CLASSES, STORAGE_CLASSES, Call, Storage
+from registry.edm.pickles.refusals import PickleError, shown
+from registry.edm.pickles.trace import Trace, trace_pickle
+
+
+class _Unpickler(pickle.Unpickler):
+    """Python's unpickler for the code of a `Trace`. For it every allowed global is a class of notes."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__(io.BytesIO(trace.code))
+        self.blobs, self.storages = trace.blobs, dict[str, Storage]()
+
+    def find_class(self, module: str, name: str) -> type[Call]:
+        try:
+            return CALL_CLASSES[Global(module, name)]
+        except KeyError:
+            raise PickleError(
+                f"refers to {shown(f'{module}.{name}')}, which network snapshots and training states do not need; "
+                "it is not a file of EDM, PFGM++, SiD or IPFM, or not only that, and nothing in it was executed"
+            ) from None
+
+    def persistent_load(self, pid: Any) -> Any:
+        """A byte string that was cut out; a storage; or a container class, which torch's older streams keep this way."""
+        match pid:
+            case int():
+                return self.blobs[pid]
+            case ("storage", type() as kind, str() as key, str(), int() as numel) | (
+                "storage", type() as kind, str() as key, str(), int() as numel, None,
+            ) if kind in STORAGE_CLASSES and numel >= 0:  # fmt: skip
+                storage = Storage(key, STORAGE_CLASSES[kind], numel)
+                if self.storages.setdefault(key, storage) != storage:
+                    raise PickleError(f"describes its storage {shown(key)} in two ways")
+                return storage
+            case ("module", type() as kind, _, _):
+                return kind
+        raise PickleError("refers to something outside of its pickle that is not a storage of numbers")
+
+
+def unpickle(file: BinaryIO, span: range) -> tuple[Any, dict[str, Storage], int]:
+    """The notes of the pickle that starts at `span.start`, the storages that it mentions by key, and where it ends."""
+    trace = trace_pickle(file, span, [], strict=True)
+    unpickler = _Unpickler(trace)
+    return unpickler.load(), unpickler.storages, trace.stop

@@ -1,0 +1,53 @@
+"""Writing files whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from registry.core.errors import SettingError, UserError
+
+
+def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
+    """Write a file whole or not at all: a temporary file in the same folder, moved into place. Raises UserError.
+
+    `durable` waits until it is on the disk, so that not even a power failure leaves half of it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def check_folder(folder: Path, setting: str) -> None:
+    """Raise SettingError if no folder could be made there; leaves nothing behind."""
+    try:
+        existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        if not existing.is_dir():
+            raise SettingError(setting, f"{existing} is a file, not a folder", str(folder))
+        probe = existing / f".distill-{time.time_ns()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SettingError(setting, f"cannot be written: {error.strerror}", str(folder)) from None
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

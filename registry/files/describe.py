@@ -1,0 +1,120 @@
+"""What is in a file, told without executing it: who wrote it, which networks, and whether opening it elsewhere is safe."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from registry.edm.pickles import RUNS_SOURCE, Persistent, list_globals, read_pickle
+from registry.edm.snapshots import EXTRA
+from registry.files.formats import layout_of, network_keys
+from registry.files.locate import open_path
+from registry.files.plain import NETWORK_KINDS, STATE, load, load_safetensors
+
+
+@dataclass
+class Description:
+    """Facts about a file; `globals` are (module, name, would execute), empty where a layout cannot refer to any."""
+
+    path: Path
+    layout: str
+    writer: str
+    facts: dict[str, str] = field(default_factory=dict)
+    networks: list[dict[str, str]] = field(default_factory=list)
+    globals: list[tuple[str, str, bool]] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        """Whether it is safe: here, and with the loaders of the project that it is of."""
+        bad = [f"{module}.{name}" for module, name, executes in self.globals if executes]
+        if bad:
+            return f"DANGEROUS: loading it elsewhere would run {', '.join(bad[:5])}; distill refuses it"
+        if any((module, name) == RUNS_SOURCE for module, name, _ in self.globals):
+            return "safe with distill; the original loader would execute the Python source that the file carries"
+        return "safe: it refers to nothing that executes"
+
+
+def describe(source: str) -> Description:
+    """Describe a file of networks or a training state. Raises UserError if it is none."""
+    path = open_path(source)
+    layout = layout_of(path)
+    if layout == "edm":
+        return _pickle(path)
+    content = load_safetensors(path, path, shapes_only=True) if layout == "safetensors" else load(path, *NETWORK_KINDS, STATE)
+    about = content.get("about", {})
+    found = Description(path, "safetensors" if layout == "safetensors" else "plain tensors", "distill", {"kind": content["kind"]})
+    if layout != "safetensors":
+        found.globals = list_globals(path)
+    if "network" in content:
+        kwargs = content["network"]["kwargs"]
+        shapes = {k: list(v.shape) if isinstance(v, Tensor) else v for k, v in content["weights"].items()}
+        found.networks.append(_network("", content["network"]["class"], kwargs, shapes, about.get("D")))
+    found.facts |= _facts(about | {k: content[k] for k in ("nimg",) if k in content})
+    return found
+
+
+def _pickle(path: Path) -> Description:
+    names = list_globals(path)
+    zipped = path.open("rb").read(2) == b"PK"
+    found = Description(path, "training state (torch)" if zipped else "network snapshot (pickle)", "nobody known", globals=names)
+    if any(executes for _, _, executes in names):
+        return found
+    found.writer = "EDM"
+    content = read_pickle(path, tensors=False)
+    for key in network_keys(content):
+        record: Persistent = content[key]
+        kwargs = dict(record.init_kwargs)
+        D = record.state.get("D", kwargs.get("D")) if record.state.get("pfgmpp", kwargs.get("pfgmpp")) else None
+        shapes = {name: list(tensor.shape) for name, tensor in record.tensors().items()}
+        found.networks.append(_network(key, record.class_name, kwargs, shapes, D))
+        found.writer = "PFGM++" if D is not None else found.writer
+    if "G_ema" in content or list(content) == ["ema"]:
+        found.writer = "the IPFM fork of SiD" if "G_ema990" in content else "SiD"
+    ours = content.get(EXTRA)
+    if isinstance(ours, dict):
+        found.writer = "distill"
+        found.facts |= {"kind": str(ours.get("kind"))} | _facts(ours.get("about", {}))
+    if isinstance(content.get("step"), int):
+        found.facts["kimg"] = f"{content['step'] / 1000:g}"
+    kimg = re.search(r"-(\d{6})\.\w+$", path.name)
+    if kimg and "kimg" not in found.facts:
+        found.facts["kimg"] = f"{int(kimg[1])} (by its name)"
+    found.facts["contents"] = ", ".join(content)
+    return found
+
+
+def _network(key: str, name: str, kwargs: Mapping[str, Any], shapes: Mapping[str, Any], D: Any) -> dict[str, str]:
+    """One network in words."""
+
+    encoder = {"positional": "ddpmpp", "fourier": "ncsnpp"}.get(str(kwargs.get("embedding_type", "positional")), "")
+    arch = {"SongUNet": encoder, "DhariwalUNet": "adm"}.get(str(kwargs.get("model_type", "")), "")
+    mult = kwargs.get("channel_mult")
+    resolution = kwargs.get("img_resolution")
+    parameters = sum(math.prod(shape) for tensor, shape in shapes.items() if not tensor.endswith(("resample_filter", "freqs")))
+    return {
+        "key": key,
+        "class": name + (f" ({arch})" if arch else ""),
+        "images": f"{kwargs.get('img_channels')}×{resolution}×{resolution}" if resolution else str(kwargs.get("image_shape", "")),
+        "labels": str(kwargs.get("label_dim", 0)),
+        "D": "inf" if D is None else f"{D:g}",
+        "channels": f"{kwargs.get('model_channels', '')} × {mult}" if mult else "",
+        "parameters": f"{parameters:,}",
+        "fp16": "yes" if kwargs.get("use_fp16") else "no",
+    }
+
+
+def _facts(about: Mapping[str, Any]) -> dict[str, str]:
+    """What our files tell of themselves."""
+    facts = {
+        k: str(about[k]) for k in ("sigma_init", "steps", "sigmas", "sigma_data", "teacher", "data", "recipe_hash") if k in about
+    }
+    if "nimg" in about:
+        facts["kimg"] = f"{about['nimg'] / 1000:g}"
+    alpha = about.get("recipe", {}).get("loss", {}).get("alpha") if isinstance(about.get("recipe"), dict) else None
+    return facts | ({"alpha": f"{alpha:g}"} if alpha is not None else {})

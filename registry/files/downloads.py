@@ -1,0 +1,147 @@
+"""Files from URLs: kept in a cache, fetched once among all processes, resumed when broken off, checked, moved into place whole.
+
+urllib and filelock do the work; what is ours is the order of things. (pooch, the library for this, can neither resume a
+download nor lock the cache between processes, and both matter for files of 300 MB on eight ranks.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from registry.core.errors import UserError
+from registry.core.version import version
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+TRIES, PATIENCE, BLOCK = 5, 30.0, 1 << 20
+"""Attempts, seconds without a byte that end one, bytes read at a time."""
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: DISTILL_CACHE_DIR, else the platform's place for caches."""
+    return Path(os.environ.get("DISTILL_CACHE_DIR") or platformdirs.user_cache_dir("distill"))
+
+
+def fetch(url: str, sha256: str | None = None) -> Path:
+    """The file behind an http(s) URL, from the cache if it is there whole. Raises UserError.
+
+    The cache holds the file, and beside it its length and hash as they were when it came whole; an entry that does not
+    agree with them, or with `sha256`, is fetched again.
+    """
+    folder = cache_folder()
+    name = Path(urlsplit(url).path).name or "file"
+    path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not _is_whole(path, sha256):
+                _download(url, path, sha256)
+    except Timeout as error:
+        raise UserError(f"{url}: another process holds {error.lock_file}") from None
+    except OSError as error:
+        raise UserError(
+            f"{url}: cannot be kept in {folder}: {error.strerror or error} (DISTILL_CACHE_DIR names another place)"
+        ) from None
+    return path
+
+
+def _is_whole(path: Path, sha256: str | None) -> bool:
+    """Whether the cache has this file, unharmed."""
+    try:
+        noted = json.loads(_note(path).read_text())
+        if path.stat().st_size != noted["length"] or (sha256 and sha256.lower() != noted["sha256"]):
+            return False
+        with open(path, "rb") as file:
+            return bool(hashlib.file_digest(file, "sha256").hexdigest() == noted["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _download(url: str, path: Path, sha256: str | None) -> None:
+    """Fetch into a part file, in several tries that go on where the last one broke off, and move it into place."""
+    part = path.with_name(path.name + ".part")
+    _note(path).unlink(missing_ok=True)
+    reason = ""
+    for attempt in range(TRIES):
+        if attempt:
+            time.sleep(min(2.0 ** (attempt - 2), 8))
+        try:
+            _continue(url, part)
+        except urllib.error.HTTPError as error:
+            reason = f"the server answered {error.code} {error.reason}"
+            if error.code == 416:  # what we have is not a beginning of what the server has
+                part.unlink(missing_ok=True)
+            elif 400 <= error.code < 500 and error.code not in (408, 425, 429):
+                break
+            continue
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, _Short) as error:
+            reason = str(error.reason if isinstance(error, urllib.error.URLError) else error) or type(error).__name__
+            continue
+        with open(part, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 and found != sha256.lower():
+            part.unlink()
+            raise UserError(
+                f"{url}: its sha256 is {found}, wanted is {sha256.lower()}; the file there is another one than expected"
+            )
+        os.replace(part, path)
+        part.with_name(part.name + ".tag").unlink(missing_ok=True)
+        _note(path).write_text(json.dumps({"url": url, "length": path.stat().st_size, "sha256": found}))
+        return
+    raise UserError(f"{url}: cannot be downloaded: {reason}; download it yourself and give its path")
+
+
+class _Short(Exception):
+    """Fewer bytes came than were announced."""
+
+
+def _continue(url: str, part: Path) -> None:
+    """Append to the part file what is missing of it; start over where the server cannot go on."""
+    tag = part.with_name(part.name + ".tag")  # which version of the file the part is of
+    have = part.stat().st_size if part.exists() and tag.exists() else 0
+    headers = {"User-Agent": f"distill/{version()}", "Accept-Encoding": "identity"}
+    resume = {"Range": f"bytes={have}-", "If-Range": tag.read_text()} if have else {}
+    request = urllib.request.Request(url, headers=headers | {k: v for k, v in resume.items() if v})
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        have = have if answer.status == 206 else 0
+        tag.write_text(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
+        announced = answer.headers.get("Content-Length")
+        total = have + int(announced) if announced else None
+        with open(part, "ab" if have else "wb") as file, _bar(url, total) as bar:
+            task = bar.add_task(Path(urlsplit(url).path).name, total=total, completed=have)
+            while block := answer.read(BLOCK):
+                file.write(block)
+                bar.advance(task, len(block))
+    if total is not None and part.stat().st_size != total:
+        raise _Short(f"only {part.stat().st_size} of {total} bytes came")
+
+
+def _bar(url: str, total: int | None) -> Progress:
+    """A bar on a terminal; one line when piped."""
+    from rich.console import Console  # here, since it takes a moment to load and most commands download nothing
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        size = f" ({total / 2**20:.0f} MB)" if total else ""
+        print(f"downloading {url}{size}", file=sys.stderr)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -1,0 +1,195 @@
+"""A network from any readable file, and into any of ours. Nothing found in a file is executed.
+
+Read: network snapshots and training states of EDM, PFGM++, SiD and IPFM (`registry.edm.pickles`), our plain tensors and
+training states (.pt), our safetensors. Written: .pkl, which the scripts of those projects open, .safetensors and .pt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from registry.core.contracts import Rebuildable
+from registry.core.errors import SettingError, UserError
+from registry.edm.networks import EDMPrecond
+from registry.edm.pickles import RUNS_SOURCE, Persistent, list_globals, network_of, read_pickle
+from registry.edm.snapshots import EXTRA, snapshot
+from registry.files.atomic import write_atomically
+from registry.files.facts import NetworkFacts
+from registry.files.locate import open_path
+from registry.files.plain import NETWORK_KINDS, STATE, is_plain, load, load_safetensors, save, save_safetensors
+from registry.plugins.component import NetworkClass
+from registry.plugins.loading import load_plugins
+
+SUFFIXES = (".pt", ".pkl", ".safetensors")
+NETWORK_KEYS = ("ema", "G_ema", "net", "G", "fake_score")
+"""Networks of a pickle in the order in which one is looked for: averages first."""
+Build = Callable[[NetworkFacts], nn.Module] | None
+"""Makes a network of a class that nobody registers, from what its file tells."""
+
+# ------------------------------------------------------------------------------------------------------- writing
+
+
+def save_network(path: Path, kind: str, net: nn.Module, about: Mapping[str, Any]) -> None:
+    """Save a network in the format that the suffix of `path` names, with what is to be known about it (plain values).
+
+    .pkl: a snapshot that the scripts of EDM, SiD and PFGM++ open; .safetensors: weights, all else as JSON in its metadata;
+    .pt: plain tensors. `kind` is denoiser, generator or classifier. Raises UserError.
+    """
+    network = blueprint(net)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    facts = {"kind": kind, "about": dict(about)}
+    assert is_plain(facts), f"not plain: {about}"
+    if path.suffix == ".pkl":
+        if not isinstance(net, EDMPrecond):
+            raise UserError(f"{path}: EDM's pickles hold EDM's networks; a {network['class']} can be saved as .pt or .safetensors")
+        write_atomically(path, snapshot(net, facts))
+    elif path.suffix == ".safetensors":
+        save_safetensors(path, weights, {"network": network, **facts})
+    elif path.suffix == ".pt":
+        save(path, kind, {"network": network, "weights": weights, "about": dict(about)})
+    else:
+        raise UserError(f"{path}: unknown kind of file; networks are saved as .pkl, .safetensors or .pt")
+
+
+def blueprint(net: nn.Module) -> dict[str, Any]:
+    """What a network of ours is rebuilt from, besides its tensors: its class and the constructor's arguments."""
+    return {"class": type(net).__name__, "kwargs": dict(net.init_kwargs) if isinstance(net, Rebuildable) else {}}
+
+
+def convert_network(source: str, target: str, key: str | None = None, kind: str | None = None) -> str:
+    """Read a network and save it in the format of `target`'s suffix; gives one line about it. Raises UserError."""
+    net, facts = load_network(source, key=key)
+    kind = kind or facts.kind or facts.looks_like
+    save_network(Path(target), kind, net, facts.told())
+    return f"{target}: {kind} of D = {facts.dimension():g}, from {source}" + (f" [{facts.key}]" if facts.key else "")
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+def load_network(
+    source: str | Path,
+    *kinds: str,
+    key: str | None = None,
+    sha256: str | None = None,
+    build: Build = None,
+) -> tuple[nn.Module, NetworkFacts]:
+    """A network in eval mode on the CPU, and what its file tells about it.
+
+    `kinds` are the kinds wanted of our files; `key` picks a network of a file that has several (default: the first of
+    NETWORK_KEYS); `sha256` is checked if `source` is a URL; `build` makes a network of a class that no plugin registers.
+    Raises UserError; no tensor is ever left random.
+    """
+    path = open_path(str(source), sha256)
+    layout = layout_of(path)
+    if layout == "edm":
+        net, facts = _of_pickle(read_pickle(path), key, source)
+    elif layout == "plain" and (content := load(source, *NETWORK_KINDS, STATE))["kind"] == STATE:
+        net, facts = _of_state(content, key, source, build)
+    else:
+        if key is not None:
+            raise SettingError("key", f"{source} holds one network, so none can be picked from it", key)
+        content = load_safetensors(path, source) if layout == "safetensors" else load(source, *(kinds or NETWORK_KINDS))
+        facts = NetworkFacts.of(content["about"], kind=content["kind"])
+        net = _rebuild(content["network"], content["weights"], source, facts, build)
+    if kinds and facts.kind is not None and facts.kind not in kinds:
+        raise UserError(f"{source}: is a {facts.kind}, wanted is a {' or '.join(kinds)}")
+    return net.eval(), facts
+
+
+def layout_of(path: Path) -> str:
+    """'edm' for pickles and torch files with modules in them, 'safetensors', or 'plain' for our own. Raises UserError."""
+    if path.is_dir():
+        files = [p.name for p in sorted(path.glob("network-snapshot-*"), key=lambda p: p.name) if p.suffix in SUFFIXES]
+        raise UserError(f"{path}: is a folder; give a file{f' in it, e.g. {path / files[-1]}' if files else ''}")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(10)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if head[8:10] == b'{"':
+        return "safetensors"
+    if head[:4] == b"PK\x03\x04" and not any(g[:2] == RUNS_SOURCE for g in list_globals(path)):
+        return "plain"
+    return "edm"
+
+
+def network_keys(content: Mapping[str, Any]) -> list[str]:
+    """The keys of a pickle's dictionary that hold networks, in the file's order."""
+    return [k for k, v in content.items() if isinstance(v, Persistent) and v.class_name.endswith("Precond")]
+
+
+def _of_pickle(content: Mapping[str, Any], key: str | None, source: object) -> tuple[nn.Module, NetworkFacts]:
+    """A network of a pickle of the EDM family, or of one that we wrote."""
+    networks = network_keys(content)
+    chosen = key or next((k for k in NETWORK_KEYS if k in networks), None)
+    if chosen not in networks:
+        wanted = f"network {chosen!r}" if chosen else "network"
+        raise UserError(f"{source}: has no {wanted}; it has {', '.join(networks) or 'none'}")
+    net, found = network_of(content[chosen], str(source))
+    ours = content.get(EXTRA)
+    ours = ours if isinstance(ours, dict) else {}
+    # SiD's snapshots hold an average alone; in its states generators are called G…
+    looks_like = "generator" if chosen.startswith("G") or list(content) == ["ema"] else "denoiser"
+    facts = NetworkFacts.of(
+        ours.get("about", {}), kind=ours.get("kind"), key=chosen, looks_like=looks_like,
+        D=found["D"], D_is_certain=found["tells_D"], sigma_data=found["sigma_data"], label_dim=found["label_dim"],
+        image_shape=(found["img_channels"], found["img_resolution"], found["img_resolution"]),
+    )  # fmt: skip
+    return net, facts
+
+
+def _of_state(state: Mapping[str, Any], key: str | None, source: object, build: Build) -> tuple[nn.Module, NetworkFacts]:
+    """A network of one of our training states: its average by default, else the raw one of that name."""
+    parts, networks = state["parts"], state["networks"]
+    name = key or "ema"
+    if name not in parts:
+        raise UserError(f"{source}: has no network {name!r}; it has {', '.join(parts)}")
+    whole = next(k for k in ("generator", "denoiser", *parts) if k in networks) if name == "ema" else name
+    weights = parts[whole]["net"] | (parts["ema"] if name == "ema" else {})
+    about = {"D": float(networks[whole]["kwargs"].get("D", "inf"))} | state.get("about", {})
+    facts = NetworkFacts.of(
+        about, kind="generator" if whole == "generator" else "denoiser", key=name, nimg=state["nimg"], recipe=dict(state["recipe"])
+    )
+    return _rebuild(networks[whole], weights, source, facts, build), facts
+
+
+def _rebuild(
+    network: Mapping[str, Any], weights: Mapping[str, Tensor], source: object, facts: NetworkFacts, build: Build
+) -> nn.Module:
+    """A network with exactly these tensors: EDM's, of a class that a plugin registers, or what `build` makes."""
+    name, kwargs = network["class"], network["kwargs"]
+    registered = load_plugins().item("network", name, NetworkClass) if name != "EDMPrecond" else None
+    if name != "EDMPrecond" and registered is None and build is None:
+        raise UserError(f"{source}: holds a network of class {name!r}, which only the plugin that made it can build")
+    try:
+        net = EDMPrecond(**kwargs) if name == "EDMPrecond" else registered.make(**kwargs) if registered else build(facts)  # type: ignore[misc]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{source}: its network cannot be built: {error}") from None
+    wanted = net.state_dict()
+    problems = [f"missing {k}" for k in wanted if k not in weights] + [f"unknown {k}" for k in weights if k not in wanted]
+    problems += [
+        f"{k} is {list(weights[k].shape)}, not {list(v.shape)}"
+        for k, v in wanted.items()
+        if k in weights and weights[k].shape != v.shape
+    ]
+    if problems:
+        raise UserError(f"{source}: its tensors do not fit its network: {'; '.join(problems[:5])} ({len(problems)} in all)")
+    net.load_state_dict(weights)
+    return net
+
+
+def weights_hash(net: nn.Module) -> str:
+    """A short hash of a network's parameters and buffers: names, shapes, values."""
+    digest = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,141 @@
+"""Where files come from: what the user typed, beside the recipe, what travels with the package, or a URL."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from registry.core.errors import UserError, near
+from registry.files.downloads import cache_folder, fetch
+from registry.plugins.component import Published
+from registry.plugins.loading import load_plugins
+
+
+def shipped() -> Path:
+    """The folder of recipes and small teachers that travel with the package (in a checkout: `recipes/`)."""
+    package = Path(__file__).parents[1]
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def locate(name: str, folder: Path | None = None) -> str:
+    """A path that exists, or the bare name of a shipped file, as something `open_path` understands.
+
+    A URL and the short name of a published teacher are left as they are, whether the file is there or not. Otherwise this tries
+    the path as typed, then relative to `folder` (the recipe's), then the shipped files. Raises ValueError.
+    """
+    if is_url(name) or published(name):
+        return name
+    for path in [Path(name).expanduser(), *([folder / name] if folder else [])]:
+        if path.is_file():
+            return str(path.resolve())
+    if _shipped_file(name, ".pt"):
+        return name
+    known, short = sorted(p.stem for p in shipped().rglob("*.pt")), load_plugins().names("published")
+    names = f"; shipped: {', '.join(known) or 'none'}; published: {', '.join(short) or 'none'}"
+    raise ValueError(f"no such file{near(name, [*known, *short]) or names}")
+
+
+def locate_data(name: str, folder: Path | None = None) -> str:
+    """`digits`, `teacher`, or a folder or ZIP that exists, as typed or relative to `folder`. Raises ValueError."""
+    wanted = "give 'digits', or a folder or ZIP of images in EDM's layout"
+    if name in ("digits", "teacher"):
+        return name
+    if name.endswith(".npz"):
+        raise ValueError(f"statistics of images serve the metric fid alone; {wanted}")
+    found = _existing(name, folder)
+    if found is None:
+        raise ValueError(f"no such data set{near(name, ['digits'])}; {wanted}")
+    return str(found.resolve())
+
+
+def locate_reference(name: str, folder: Path | None = None) -> str:
+    """A data set, or statistics of one: an .npz file that exists, or its URL. Raises ValueError."""
+    if not name.endswith(".npz"):
+        return locate_data(name, folder)
+    return locate_file(name, folder)
+
+
+def locate_file(name: str, folder: Path | None = None) -> str:
+    """A file that exists, as typed or relative to `folder`; a URL is left as it is. Raises ValueError."""
+    if is_url(name):
+        return name
+    found = _existing(name, folder)
+    if found is None or not found.is_file():
+        raise ValueError("no such file")
+    return str(found.resolve())
+
+
+def _existing(name: str, folder: Path | None) -> Path | None:
+    paths = [Path(name).expanduser(), *([folder / name] if folder else [])]
+    return next((p for p in paths if p.exists()), None)
+
+
+def is_url(name: str) -> bool:
+    return name.startswith(("https://", "http://"))
+
+
+def published(name: str) -> Published | None:
+    """The published teacher of this short name, if a plugin registers one. Raises UserError if several plugins do."""
+    return load_plugins().item("published", name, Published) if ":" in name else None
+
+
+def open_path(source: str, sha256: str | None = None) -> Path:
+    """The path behind a located source; a URL is downloaded, or found in the cache. Raises UserError."""
+    if is_url(source):
+        return fetch(source, sha256)
+    if found := published(source):
+        return fetch(found.url, sha256) if found.url else _downloaded_by_hand(found)
+    path = Path(source).expanduser()
+    return path if path.is_file() else _shipped_file(source, ".pt") or path
+
+
+def _downloaded_by_hand(teacher: Published) -> Path:
+    """The file of a teacher under DISTILL_TEACHERS or in the cache folder; the newest of a folder. Raises UserError."""
+    name = teacher.name.partition(":")[2]
+    places = [Path(p).expanduser() for p in (os.environ.get("DISTILL_TEACHERS"), cache_folder()) if p]
+    for path in (place / name for place in places):
+        for file in (path.with_name(path.name + suffix) for suffix in (".pkl", ".pt")):
+            if file.is_file():
+                return file
+        found = [*path.glob("network-snapshot-*.pkl"), *path.glob("training-state-*.pt")]
+        if found:
+            return max(found, key=lambda p: (int((re.findall(r"\d+", p.stem) or [-1])[-1]), p.suffix == ".pkl"))
+    path = places[0] / name
+    raise UserError(
+        f"{teacher.name}: not downloaded yet, which only you can do: {teacher.by_hand}, and put it at {path}.pkl (or .pt, or a "
+        f"folder {path} with its network-snapshot-*.pkl or training-state-*.pt); DISTILL_TEACHERS can name another folder"
+    )
+
+
+def whereabouts(source: str) -> str:
+    """Where a teacher's file is, or comes from, or how to get it: one line for people. Fetches nothing."""
+    found = published(source)
+    url = source if is_url(source) else found.url if found else None
+    if url:
+        return f"downloaded from {url} when the run starts"
+    try:
+        return str(open_path(source))
+    except UserError as error:
+        return str(error)
+
+
+def locate_recipe(name: str) -> Path:
+    """A recipe's path from a path or from the bare name of a shipped recipe. Raises UserError."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    found = _shipped_file(name, ".toml")
+    if found:
+        return found
+    if path.is_dir():
+        raise UserError(f"{name}: this is a folder, a recipe is a TOML file")
+    known = sorted({p.stem for p in shipped().rglob("*.toml")})
+    raise UserError(f"{name}: no such recipe{near(Path(name).stem, known)}; shipped: {', '.join(known)}")
+
+
+def _shipped_file(name: str, suffix: str) -> Path | None:
+    wanted = name.removesuffix(suffix)
+    files = sorted(shipped().rglob(f"*{suffix}"), key=lambda p: (len(p.parts), p))
+    return next((p for p in files if wanted in (p.stem, p.relative_to(shipped()).with_suffix("").as_posix())), None)

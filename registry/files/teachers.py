@@ -1,0 +1,53 @@
+"""A teacher from a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from registry.core.contracts import Teacher
+from registry.core.errors import UserError
+from registry.edm.networks import EDMPrecond
+from registry.files.formats import load_network, weights_hash
+from registry.files.locate import open_path
+
+
+def teacher_from_file(
+    source: str,
+    key: str | None = None,
+    sha256: str | None = None,
+    dropout: float | None = None,
+    fp16: bool | None = None,
+) -> Teacher:
+    """A teacher from any readable file (see `load_network`), whatever its D. Raises UserError.
+
+    `dropout` is that of the student and the generator, `fp16` whether all three networks run in float16 on CUDA; by default
+    both are as the file has them.
+    """
+    net, facts = load_network(source, "denoiser", key=key, sha256=sha256)
+    if not isinstance(net, EDMPrecond):
+        raise UserError(f"{source}: holds a {type(net).__name__}; a teacher is a network of EDM's kind (EDMPrecond)")
+    weights = weights_hash(net)
+    if fp16 is not None:
+        net = rebuilt(net, use_fp16=fp16)
+    return Teacher(
+        denoiser=net.requires_grad_(False),
+        D=facts.dimension(),
+        image_shape=(net.img_channels, net.img_resolution, net.img_resolution),
+        label_dim=net.label_dim,
+        sigma_data=0.5 if facts.sigma_data is None else float(facts.sigma_data),
+        origin=source,
+        path=open_path(source, sha256),
+        weights=weights,
+        provenance=facts.told() | ({} if facts.key is None else {"key": facts.key}),
+        trainable=None if dropout is None else lambda: rebuilt(net, dropout=dropout),
+    )
+
+
+def rebuilt(net: EDMPrecond, **settings: Any) -> EDMPrecond:
+    """A copy with the network's own tensors, built with other settings, so that its files tell how it really is."""
+    with torch.device("meta"):  # draws no initial weights
+        twin = EDMPrecond(**(net.init_kwargs | settings))
+    twin.load_state_dict({name: tensor.clone() for name, tensor in net.state_dict().items()}, assign=True)
+    return twin.train(net.training)

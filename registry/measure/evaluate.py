@@ -1,0 +1,148 @@
+"""A network's file measured as the papers do it, with all that the numbers depend on."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from registry.core import distributed
+from registry.core.contracts import Metric
+from registry.core.errors import SettingError
+from registry.core.version import versions
+from registry.files.atomic import check_folder, write_atomically
+from registry.measure.measuring import repeats, seeds
+from registry.measure.rows import Metrics, Row, entry, headings, label
+from registry.recipe.resolved import Choice
+from registry.recipe.tables import EvalConfig
+from registry.sample.sampler import Sampler
+from registry.show.journal import Journal, duration
+
+
+def evaluate(
+    sampler: Sampler,
+    config: EvalConfig,
+    choices: Sequence[Choice],
+    output: Path | None = None,
+    save_reference: Path | None = None,
+    journal: Journal | None = None,
+) -> dict[str, Any]:
+    """Measure `config.repeats` sets of images, print the table, and give what is kept in `output` (a .json file).
+
+    `config` and `choices` are those of `registry.recipe.reading.resolve_evaluation`. By default the file is written beside the
+    network's; a .jsonl file of the same name gets a line per measurement, as EDM writes them. `save_reference` is where the
+    reference's Inception statistics go. Under torchrun all processes share the work, and the result does not depend on their
+    number. Raises UserError.
+    """
+    journal, network = journal or Journal(), sampler.domain.origin
+    path = output or beside(network, choices)
+    if path.suffix != ".json":
+        raise SettingError("output", "the result is kept as .json", str(path))
+    for setting, file in (("output", path), ("save_reference", save_reference)):
+        if file is not None:
+            check_folder(file.parent, setting)
+    if distributed.rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    metrics = [(choice, choice.make(sampler.domain)) for choice in choices]
+    if save_reference is not None:
+        keep_reference(metrics, save_reference, journal)
+
+    row, start = Row("measured", sampler.evaluations), time.monotonic()
+    for repeat, (found, seconds) in enumerate(repeats("network", sampler, metrics, config, journal)):
+        row.add(found)
+        numbers = "  ".join(f"{name} {found[column]:.5g}" for column, name in headings(metrics, config.samples).items())
+        journal.log(f"seeds {span(seeds(config, repeat))}: {numbers}  ({duration(seconds)})")
+        if distributed.rank() == 0:
+            with open(path.with_suffix(".jsonl"), "a", encoding="utf-8") as lines:
+                for choice, metric in metrics:
+                    line = entry(choice, metric, found, config.samples, network, seconds)
+                    line |= {"seeds": span(seeds(config, repeat)), "evaluations": sampler.evaluations}
+                    line |= {"sampler": sampler.settings, "compared_with": compared_with(metric), "timestamp": time.time()}
+                    lines.write(json.dumps(line) + "\n")
+
+    content = result(sampler, config, metrics, row) | {"total_time": time.monotonic() - start}
+    if distributed.rank() == 0:
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        journal.console.print(table_of_repeats(row, metrics, config))
+        journal.console.print(particulars(content))
+    journal.log(f"kept in {path}")
+    return content
+
+
+def result(sampler: Sampler, config: EvalConfig, metrics: Metrics, row: Row) -> dict[str, Any]:
+    """What is kept of an evaluation: the numbers, and all that they depend on."""
+    return {
+        "network": sampler.domain.origin,
+        "results": {label(c, m, config.samples): {k: summary(row.values[k]) for k in m.columns} for c, m in metrics},
+        "samples": config.samples,
+        "seeds": [span(seeds(config, repeat)) for repeat in range(config.repeats)],
+        "evaluations": sampler.evaluations,
+        "sampler": sampler.settings,
+        "reference": config.reference,
+        "metrics": {choice.name: compared_with(metric) for choice, metric in metrics},
+        "device": str(sampler.device),
+        "num_gpus": distributed.world_size(),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": versions(),
+    }
+
+
+def beside(network: str, choices: Sequence[Choice]) -> Path:
+    """NETWORK.metric-fid.json beside a network's file; in the current folder if it is a URL or a bare name."""
+    path = Path(network).expanduser()
+    folder = path.parent if path.is_file() else Path()
+    return folder / f"{path.stem.replace(':', '-')}.metric-{'-'.join(choice.name for choice in choices)}.json"
+
+
+def keep_reference(metrics: Metrics, path: Path, journal: Journal) -> None:
+    """Write what the metrics compare with, for later use as a reference. Raises SettingError."""
+    writing = path.suffix == ".npz" and distributed.rank() == 0
+    if not distributed.from_rank0(writing and any(metric.save_reference(path) for _, metric in metrics)):
+        raise SettingError("save_reference", "statistics are those of the metric fid, and are kept as .npz", str(path))
+    journal.log(f"the reference's statistics are in {path}")
+
+
+def compared_with(metric: Metric) -> dict[str, Any]:
+    """What a metric's numbers depend on besides the images."""
+    return metric.details or {"reference": metric.fingerprint}
+
+
+def span(seeds: range) -> str:
+    return f"{seeds[0]}-{seeds[-1]}"
+
+
+def summary(values: list[float]) -> dict[str, Any]:
+    """EDM's protocol reports the minimum of three."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"values": values, "min": min(values), "mean": statistics.fmean(values), "std": spread}
+
+
+def table_of_repeats(row: Row, metrics: Metrics, config: EvalConfig) -> Table:
+    """Every repeat, the minimum, and mean ± standard deviation."""
+    columns = headings(metrics, config.samples)
+    table = Table("seeds", *columns.values())
+    for repeat in range(config.repeats):
+        table.add_row(span(seeds(config, repeat)), *(f"{row.values[c][repeat]:.5g}" for c in columns))
+    table.add_section()
+    table.add_row("minimum", *(f"{min(row.values[c]):.5g}" for c in columns))
+    table.add_row("mean ± std", *(row.text(c) for c in columns))
+    return table
+
+
+def particulars(content: dict[str, Any]) -> Table:
+    """What was compared, and how."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in content["sampler"].items():
+        table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+    table.add_row("evaluations", f"{content['evaluations']} per image")
+    table.add_row("images", f"{content['samples']:,}, seeds {', '.join(content['seeds'])}")
+    table.add_row("reference", str(content["reference"]))
+    table.add_row("device", f"{content['device']}, {content['num_gpus']} process{'es' * (content['num_gpus'] > 1)}")
+    for name, about in content["metrics"].items():
+        table.add_row(name, ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in about.items()))
+    return table

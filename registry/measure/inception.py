@@ -1,0 +1,189 @@
+"""Inception features and their statistics, as EDM has them: clean-fid's mode legacy_tensorflow. FID and KID are made of these.
+
+clean-fid does the arithmetic. Ours is where its network comes from (a file that you put there, never a silent download into a
+shared folder), and a check of every file before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import re
+import tempfile
+import weakref
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from registry.core.errors import SettingError, UserError
+from registry.files.atomic import write_atomically
+from registry.files.downloads import cache_folder
+from registry.files.locate import open_path
+from registry.measure.distances import frechet_distance, frechet_distance_of_rows, moments
+from registry.show.pictures import to_uint8
+
+MODE = "legacy_tensorflow"
+NAME = "inception-2015-12-05.pt"
+URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/" + NAME
+DIMENSION = 2048
+
+
+class Inception:
+    """The Inception-v3 of 2015 on raw pixels, which it resizes itself (clean-fid's InceptionV3W; EDM's fid.py)."""
+
+    def __init__(self, path: Path) -> None:
+        from cleanfid.inception_torchscript import InceptionV3W
+
+        try:
+            with open(path, "rb") as file:
+                self.hash = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            with tempfile.TemporaryDirectory() as folder:  # clean-fid opens a file of this name only
+                (Path(folder) / NAME).symlink_to(path.resolve())
+                self.net = InceptionV3W(folder, download=False, resize_inside=True).eval().requires_grad_(False)
+            self.features(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except (RuntimeError, ValueError, AttributeError, TypeError, AssertionError):
+            raise UserError(f"{path}: not clean-fid's Inception network, or damaged; it is {URL}") from None
+        nothing: Callable[[], Tensor | None] = lambda: None  # noqa: E731
+        self._last = nothing, 0, torch.empty(0)
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor, batch: int = 100) -> Tensor:
+        """Features [n, 2048] on the CPU of pixels uint8 [n, C, H, W], on whose device the network runs; grey is repeated."""
+        self.net.to(pixels.device)
+        rgb = pixels.repeat(1, 3 // pixels.shape[1], 1, 1)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same features on every device
+            return torch.cat([self.net(part).float().cpu() for part in rgb.split(batch)])
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Features [n, 2048] of images [n, C, H, W] in [−1, 1], rounded as EDM does; kept for who asks next (FID, then KID)."""
+        seen, version, rows = self._last
+        if seen() is not images or version != images._version:
+            rows = self.features(to_uint8(images))
+            self._last = weakref.ref(images), images._version, rows
+        return rows
+
+
+def open_inception(source: str | None, metric: str) -> Inception:
+    """The network in a file or behind a URL, else in the cache folder. Raises UserError that says where to get it."""
+    _cleanfid()  # what is wrong with it is said now, not after the sampling
+    if source is not None:
+        return _open(open_path(source))
+    path = cache_folder() / NAME
+    if not path.is_file():
+        raise SettingError("inception", f"{metric} needs the Inception network: download {URL} to {path}, or give its path here")
+    return _open(path)
+
+
+_open = functools.cache(Inception)
+
+
+# ---------------------------------------------------------------------------------------------------- statistics
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean [2048] and covariance [2048, 2048] (float64, ddof 1) of the features of real images, and what is known of these."""
+
+    mu: Tensor
+    sigma: Tensor
+    img_resolution: int | None = None
+    num_images: int | None = None
+    inception: str | None = None
+    """Hash of the network's file."""
+
+    @functools.cached_property
+    def hash(self) -> str:
+        return hashlib.sha256(self.mu.numpy().tobytes() + self.sigma.numpy().tobytes()).hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        """Write them as .npz: `mu` and `sigma`, which EDM's scripts read, and what is known of the images. Raises UserError."""
+        known = {"img_resolution": self.img_resolution, "num_images": self.num_images, "inception": self.inception}
+        known = {k: v for k, v in known.items() if v is not None}
+        buffer = io.BytesIO()
+        np.savez(buffer, mu=self.mu.numpy(), sigma=self.sigma.numpy(), **known)
+        write_atomically(path, buffer.getvalue())
+
+
+def read_statistics(source: str) -> Statistics:
+    """Statistics from an .npz file or its URL: EDM's, or ours. Raises UserError."""
+    path = open_path(source)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not {"mu", "sigma"} <= set(file.files):
+                raise UserError(f"{source}: no statistics: it has {', '.join(file.files) or 'nothing'}, wanted are mu and sigma")
+            mu, sigma = (torch.from_numpy(np.asarray(file[k], dtype=np.float64)) for k in ("mu", "sigma"))
+            known: dict[str, Any] = {k: file[k].item() for k in ("img_resolution", "num_images", "inception") if k in file.files}
+    except FileNotFoundError:
+        raise UserError(f"{source}: no such file") from None
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error):
+        raise UserError(f"{source}: not an .npz file of statistics, or damaged") from None
+    if mu.shape != (DIMENSION,) or sigma.shape != (DIMENSION, DIMENSION):
+        raise UserError(
+            f"{source}: statistics of another network: mu is {list(mu.shape)}, sigma {list(sigma.shape)}; "
+            f"Inception has {DIMENSION} features"
+        )
+    if not (mu.isfinite().all() and sigma.isfinite().all()):
+        raise UserError(f"{source}: its mu or sigma has values that are not finite")
+    return Statistics(mu, sigma, **known)
+
+
+# ----------------------------------------------------------------------------------------------------- distances
+
+
+def frechet_inception_distance(rows: Tensor, mu: Tensor, sigma: Tensor) -> float:
+    """FID of features [n, d] against a mean [d] and covariance [d, d] (Heusel et al. 2017), with ddof 1 and in float64.
+
+    clean-fid's, except where no more images than features make the covariance singular: a matrix root that need not exist
+    is not asked for there.
+    """
+    if len(rows) <= rows.shape[1]:
+        return frechet_distance_of_rows(rows, mu, sigma)
+    found = moments(rows)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that it adds 1e-6 to the diagonals
+        try:
+            return float(_cleanfid().frechet_distance(*(t.numpy() for t in (*found, mu, sigma))))
+        except ValueError:  # the root is complex: the covariances are singular all the same, duplicates among the images
+            return frechet_distance(*found, mu, sigma)
+
+
+def kernel_inception_distance(rows: Tensor, real: Tensor) -> float:
+    """KID of features [n, d] and [m, d] (Bińkowski et al. 2018): clean-fid's mean over 100 random subsets, always the same ones."""
+    state = np.random.get_state()
+    np.random.seed(0)
+    try:
+        return float(_cleanfid().kernel_distance(real.numpy(), rows.numpy()))
+    finally:
+        np.random.set_state(state)
+
+
+@functools.cache
+def _cleanfid() -> Any:
+    """clean-fid's module fid, which imports torchvision.
+
+    Beside a torch without CUDA, PyPI's torchvision does not import, because its compiled operators do not load. clean-fid
+    needs none of them, and names that are only declared are enough. Raises UserError if it fails in any other way.
+    """
+    while True:
+        try:
+            import torchvision  # noqa: F401
+        except (ImportError, RuntimeError, OSError) as error:
+            missing = re.fullmatch(r"operator (torchvision::q?nms) does not exist", str(error))
+            if not missing:
+                reason = " ".join(str(error).split())
+                raise UserError(f"clean-fid needs a torchvision that goes with torch {torch.__version__}: {reason}") from None
+            torch.library.define(missing[1], "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        else:
+            import cleanfid.fid
+
+            return cleanfid.fid

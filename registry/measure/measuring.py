@@ -1,0 +1,70 @@
+"""Seeds to images to every metric's numbers, shared among processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from registry.core import distributed
+from registry.measure.rows import Metrics, Row
+from registry.recipe.tables import EvalConfig
+from registry.show.journal import Journal
+
+Sample = Callable[[range], Tensor]
+"""Image seeds to images [n, C, H, W]."""
+
+
+def measure(
+    metrics: Metrics, sample: Sample, seeds: range, batch: int = 100, done: Callable[[int], None] | None = None
+) -> dict[str, float]:
+    """All metrics' numbers for the images of these seeds, of which a process has `batch` in memory at a time.
+
+    The processes take batches in turn, and what they find does not depend on their number. All must call it.
+    """
+
+    def rows(part: range) -> list[Tensor]:
+        images = sample(seeds[part.start : part.stop]).float()
+        return [metric.embed(images) for _, metric in metrics]
+
+    parts = distributed.share(len(seeds), batch, rows, done)
+    found: dict[str, float] = {}
+    if distributed.rank() == 0:
+        for (_, metric), of_metric in zip(metrics, zip(*parts, strict=True), strict=True):
+            found |= metric.compare(torch.cat(of_metric))
+    return dict(distributed.from_rank0(found))
+
+
+def seeds(config: EvalConfig, repeat: int) -> range:
+    """The image seeds of one repeat: 0 … n−1, n … 2n−1, and so on, as EDM counts them."""
+    return range(repeat * config.samples, (repeat + 1) * config.samples)
+
+
+def repeats(
+    name: str, sample: Sample, metrics: Metrics, config: EvalConfig, journal: Journal
+) -> Iterator[tuple[dict[str, float], float]]:
+    """Every repeat's numbers, and the seconds that it took."""
+    for repeat in range(config.repeats):
+        start = time.monotonic()
+        with journal.progress(f"measuring the {name}, {repeat + 1} of {config.repeats}", config.samples) as bar:
+            found = measure(metrics, sample, seeds(config, repeat), config.batch, bar.at)
+        yield found, time.monotonic() - start
+
+
+def measured(name: str, evaluations: int, sample: Sample, metrics: Metrics, config: EvalConfig, journal: Journal) -> Row:
+    """The row of whatever makes images from seeds."""
+    row = Row(name, evaluations)
+    for found, _ in repeats(name, sample, metrics, config, journal):
+        row.add(found)
+    return row
+
+
+def floor_row(metrics: Metrics, config: EvalConfig) -> Row:
+    """Real images against real images."""
+    row = Row("floor: half of the real images", None)
+    for repeat in range(config.repeats):
+        for _, metric in metrics:
+            row.add(metric.floor(repeat))
+    return row

@@ -1,0 +1,88 @@
+"""Rows of numbers, and tables of rows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from registry.core import distributed
+from registry.core.contracts import Metric
+from registry.recipe.resolved import Choice
+from registry.show.journal import duration
+
+Metrics = Sequence[tuple[Choice, Metric]]
+
+
+@dataclass
+class Row:
+    """One line of the table: every column's values, one per sampling seed."""
+
+    name: str
+    evaluations: int | None
+    values: dict[str, list[float]] = field(default_factory=dict)
+    note: str = ""
+
+    def add(self, found: dict[str, float]) -> None:
+        for column, value in found.items():
+            self.values.setdefault(column, []).append(value)
+
+    def mean(self, column: str) -> float:
+        return statistics.fmean(self.values[column])
+
+    def text(self, column: str) -> str:
+        """mean ± standard deviation over the sampling seeds."""
+        if column not in self.values:
+            return "–"
+        values = self.values[column]
+        if all(v.is_integer() for v in values) and len(set(values)) == 1:
+            return f"{values[0]:.0f}"
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        return f"{self.mean(column):.3g} ± {spread:.2g}"
+
+
+def label(choice: Choice, metric: Metric, samples: int) -> str:
+    """A metric's name with the number of images: fid50k, or fid5k_proxy where a published number has more (`metric.protocol`)."""
+    if metric.protocol is None:
+        return choice.name
+    count = f"{samples // 1000}k" if samples % 1000 == 0 else str(samples)
+    return f"{choice.name}{count}{'_proxy' if samples < metric.protocol else ''}"
+
+
+def entry(choice: Choice, metric: Metric, found: dict[str, float], samples: int, network: str, seconds: float) -> dict[str, Any]:
+    """A measurement as EDM's lines of metric-*.jsonl have it."""
+    return {
+        "results": {column: found[column] for column in metric.columns},
+        "metric": label(choice, metric, samples),
+        "samples": samples,
+        "num_gpus": distributed.world_size(),
+        "snapshot_pkl": network,
+        "total_time": seconds,
+        "total_time_str": duration(seconds),
+    }
+
+
+def headings(metrics: Metrics, samples: int) -> dict[str, str]:
+    """{column: heading}: a number that stands for its metric is called as that is (fid5k_proxy)."""
+    return {
+        column: label(choice, metric, samples) if column == choice.name else column
+        for choice, metric in metrics
+        for column in metric.columns
+    }
+
+
+def table(rows: Sequence[Row], metrics: Metrics, title: str, samples: int) -> Table:
+    """The rows as a rich table."""
+    columns = headings(metrics, samples)
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("")
+    shown.add_column("evaluations", justify="right")
+    for heading in columns.values():
+        shown.add_column(heading, justify="right")
+    for row in rows:
+        evaluations = "" if row.evaluations is None else str(row.evaluations)
+        shown.add_row(row.name, evaluations, *(row.text(column) for column in columns))
+    return shown

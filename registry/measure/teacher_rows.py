@@ -1,0 +1,103 @@
+"""The teacher's rows of the table. They take long, so they are kept beside its file, with all that they depend on."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from registry.core import distributed
+from registry.core.contracts import Noise, Teacher
+from registry.core.errors import UserError
+from registry.core.streams import Streams
+from registry.core.version import versions
+from registry.edm.networks import EDMPrecond
+from registry.files.atomic import write_atomically
+from registry.files.downloads import cache_folder
+from registry.files.locate import shipped
+from registry.measure.measuring import measured
+from registry.measure.rows import Metrics, Row
+from registry.recipe.resolved import plain
+from registry.recipe.tables import EvalConfig
+from registry.sample.heun import heun_samples
+from registry.show.journal import Journal
+
+
+def teacher_rows(
+    teacher: Teacher, noise: Noise, metrics: Metrics, config: EvalConfig, journal: Journal, fresh: bool = False, own: bool = False
+) -> list[Row]:
+    """The teacher's sampler at each number of steps: kept rows where they were measured the same way, unless `fresh`.
+
+    New rows are kept beside the teacher's file; for a shipped teacher in the cache, unless it is our `own`, just trained.
+    """
+    beside, target = places(teacher, own)
+    kept: dict[str, Any] = {} if fresh else distributed.from_rank0(read_kept(beside) | read_kept(target))
+    rows, new = [], False
+    for steps in config.teacher_steps:
+        key = json.dumps(depends_on(teacher, noise, metrics, config, steps), sort_keys=True)
+        if key in kept:
+            rows.append(Row(**kept[key]["row"]))
+            rows[-1].note = f"measured {kept[key]['date']}"
+            continue
+        journal.log(f"measuring the teacher: {steps} Heun steps, {config.repeats} × {config.samples} images")
+
+        def sample(part: range, steps: int = steps) -> Tensor:
+            return heun_samples(teacher.denoiser, noise, teacher, part, steps)
+
+        row = measured("teacher", 2 * steps - 1, sample, metrics, config, journal)
+        kept[key] = {"row": asdict(row), "date": time.strftime("%Y-%m-%d"), "versions": versions()}
+        rows.append(row)
+        new = True
+    if new and journal.active and target:
+        keep(target, kept, journal)
+    return rows
+
+
+def places(teacher: Teacher, own: bool) -> tuple[Path | None, Path | None]:
+    """Where a teacher's rows are beside its file, and where new ones go."""
+    if teacher.path is None:
+        return None, None
+    beside = teacher.path.with_suffix(".quality.json")
+    to_cache = teacher.path.is_relative_to(shipped()) and not own
+    return beside, cache_folder() / "quality" / beside.name if to_cache else beside
+
+
+def read_kept(path: Path | None) -> dict[str, dict[str, Any]]:
+    """Rows that are kept in a file, by all that they depend on; none if it cannot be read."""
+    if path is None:
+        return {}
+    try:
+        entries = json.loads(path.read_text())
+        return {json.dumps(e["measured"], sort_keys=True): {k: e[k] for k in ("row", "date", "versions")} for e in entries}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def keep(path: Path, rows: dict[str, dict[str, Any]], journal: Journal) -> None:
+    """Add rows to those that a file keeps."""
+    content = [{"measured": json.loads(key), **value} for key, value in (read_kept(path) | rows).items()]
+    try:
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        journal.log(f"the teacher's rows are kept in {path}")
+    except UserError:
+        journal.log(f"the teacher's rows could not be kept in {path.parent}; they will be measured again")
+
+
+def depends_on(teacher: Teacher, noise: Noise, metrics: Metrics, config: EvalConfig, steps: int) -> dict[str, Any]:
+    """All that a teacher's row depends on."""
+    half_precision = {"fp16": True} if isinstance(teacher.denoiser, EDMPrecond) and teacher.denoiser.use_fp16 else {}
+    return half_precision | {
+        "weights": teacher.weights or None,
+        "D": str(noise.D),
+        "kernel": [round(v, 3) for v in noise.prior((1, 2, 2), 1.0, Streams([0])).flatten().tolist()],
+        "levels": [noise.sigma_min, noise.sigma_max, noise.rho],
+        "steps": steps,
+        "samples": config.samples,
+        "repeats": config.repeats,
+        "metrics": {choice.name: plain(choice.config) for choice, _ in metrics},
+        "reference": {choice.name: metric.fingerprint for choice, metric in metrics},
+    }

@@ -1,0 +1,349 @@
+"""Reading a recipe: TOML and overrides in, a resolved recipe out.
+
+All errors of a recipe are found before anything is built, and told at once, one line each: file, table, key, what was
+found, what is allowed, the nearest right name. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from registry.core.errors import UserError, near
+from registry.core.settings import Config, NoiseConfig
+from registry.files.locate import locate_recipe
+from registry.plugins.component import Component
+from registry.plugins.loading import Plugins, Registered
+from registry.recipe.problems import in_words
+from registry.recipe.resolved import AnyRecipe, Choice, FeaturesRecipe, PretrainRecipe, Recipe, Tables
+from registry.recipe.tables import (
+    ClassifierConfig,
+    DataConfig,
+    EvalConfig,
+    GeneratorConfig,
+    LogConfig,
+    NetworkConfig,
+    PretrainConfig,
+    TrainConfig,
+)
+
+C = TypeVar("C", bound=Config)
+
+
+def read_tables(path: Path) -> Tables:
+    """A TOML file as plain tables. Raises UserError with line and column."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file in UTF-8, so not a recipe") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def parse_set(text: str) -> tuple[list[str], Any]:
+    """'table.key=value' -> (['table', 'key'], value), the value read as TOML, or as a string if it is none."""
+    key, equals, value = text.partition("=")
+    keys = [part.strip() for part in key.split(".")]
+    if not equals or len(keys) < 2 or not all(keys):
+        raise UserError(f"--set {text}: write it as table.key=value, e.g. --set train.batch=128")
+    try:
+        return keys, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return keys, value.strip()
+
+
+def lay_over(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tables:
+    """`top` over `base`, table by table."""
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = lay_over(merged[key], value) if both else value
+    return merged
+
+
+def resolve(
+    name: str,
+    plugins: Plugins,
+    sets: Iterable[str] = (),
+    loss: str | None = None,
+    seed: int | None = None,
+    outdir: str | None = None,
+) -> AnyRecipe:
+    """Read the recipe at a path (or shipped under a bare name) and lay the command line over it.
+
+    Precedence: `sets` and flags > [swap.LOSS] > recipe > defaults. Raises UserError with all that is wrong.
+    """
+    path = locate_recipe(name)
+    reading = Reading(path, read_tables(path), plugins)
+    if loss is not None:
+        reading.swap(loss)
+    for text in sets:
+        keys, value = parse_set(text)
+        reading.override(keys, value, f"--set {text}")
+    if seed is not None:
+        reading.override(["train", "seed"], seed, f"--seed {seed}")
+    if outdir is not None:
+        reading.override(["log", "outdir"], outdir, f"--outdir {outdir}")
+    if "classifier" in reading.tables:
+        return reading.features()
+    return reading.pretrain() if "network" in reading.tables else reading.distill()
+
+
+COMMANDS: dict[type, str] = {
+    Recipe: "distill --recipe",
+    PretrainRecipe: "distill pretrain --recipe",
+    FeaturesRecipe: "distill features --recipe",
+}
+R = TypeVar("R", Recipe, PretrainRecipe, FeaturesRecipe)
+
+
+def expect(recipe: AnyRecipe, kind: type[R]) -> R:
+    """The recipe, if it is of this kind. Raises UserError with the command that runs it."""
+    if isinstance(recipe, kind):
+        return recipe
+    raise UserError(f"{recipe.path}: this recipe is run with: {COMMANDS[type(recipe)]} {recipe.path}")
+
+
+def resolve_evaluation(
+    plugins: Plugins,
+    metrics: Iterable[str],
+    *,
+    reference: str | None = None,
+    inception: str | None = None,
+    samples: int = 50_000,
+    repeats: int = 3,
+    batch: int = 100,
+) -> tuple[EvalConfig, tuple[Choice, ...]]:
+    """What a recipe's [eval] would say, from the options of `distill evaluate`. Raises UserError with all that is wrong."""
+    reading = Reading(Path("distill evaluate"), {}, plugins)
+    known = {name: plugins.owners("metric", name) for name in metrics}
+    reading.override(["eval", "metrics"], list(known), f"--metrics {','.join(known)}")
+    for key, value in (("samples", samples), ("repeats", repeats), ("batch", batch)):
+        reading.override(["eval", key], value, f"--{key} {value}")
+    if reference is not None:
+        reading.override(["eval", "reference"], reference, f"--reference {reference}")
+    for name, owners in known.items():
+        fields = _fields(owners)
+        if reference is None and "reference" in fields:
+            raise UserError(
+                f"--reference is missing: the real images that {name} compares with: a folder or ZIP, digits, or for fid alone "
+                "their statistics (.npz, or its URL)"
+            )
+        if inception is not None and "inception" in fields:
+            reading.override(["eval", name, "inception"], inception, f"--inception {inception}")
+        reading.origins[("eval", name, "reference")] = f"--reference {reference}"
+        reading.origins.setdefault(("eval", name, "inception"), "--inception")
+    config, choices = reading.evaluation()
+    reading.finish()
+    assert config
+    return config, choices
+
+
+@dataclass
+class Reading:
+    """A recipe on its way from tables to configuration; collects what is wrong."""
+
+    path: Path
+    tables: Tables
+    plugins: Plugins
+    errors: list[str] = field(default_factory=list)
+    origins: dict[tuple[str, ...], str] = field(default_factory=dict)
+
+    def swap(self, loss: str) -> None:
+        """--loss NAME: lay [swap.NAME] over the recipe, if it has one, and use that loss."""
+        swaps = self.tables.get("swap", {})
+        top = dict(swaps.get(loss, {})) if isinstance(swaps, dict) else {}
+        top["loss"] = {"use": loss} | top.get("loss", {})
+        for table, values in top.items():
+            old, use = self.tables.get(table, {}), values.get("use") if isinstance(values, dict) else None
+            if isinstance(old, dict) and use is not None and use != old.get("use"):
+                # Of the component that leaves, only the keys that the one that comes knows too are kept.
+                known = _fields(self.plugins.owners(table, use))
+                self.tables = self.tables | {table: {k: v for k, v in old.items() if k in known}}
+        self.tables = lay_over(self.tables, top)
+
+    def override(self, keys: list[str], value: Any, origin: str) -> None:
+        nested: Any = value
+        for key in reversed(keys):
+            nested = {key: nested}
+        self.tables = lay_over(self.tables, nested)
+        self.origins[tuple(keys)] = origin
+
+    # Each of the next four gives None after noting what is wrong.
+
+    def table(self, name: str) -> Tables | None:
+        found = self.tables.get(name, {})
+        if isinstance(found, dict):
+            return dict(found)
+        self.wrong(name, (), f"is {found!r}; it must be a table")
+        return None
+
+    def settings(self, table: str, cls: type[C], values: Tables | None = None) -> C | None:
+        values = self.table(table) if values is None else values
+        if values is None:
+            return None
+        try:
+            return cls.model_validate(values, context={"folder": str(self.path.parent)})
+        except ValidationError as error:
+            for detail in error.errors(include_url=False):
+                self.wrong(table, detail["loc"], in_words(detail, cls))
+            return None
+
+    def choice(self, kind: str, table: str | None = None, use: str | None = None, values: Tables | None = None) -> Choice | None:
+        table = table or kind
+        values = self.table(table) if values is None else values
+        if values is None:
+            return None
+        use = values.pop("use", None) if use is None else use
+        known = self.plugins.names(kind)
+        if use is None:
+            self.wrong(table, ("use",), f"is missing: name a {kind}; known: {', '.join(known)}")
+            return None
+        if not isinstance(use, str):
+            self.wrong(table, ("use",), f"= {use!r}: must be the name of a {kind}; known: {', '.join(known)}")
+            return None
+        try:
+            found = self.plugins.find(kind, use)
+        except UserError as error:
+            self.wrong(table, ("use",), f"= {use!r}: {error}")
+            return None
+        assert isinstance(found.component, Component)
+        config = self.settings(table, found.component.config, values)
+        origins = {keys[-1]: text for keys, text in self.origins.items() if ".".join(keys[:-1]) == table}
+        return Choice(kind, found.component, found.owner, config, origins) if config else None
+
+    def evaluation(self) -> tuple[EvalConfig | None, tuple[Choice, ...]]:
+        """[eval], with a metric's own settings in [eval.NAME]."""
+        values = self.table("eval") or {}
+        own = {name: values.pop(name) for name in list(values) if name not in EvalConfig.model_fields}
+        config = self.settings("eval", EvalConfig, values)
+        chosen = config.metrics if config else ()
+        for name, table in own.items():
+            if name not in self.plugins.names("metric"):
+                allowed = [*EvalConfig.model_fields, *self.plugins.names("metric")]
+                self.wrong("eval", (name,), f"is unknown{near(name, allowed)}; allowed: {', '.join(EvalConfig.model_fields)}")
+            elif not isinstance(table, dict):
+                self.wrong("eval", (name,), f"= {table!r}: must be a table of the metric's settings")
+        metrics = []
+        for name in chosen:
+            if not self.plugins.owners("metric", name):
+                known = self.plugins.names("metric")
+                self.wrong(
+                    "eval",
+                    ("metrics",),
+                    f"= [{name!r}]: no metric is called {name!r}{near(name, known)}; known: {', '.join(known)}",
+                )
+                continue
+            settings = dict(own[name]) if isinstance(own.get(name), dict) else {}
+            fields = _fields(self.plugins.owners("metric", name))
+            if config and config.reference is not None and "reference" in fields:
+                settings = {"reference": config.reference} | settings
+            metrics.append(self.choice("metric", f"eval.{name}", use=name, values=settings))
+        return config, tuple(m for m in metrics if m)
+
+    def distill(self) -> Recipe:
+        teacher, noise, loss = self.choice("teacher"), self.choice("noise"), self.choice("loss")
+        data = self.settings("data", DataConfig) if "data" in self.tables else None
+        generator = self.settings("generator", GeneratorConfig)
+        train, log = self.settings("train", TrainConfig), self.settings("log", LogConfig)
+        evaluation, metrics = self.evaluation()
+        self.unknown_tables(("teacher", "noise", "loss", "data", "generator", "train", "log", "eval", "swap"))
+        known = self.plugins.names("loss")
+        for name in self.table("swap") or {}:
+            if name not in known and not self.plugins.failures:
+                self.wrong("swap", (name,), f"is no loss{near(name, known)}; known: {', '.join(known)}")
+        self.divides(TrainConfig)
+        if generator and noise and isinstance(noise.config, NoiseConfig):
+            reason = generator.starts_elsewhere(noise.config.sigma_init)
+            if reason:
+                self.wrong("generator", ("schedule",), reason)
+        self.data_as_wanted(loss)
+        D = teacher.config.known_D() if teacher else None
+        for choice in (teacher, noise, loss):
+            whose = "its source" if choice is teacher else "the teacher"
+            reason = misfit(choice, D, whose, self.plugins) if choice and D is not None else None
+            if choice and reason:
+                self.wrong(choice.kind, ("use",), f"= {choice.name!r}: {reason}")
+        self.finish()
+        assert teacher and noise and loss and generator and train and log and evaluation
+        return Recipe(self.path, teacher, noise, loss, data, generator, train, log, evaluation, metrics)
+
+    def data_as_wanted(self, loss: Choice | None) -> None:
+        """[data] is there if the loss asks for real images, and only then."""
+        if loss is None:
+            return
+        if loss.config.wants_data() and "data" not in self.tables:
+            self.wrong("data", ("source",), f"is missing: loss {loss.name!r} learns from real images; name a folder or ZIP of them")
+        if "data" in self.tables and not loss.config.wants_data():
+            self.wrong("data", (), f"is not used: loss {loss.name!r} needs no data; remove this table, or choose another loss")
+
+    def pretrain(self) -> PretrainRecipe:
+        data, network = self.settings("data", DataConfig), self.settings("network", NetworkConfig)
+        noise = self.choice("noise")
+        train, log = self.settings("train", PretrainConfig), self.settings("log", LogConfig)
+        evaluation, metrics = self.evaluation()
+        self.unknown_tables(("data", "network", "noise", "train", "log", "eval"))
+        self.divides(PretrainConfig)
+        reason = misfit(noise, network.D, "[network]", self.plugins) if noise and network else None
+        if noise and reason:
+            self.wrong("noise", ("use",), f"= {noise.name!r}: {reason}")
+        self.finish()
+        assert data and network and noise and train and log and evaluation
+        return PretrainRecipe(self.path, data, network, noise, train, log, evaluation, metrics)
+
+    def features(self) -> FeaturesRecipe:
+        data, classifier = self.settings("data", DataConfig), self.settings("classifier", ClassifierConfig)
+        self.unknown_tables(("data", "classifier"))
+        self.finish()
+        assert data and classifier
+        return FeaturesRecipe(self.path, data, classifier)
+
+    def divides(self, cls: type[TrainConfig] | type[PretrainConfig]) -> None:
+        train = self.table("train") or {}
+        batch, part = train.get("batch", cls.model_fields["batch"].default), train.get("batch_gpu")
+        if type(batch) is int and type(part) is int and batch > 0 and part > 0 and batch % part:
+            lower = max(d for d in range(1, part + 1) if batch % d == 0)
+            self.wrong(
+                "train", ("batch_gpu",), f"= {part}: must divide batch = {batch}; the next lower number that does is {lower}"
+            )
+
+    def unknown_tables(self, allowed: tuple[str, ...]) -> None:
+        for name in self.tables:
+            if name not in allowed:
+                self.wrong(name, (), f"is no table of a recipe{near(name, list(allowed))}; tables: {', '.join(allowed)}")
+
+    def wrong(self, table: str, keys: tuple[int | str, ...], text: str) -> None:
+        path = (*table.split("."), *map(str, keys))
+        where = next((o for k, o in self.origins.items() if k == path[: len(k)]), str(self.path))
+        key = " " + ".".join(map(str, keys)) if keys else ""
+        self.errors.append(f"{where}: [{table}]{key} {text}")
+
+    def finish(self) -> None:
+        if self.errors:
+            raise UserError("\n".join(self.errors))
+
+
+def misfit(choice: Choice, D: float, whose: str, plugins: Plugins) -> str | None:
+    """Why a component cannot serve dimension D, whose D it is, and what would serve; None if it can."""
+    reason = choice.config.misfit(D)
+    if reason is None:
+        return None
+    serving = plugins.serving(choice.kind, D)
+    hint = "with its default settings it would serve" if choice.name in serving else f"use {' or '.join(serving) or 'another'}"
+    if choice.kind == "loss":
+        hint += f", or a teacher that {choice.name} serves"
+    return f"{reason}, but {whose} has D = {D:g}; {hint}"
+
+
+def _fields(owners: list[Registered]) -> Mapping[str, FieldInfo]:
+    """The settings of the component that owners register, if there is one."""
+    component = owners[0].component if owners else None
+    return component.config.model_fields if isinstance(component, Component) else {}

@@ -1,0 +1,185 @@
+"""A recipe, resolved: nothing in it is missing or unknown; and written back as TOML."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import toml
+from pydantic import BaseModel
+
+from registry.core.contracts import Domain
+from registry.core.errors import SettingError, UserError
+from registry.core.settings import Config
+from registry.plugins.component import Component
+from registry.recipe.tables import (
+    ClassifierConfig,
+    DataConfig,
+    EvalConfig,
+    GeneratorConfig,
+    LogConfig,
+    NetworkConfig,
+    PretrainConfig,
+    TrainConfig,
+)
+
+Tables = dict[str, Any]
+
+
+@contextmanager
+def in_table(table: str) -> Iterator[None]:
+    """Settings that turn out wrong in here are those of this table of the recipe."""
+    try:
+        yield
+    except SettingError as error:
+        error.table = error.table or table
+        raise
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A component that a recipe names, with its validated settings."""
+
+    kind: str
+    component: Component
+    owner: str
+    config: Config
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """By key: what a setting was given as, if not in the recipe (`--reference cifar10.zip`)."""
+
+    @property
+    def name(self) -> str:
+        return self.component.name
+
+    @property
+    def where(self) -> str:
+        """The table that its settings stand in."""
+        return f"eval.{self.name}" if self.kind == "metric" else self.kind
+
+    def make(self, *domain: Domain) -> Any:
+        """Build the component. Raises UserError, with the plugin's name if it fails in any other way."""
+        try:
+            with in_table(self.where):
+                return self.component.make(self.config, *domain)
+        except SettingError as error:
+            if error.setting in self.origins:
+                raise UserError(f"{self.origins[error.setting]}: {error.problem}") from error
+            raise
+        except (UserError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(f"plugin {self.owner!r}: its {self.kind} {self.name!r} cannot be built: {reason}") from error
+
+    def table(self) -> Tables:
+        return {"use": self.name, **plain(self.config)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A distillation, resolved: nothing in it is missing or unknown."""
+
+    path: Path
+    teacher: Choice
+    noise: Choice
+    loss: Choice
+    data: DataConfig | None
+    """Real images, for a loss that wants them."""
+    generator: GeneratorConfig
+    train: TrainConfig
+    log: LogConfig
+    eval: EvalConfig
+    metrics: tuple[Choice, ...]
+
+    def tables(self) -> Tables:
+        """The resolved recipe as plain tables: what is written to the run folder and reads back to the same recipe."""
+        return {
+            "teacher": self.teacher.table(),
+            "noise": self.noise.table(),
+            "loss": self.loss.table(),
+            **({"data": plain(self.data)} if self.data else {}),
+            "generator": plain(self.generator),
+            "train": plain(self.train),
+            "log": plain(self.log),
+            "eval": eval_tables(self.eval, self.metrics),
+        }
+
+
+@dataclass(frozen=True)
+class PretrainRecipe:
+    """The training of a teacher, resolved."""
+
+    path: Path
+    data: DataConfig
+    network: NetworkConfig
+    noise: Choice
+    train: PretrainConfig
+    log: LogConfig
+    eval: EvalConfig
+    metrics: tuple[Choice, ...]
+
+    def tables(self) -> Tables:
+        """See Recipe.tables."""
+        return {
+            "data": plain(self.data),
+            "network": plain(self.network),
+            "noise": self.noise.table(),
+            "train": plain(self.train),
+            "log": plain(self.log),
+            "eval": eval_tables(self.eval, self.metrics),
+        }
+
+
+@dataclass(frozen=True)
+class FeaturesRecipe:
+    """The training of a feature network, resolved."""
+
+    path: Path
+    data: DataConfig
+    classifier: ClassifierConfig
+
+    def tables(self) -> Tables:
+        """See Recipe.tables."""
+        return {"data": plain(self.data), "classifier": plain(self.classifier)}
+
+
+AnyRecipe = Recipe | PretrainRecipe | FeaturesRecipe
+
+
+def training_tables(recipe: Recipe | PretrainRecipe) -> Tables:
+    """What a network's file tells of its recipe: all but where the run was logged and how it was measured."""
+    return {name: table for name, table in recipe.tables().items() if name not in ("log", "eval")}
+
+
+def eval_tables(config: EvalConfig, metrics: Iterable[Choice]) -> Tables:
+    """[eval] as tables; what a metric takes from [eval] itself is not repeated, so that overriding it there is enough."""
+    shared = plain(config)
+    own = {m.name: {k: v for k, v in plain(m.config).items() if k != "reference" or v != config.reference} for m in metrics}
+    return shared | {name: table for name, table in own.items() if table}
+
+
+def plain(config: BaseModel) -> Tables:
+    """Settings as plain TOML values; what is unset is left out."""
+    return config.model_dump(mode="python", exclude_none=True, round_trip=True) | {
+        name: list(value) for name, value in config if isinstance(value, tuple)
+    }
+
+
+def dumps(tables: Tables) -> str:
+    """Tables as TOML, read back and compared: what is written is what was resolved, or an error."""
+    text: str = toml.dumps(tables)
+    assert _same(tomllib.loads(text), tables), "the resolved recipe does not survive being written"
+    return text
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b) or (isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b))

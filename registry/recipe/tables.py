@@ -1,0 +1,160 @@
+"""The tables of a recipe that are the host's own, with their defaults. A component's settings stand beside the component.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from registry.core.settings import Config, Device, Dimension, Positive
+from registry.files.paths import DataSource, Reference
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
+Ints = Annotated[tuple[int, ...], Field(strict=False)]
+
+
+class GeneratorConfig(Config):
+    """[generator]: how many times the generator is applied, at which noise levels (IPFM Algorithm 2)."""
+
+    steps: int = Field(1, ge=1, le=100, description="evaluations per image")
+    schedule: Literal["uniform", "karras"] | Annotated[tuple[Positive, ...], Field(strict=False)] = Field(
+        "uniform", description="noise levels from sigma_init down: uniform, karras, or a list that begins with sigma_init"
+    )
+    gradient: Literal["all", "last"] = Field(
+        "all", description="train through all applications, or through a random one per image with those before it fixed"
+    )
+    recompute: bool = Field(False, description="compute activations again in the backward pass: less memory, more time")
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _is_a_schedule(cls, value: Any, info: ValidationInfo) -> Any:
+        steps = info.data.get("steps", 1)
+        if isinstance(value, str) and value not in ("uniform", "karras"):
+            raise ValueError("must be 'uniform', 'karras', or a list of noise levels")
+        if isinstance(value, list | tuple) and len(value) != steps:
+            raise ValueError(f"has {len(value)} noise levels, but steps = {steps}")
+        if isinstance(value, list | tuple) and any(type(v) not in (int, float) or v <= 0 for v in value):
+            raise ValueError("must be positive noise levels")
+        if isinstance(value, list | tuple) and any(a <= b for a, b in itertools.pairwise(value)):
+            raise ValueError("must be falling")
+        return value
+
+    def starts_elsewhere(self, sigma_init: float) -> str | None:
+        """Why this schedule cannot serve a noise with this sigma_init, or None if it can."""
+        if isinstance(self.schedule, str) or self.schedule[0] == sigma_init:
+            return None
+        return f"begins with {self.schedule[0]:g}, but [noise] sigma_init = {sigma_init:g}; they must agree"
+
+
+class TrainConfig(Config):
+    """[train]: the loop (IPFM Algorithm 1); names and defaults as in EDM and SiD."""
+
+    batch: int = Field(256, ge=1, description="images per iteration, over all processes")
+    batch_gpu: int | None = Field(None, ge=1, description="images at a time on one device; divides batch")
+    duration_kimg: Positive = Field(description="length of the run, in thousands of generated images")
+    student_steps: int = Field(1, ge=1, description="student steps per generator step")
+    lr: Positive = Field(1e-5, description="the student's learning rate")
+    glr: Positive = Field(1e-5, description="the generator's learning rate")
+    lr_decay: float = Field(0.0, ge=0, le=1, description="last share of the run in which both rates fall to 0 (cosine)")
+    betas: Betas = Field((0.0, 0.999), description="Adam's betas of the student")
+    gbetas: Betas = Field((0.0, 0.999), description="Adam's betas of the generator")
+    eps: Positive = Field(1e-8, description="Adam's epsilon; give 1e-6 for networks that run in float16")
+    loss_scaling: Positive = Field(1.0, description="factor of the student's loss")
+    generator_loss_scaling: Positive = Field(100.0, description="factor of the generator's loss")
+    ema_halflife_kimg: float = Field(500.0, ge=0, allow_inf_nan=False, description="half-life of the generator's average")
+    ema_rampup_ratio: float = Field(
+        0.05, ge=0, description="the half-life is at most this share of the images seen; 0 = no such limit"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
+    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+
+class PretrainConfig(Config):
+    """[train] of a teacher: EDM's training, with the same noise objects as the distillation."""
+
+    batch: int = Field(128, ge=1, description="images per iteration, over all processes")
+    batch_gpu: int | None = Field(None, ge=1, description="images at a time on one device; divides batch")
+    duration_kimg: Positive = Field(description="length of the run, in thousands of images")
+    lr: Positive = Field(1e-3, description="learning rate")
+    lr_rampup_kimg: float = Field(10_000.0, ge=0, allow_inf_nan=False, description="linear warm-up of the learning rate")
+    lr_decay: float = Field(0.0, ge=0, le=1, description="last share of the run in which the rate falls to 0 (cosine)")
+    betas: Betas = Field((0.9, 0.999), description="Adam's betas")
+    eps: Positive = Field(1e-8, description="Adam's epsilon")
+    ema_halflife_kimg: float = Field(500.0, ge=0, allow_inf_nan=False, description="half-life of the average")
+    ema_rampup_ratio: float = Field(
+        0.05, ge=0, description="the half-life is at most this share of the images seen; 0 = no such limit"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
+    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+
+class DataConfig(Config):
+    """[data]: real images, to train a teacher on, or for a loss that wants them."""
+
+    source: DataSource = Field(description="digits (scikit-learn's), or a folder or ZIP in EDM's layout")
+    labels: bool = Field(False, description="train with the classes of the images")
+
+
+class NetworkConfig(Config):
+    """[network]: the teacher's architecture, in EDM's terms."""
+
+    arch: Literal["ddpmpp", "ncsnpp", "adm"] = "ddpmpp"
+    D: Dimension = Field(description="auxiliary dimension the teacher is made for; inf is a diffusion model")
+    model_channels: int = Field(128, ge=4)
+    channel_mult: Ints = (1, 2, 2, 2)
+    num_blocks: int = Field(4, ge=1)
+    attn_resolutions: Ints = (16,)
+    dropout: float = Field(0.13, ge=0, lt=1)
+    use_fp16: bool = False
+
+
+class ClassifierConfig(Config):
+    """[classifier]: the feature network of the Fréchet distance, and its training."""
+
+    width: int = Field(32, ge=1, description="channels of the first convolution; the second has twice as many")
+    features: int = Field(64, ge=2, description="dimension of the feature space")
+    epochs: int = Field(40, ge=1)
+    batch: int = Field(64, ge=1)
+    lr: Positive = 2e-3
+    weight_decay: float = Field(1e-2, ge=0)
+    noise: float = Field(0.1, ge=0, description="standard deviation of the noise added to the images")
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
+
+
+class LogConfig(Config):
+    """[log]: what a run leaves behind, and when. A tick is one line of the log."""
+
+    outdir: str = Field("runs", description="folder that run folders are made in")
+    tick_kimg: Positive = Field(50.0, description="thousands of images per tick")
+    snapshot_ticks: int = Field(50, ge=1, description="ticks between snapshots: network, grid, curves, metrics")
+    state_ticks: int = Field(500, ge=1, description="ticks between training states")
+    grid: int = Field(8, ge=1, le=64, description="the sample grid has grid × grid images")
+
+
+class EvalConfig(Config):
+    """[eval]: how quality is measured, at snapshots and at the end. [eval.NAME] holds a metric's own settings."""
+
+    metrics: Annotated[tuple[str, ...], Field(strict=False)] = Field((), description="metrics, the first one is drawn")
+    reference: Reference | None = Field(
+        None, description="the real images, for every metric that takes them; for fid alone also statistics (.npz, or its URL)"
+    )
+    samples: int = Field(5000, ge=2, description="images per measurement; published FIDs have 50000")
+    batch: int = Field(100, ge=1, description="images that a process has in memory at a time")
+    repeats: int = Field(3, ge=1, description="sampling seeds of the final table: mean and spread")
+    snapshot_samples: int = Field(1000, ge=0, description="images of the metric at a snapshot; 0 = not measured")
+    teacher_steps: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = Field(
+        (18, 5), description="the teacher's sampler in the final table: Heun steps"
+    )
+
+    @field_validator("snapshot_samples")
+    @classmethod
+    def _is_a_set(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("must be 0, or at least 2: one image is no distribution")
+        return value

@@ -1,0 +1,14 @@
+"""A recipe from beginning to end: one function per kind of run, and what they share.
+
+distill       distil a teacher into a generator
+pretrain      train a teacher from images
+features      train the feature network of the Fréchet distance
+building      teacher, noise, loss, metrics, generator of a recipe, and that they fit each other
+training      what happens around a loop: the start, after every iteration, the end
+schedule      when a tick, a snapshot, a state is due
+ticks         a line of the log and of the statistics
+outputs       what a snapshot leaves: pictures, the network's file, its metrics, the best so far
+checkpoints   training states: saved, found, restored exactly
+interruption  signals that stop a run
+folder        the run folder, and the lines of its statistics
+"""

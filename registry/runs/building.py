@@ -1,0 +1,99 @@
+"""The components of a recipe, built, and that they fit each other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from registry.core.contracts import Domain, Loss, Metric, Noise, Teacher
+from registry.core.errors import SettingError, UserError
+from registry.core.levels import generator_levels
+from registry.edm.datasets import load_images
+from registry.files.atomic import check_folder
+from registry.files.formats import SUFFIXES
+from registry.plugins.loading import Plugins
+from registry.recipe.reading import misfit
+from registry.recipe.resolved import Choice, Recipe, dumps, training_tables
+from registry.recipe.tables import DataConfig
+from registry.train.data import RealImages
+from registry.train.generator import Generator
+
+
+def build(recipe: Recipe, plugins: Plugins) -> tuple[Teacher, Noise, Loss]:
+    """Teacher, noise and loss of a recipe. Raises UserError where they do not fit each other."""
+    teacher: Teacher = recipe.teacher.make()
+    for choice in (recipe.teacher, recipe.noise, recipe.loss):
+        whose = "its file" if choice is recipe.teacher else "the teacher"
+        if reason := misfit(choice, teacher.D, whose, plugins):
+            raise UserError(f"{recipe.path}: [{choice.kind}] use = {choice.name!r}: {reason}")
+    noise: Noise = recipe.noise.make(teacher)
+    if noise.D != teacher.D:
+        raise UserError(f"{recipe.path}: [noise] {recipe.noise.name!r} has D = {noise.D:g}, the teacher has D = {teacher.D:g}")
+    with weights_of_seed(recipe.train.seed):
+        loss: Loss = recipe.loss.make(teacher)
+    return teacher, noise, loss
+
+
+@contextmanager
+def weights_of_seed(seed: int) -> Iterator[None]:
+    """Networks that are made here get the same initial weights in every process; torch's random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def build_metrics(choices: tuple[Choice, ...], domain: Domain) -> list[tuple[Choice, Metric]]:
+    return [(choice, choice.make(domain)) for choice in choices]
+
+
+def build_generator(recipe: Recipe, teacher: Teacher, noise: Noise) -> Generator:
+    """The generator of [generator], initialised as the teacher."""
+    config = recipe.generator
+    sigmas = generator_levels(config.steps, config.schedule, noise.sigma_init, noise.sigma_min, noise.rho)
+    return Generator(teacher.copy(), noise, teacher.image_shape, teacher.label_dim, sigmas, config.gradient, config.recompute)
+
+
+def generator_facts(recipe: Recipe, teacher: Teacher, noise: Noise, generator: Generator) -> dict[str, Any]:
+    """What a generator's file tells, besides its network and the number of images."""
+    tables = training_tables(recipe)
+    return {
+        "D": noise.D, "sigma_data": teacher.sigma_data, "sigma_init": noise.sigma_init, "sigmas": list(generator.sigmas),
+        "steps": generator.steps, "gradient": generator.gradient,
+        "image_shape": list(teacher.image_shape), "label_dim": teacher.label_dim,
+        "teacher": teacher.origin, "teacher_weights": teacher.weights, "recipe": tables,
+        "recipe_hash": hashlib.sha256(dumps(tables).encode()).hexdigest()[:16],
+    }  # fmt: skip
+
+
+def real_images(config: DataConfig, device: torch.device, domain: Domain | None = None) -> RealImages:
+    """The images of [data]. Raises SettingError if labels are wanted and there are none, or if they do not fit the domain."""
+    images = load_images(config.source)
+    if config.labels and images.classes is None:
+        raise SettingError("labels", f"{config.source} has no labels", True, "data")
+    if domain is not None and images.image_shape != domain.image_shape:
+        found, wanted = ("×".join(map(str, shape)) for shape in (images.image_shape, domain.image_shape))
+        raise SettingError("source", f"its images are {found}, the teacher's {wanted}", config.source, "data")
+    if domain is not None and config.labels and images.label_dim != domain.label_dim:
+        raise SettingError(
+            "labels", f"{config.source} has {images.label_dim} classes, the teacher {domain.label_dim}", True, "data"
+        )
+    return RealImages(images, config.labels, device)
+
+
+def check_target(path: Path) -> None:
+    """A network can be saved there. Raises SettingError."""
+    if path.suffix not in SUFFIXES:
+        raise SettingError("save", f"a network is saved as {', '.join(SUFFIXES)}", str(path))
+    check_folder(path.parent, "save")
+
+
+def parameters(net: nn.Module) -> str:
+    """Number of parameters, for people."""
+    n = sum(p.numel() for p in net.parameters())
+    return f"{n / 1e6:.2f} M" if n >= 1e5 else f"{n:,}"

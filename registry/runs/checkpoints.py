@@ -1,0 +1,128 @@
+"""Training states: everything that training is, as plain tensors; saved whole, found again, restored exactly."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from registry.core import distributed
+from registry.core.errors import SettingError, UserError
+from registry.files.formats import blueprint
+from registry.files.plain import STATE, load, save
+from registry.train.step import Learner
+
+
+class Part(Protocol):
+    """Anything that can be saved and restored: a learner with its optimiser, an average."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+def save_state(
+    path: Path, parts: Mapping[str, Part], nimg: int, recipe: Mapping[str, Any], facts: Mapping[str, Any] | None = None
+) -> None:
+    """Save the parts, the count of images, and every random state of every process (rank 0 writes).
+
+    `facts` are what is to be known of the networks besides the recipe, so that a state can be sampled like a snapshot. The
+    loop's draws need no state, since each image has a stream of its own; dropout uses torch's global one.
+    """
+    rng = distributed.gather(random_states())
+    if distributed.rank() == 0:
+        content = {name: part.state_dict() for name, part in parts.items()}
+        networks = {name: blueprint(part.net) for name, part in parts.items() if isinstance(part, Learner)}
+        save(
+            path,
+            STATE,
+            {"parts": content, "networks": networks, "nimg": nimg, "rng": rng, "recipe": dict(recipe), "about": dict(facts or {})},
+        )
+
+
+def load_state(path: Path, parts: Mapping[str, Part]) -> tuple[int, dict[str, Any]]:
+    """Restore what `save_state` saved; gives the count of images and the recipe of then. Raises UserError."""
+    content = load(path, STATE)
+    if set(content["parts"]) != set(parts):
+        raise UserError(f"{path}: holds {', '.join(content['parts'])}, wanted are {', '.join(parts)}")
+    for name, part in parts.items():
+        try:
+            part.load_state_dict(content["parts"][name])
+        except (RuntimeError, ValueError, KeyError, AssertionError) as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(f"{path}: its {name} does not fit this recipe's networks ({reason})") from None
+    states = content["rng"]
+    if len(states) == distributed.world_size():
+        restore_random_states(states[distributed.rank()])
+    return int(content["nimg"]), dict(content["recipe"])
+
+
+def random_states() -> dict[str, Any]:
+    """torch's global random states of this process: the CPU's, and its CUDA device's if it has one."""
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"][0])
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: tuple[str, ...] = ("log", "eval")) -> list[str]:
+    """What a resumed run does differently from the one that wrote its state."""
+    found = []
+    for table in sorted({*old, *new} - set(ignore)):
+        a, b = old.get(table, {}), new.get(table, {})
+        found += [f"[{table}] {key}: {a.get(key)} -> {b.get(key)}" for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+    return found
+
+
+def identity(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run this run: its components, and what they are made from. A state belongs to one identity only."""
+    keys = ("use", "source", "D", "sigma_init", "arch", "labels", "steps", "schedule")
+    kinds = ("teacher", "noise", "loss", "data", "generator", "network")
+    return {kind: {key: tables[kind][key] for key in keys if key in tables[kind]} for kind in kinds if kind in tables}
+
+
+def check_same_run(state: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """A state is resumed by the recipe of its own run only. Raises UserError."""
+    if identity(old) != identity(new):
+        other = "; ".join(differences(identity(old), identity(new)))
+        raise UserError(f"{state}: belongs to another run ({other}); to begin one of this recipe, do not resume")
+
+
+def find_state(resume: str | None, outdir: Path, description: str, tables: Mapping[str, Any]) -> Path | None:
+    """The state to resume from: 'auto' is the newest one of the newest run of this recipe and identity. Raises SettingError."""
+    if resume is None:
+        return None
+    if resume == "auto":
+        name = re.compile(rf"\d{{5}}-{re.escape(description)}")
+        runs = sorted((p for p in outdir.iterdir() if name.fullmatch(p.name)), reverse=True) if outdir.is_dir() else []
+        wanted = identity(tables)
+        return next((s for folder in runs if recorded_identity(folder) == wanted and (s := newest_state(folder))), None)
+    path = Path(resume).expanduser()
+    if path.is_dir():
+        state = newest_state(path)
+        if state is None:
+            raise SettingError("resume", "there is no training-state-*.pt in this folder", resume)
+        return state
+    if not path.is_file():
+        raise SettingError("resume", "no such file or folder; give 'auto', a training state, or a run folder", resume)
+    return path
+
+
+def recorded_identity(folder: Path) -> dict[str, Any] | None:
+    """The identity of a run folder, by its recipe.toml; None if that cannot be read."""
+    try:
+        return identity(tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def newest_state(folder: Path) -> Path | None:
+    """The newest training state of a run folder."""
+    return max(folder.glob("training-state-*.pt"), default=None, key=lambda p: p.name)

@@ -1,0 +1,128 @@
+"""Distil a teacher into a generator, from the recipe to the table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from registry.core import distributed
+from registry.core.contracts import Noise, Teacher
+from registry.files.atomic import check_folder
+from registry.measure.measuring import floor_row, measured
+from registry.measure.rows import Metrics, Row
+from registry.measure.teacher_rows import teacher_rows
+from registry.plugins.loading import load_plugins
+from registry.recipe.reading import expect, resolve
+from registry.recipe.resolved import Recipe, in_table
+from registry.runs.building import build, build_generator, build_metrics, generator_facts, parameters, real_images
+from registry.runs.checkpoints import Part, find_state
+from registry.runs.folder import RunFolder
+from registry.runs.outputs import draw_curves, draw_samples, measure_snapshot, snapshot_name, write_network, write_table
+from registry.runs.training import Saved, open_folder, start_device, train
+from registry.show.journal import Journal
+from registry.train import loop
+from registry.train.generator import Generator
+
+
+@dataclass
+class Result:
+    """What a distillation leaves: the generator (with its averaged weights), the table's rows, and the run folder."""
+
+    generator: Generator
+    rows: list[Row]
+    folder: Path
+
+
+def distill(
+    recipe: str | Recipe,
+    *,
+    sets: tuple[str, ...] | list[str] = (),
+    loss: str | None = None,
+    seed: int | None = None,
+    outdir: str | None = None,
+    resume: str | None = None,
+    fresh_teacher: bool = False,
+    journal: Journal | None = None,
+) -> Result:
+    """Distil a teacher as a recipe says: a path, the bare name of a shipped recipe, or one already resolved.
+
+    `sets`, `loss`, `seed` and `outdir` are the command line's; `resume` is "auto" or the path of a training state or
+    run folder; `fresh_teacher` measures the teacher again. Raises UserError before anything is written if something is
+    wrong, and Interrupted (its state is kept) when it was asked to stop.
+    """
+    plugins = load_plugins()
+    if not isinstance(recipe, Recipe):
+        recipe = expect(resolve(recipe, plugins, sets, loss, seed, outdir), Recipe)
+    state = find_state(resume, Path(recipe.log.outdir), recipe.path.stem, recipe.tables())
+    with in_table("log"):
+        check_folder(Path(recipe.log.outdir), "outdir")
+    device, journal = start_device(recipe.train), journal or Journal()
+
+    teacher, noise, loss_ = build(recipe, plugins)
+    data = real_images(recipe.data, device, teacher) if recipe.data else None
+    metrics = build_metrics(recipe.metrics, teacher)
+    torch.manual_seed(recipe.train.seed * 1000 + distributed.rank())  # for dropout; the draws have streams of their own
+    teacher.denoiser.to(device)
+    G = build_generator(recipe, teacher, noise)
+    run = loop.Distillation(teacher, noise, loss_, recipe.train, device, G, data)
+    parts: dict[str, Part] = {"student": run.student, "generator": run.generator, "ema": run.average}
+    saved = Saved(parts, recipe.tables(), generator_facts(recipe, teacher, noise, G))
+
+    folder = open_folder(recipe, run, saved, state, journal)
+    if resume and state is None:
+        journal.log(f"nothing to resume in {recipe.log.outdir}; starting anew")
+    journal.log(f"{introduction(recipe, teacher, noise, G)} on {device}{processes()}")
+    shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
+
+    def snapshot() -> None:
+        draw = f"fakes_{run.nimg // 1000:06d}.png"
+        with run.average.averaged() as net:
+            draw_samples(folder, draw, G.sample(shown), recipe.log.grid, teacher.images)
+            file = write_network(folder, snapshot_name(run.nimg, saved.tables), "generator", net, saved.facts, run.nimg)
+            measure_snapshot(folder, metrics, G.sample, recipe.eval, file, run.nimg)
+        draw_curves(folder, ("student", "generator"), metrics)
+
+    if run.nimg == 0:
+        draw_samples(folder, "fakes_init.png", G.sample(shown), recipe.log.grid, teacher.images)
+    learners = {"student": run.student, "generator": run.generator}
+    train(lambda after: loop.distill(run, after), run, recipe, folder, learners, saved, snapshot)
+    rows = final_table(recipe, run, teacher, noise, metrics, folder, fresh_teacher)
+    journal.log(f"the run is in {folder.path}")
+    return Result(G, rows, folder.path)
+
+
+def final_table(
+    recipe: Recipe,
+    run: loop.Distillation,
+    teacher: Teacher,
+    noise: Noise,
+    metrics: Metrics,
+    folder: RunFolder,
+    fresh_teacher: bool,
+) -> list[Row]:
+    """Generator, teacher, floor; the generator is left with its averaged weights."""
+    with run.average.averaged() as net:
+        rows = [measured("generator", run.G.steps, run.G.sample, metrics, recipe.eval, folder.journal)] if metrics else []
+        weights = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+    if metrics:
+        rows += teacher_rows(teacher, noise, metrics, recipe.eval, folder.journal, fresh_teacher)
+        rows.append(floor_row(metrics, recipe.eval))
+        write_table(folder, rows, metrics, recipe.eval, run.nimg)
+    run.G.net.load_state_dict(weights)
+    return rows
+
+
+def introduction(recipe: Recipe, teacher: Teacher, noise: Noise, G: Generator) -> str:
+    """What is distilled, and how, in a line."""
+    steps = f", {G.steps} steps at sigma = {', '.join(f'{s:.4g}' for s in G.sigmas)}" if G.steps > 1 else ""
+    return (
+        f"distilling {Path(teacher.origin).name} (D = {noise.D:g}, {'×'.join(map(str, teacher.image_shape))}, "
+        f"{parameters(G.net)} parameters) with loss {recipe.loss.name!r} and noise {recipe.noise.name!r}{steps}"
+    )
+
+
+def processes() -> str:
+    """How many devices, if several."""
+    return f" × {distributed.world_size()}" if distributed.world_size() > 1 else ""

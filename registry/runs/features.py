@@ -1,0 +1,37 @@
+"""Train the feature network of the Fréchet distance, from the recipe to its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from registry.core.errors import UserError
+from registry.core.version import versions
+from registry.edm.datasets import load_images
+from registry.files.formats import save_network
+from registry.measure import classifier
+from registry.plugins.loading import load_plugins
+from registry.recipe.reading import expect, resolve
+from registry.recipe.resolved import FeaturesRecipe
+from registry.runs.building import check_target
+from registry.show.journal import Journal
+
+
+def train_features(
+    recipe: str | FeaturesRecipe, *, sets: tuple[str, ...] | list[str] = (), save: str, journal: Journal | None = None
+) -> Path:
+    """Train the feature network of the Fréchet distance as a recipe says, and save it. See `distill` for the arguments."""
+    if not isinstance(recipe, FeaturesRecipe):
+        recipe = expect(resolve(recipe, load_plugins(), sets), FeaturesRecipe)
+    journal, path, config = journal or Journal(), Path(save), recipe.classifier
+    check_target(path)
+    images = load_images(recipe.data.source)
+    if images.classes is None:
+        raise UserError(f"{recipe.path}: [data] source = {recipe.data.source!r}: a classifier needs labels, this set has none")
+    accuracy = classifier.held_out_accuracy(images.x(), images.classes, config)
+    journal.log(f"accuracy on a held-out fifth: {accuracy:.1%}; now training on all {len(images)} images")
+    with journal.progress("training the feature network", config.epochs) as bar:
+        net = classifier.train(images.x(), images.classes, config, bar.at)
+    facts = {"held_out_accuracy": accuracy, "recipe": recipe.tables(), "versions": versions()}
+    save_network(path, "classifier", net, facts)
+    journal.log(f"the feature network is in {path}")
+    return path

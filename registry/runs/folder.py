@@ -1,0 +1,102 @@
+"""The run folder, and the lines of statistics in it."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from registry.core import distributed
+from registry.core.errors import SettingError, UserError
+from registry.files.atomic import write_atomically
+from registry.recipe.resolved import Tables, dumps
+from registry.show.journal import Journal
+
+STATISTICS = "stats.jsonl"
+
+
+def new_run_folder(outdir: Path, description: str) -> Path:
+    """Make {id:05d}-{description} under outdir, id = highest existing + 1 (EDM). Raises SettingError."""
+    try:
+        outdir.mkdir(parents=True, exist_ok=True)
+        while True:
+            ids = [int(m[1]) for p in outdir.iterdir() if (m := re.match(r"(\d{5})-", p.name))]
+            folder = outdir / f"{max(ids, default=-1) + 1:05d}-{description}"
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                continue
+    except OSError as error:
+        raise SettingError("outdir", f"cannot be written: {error.strerror}", str(outdir), "log") from None
+
+
+class RunFolder:
+    """What a run leaves behind. Rank 0 writes; the other ranks know the path, and their calls do nothing."""
+
+    def __init__(self, path: Path, journal: Journal) -> None:
+        self.path, self.journal = path, journal
+        self.writes = distributed.rank() == 0
+        self._reported: set[str] = set()
+        journal.open(path)
+
+    @classmethod
+    def new(cls, outdir: Path, description: str, journal: Journal) -> RunFolder:
+        """A new folder under outdir, the same one for all ranks."""
+        path = new_run_folder(outdir, description) if distributed.rank() == 0 else None
+        return cls(distributed.from_rank0(path), journal)
+
+    def write(self, name: str, content: bytes) -> None:
+        if self.writes:
+            write_atomically(self.path / name, content)
+
+    def write_recipe(self, tables: Tables) -> None:
+        """recipe.toml: the resolved recipe, which reproduces the run."""
+        self.write("recipe.toml", dumps(tables).encode())
+
+    def append(self, entry: dict[str, Any], name: str = STATISTICS) -> None:
+        """One JSON object per line, as EDM writes them."""
+        if self.writes:
+            with open(self.path / name, "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry | {"timestamp": time.time()}) + "\n")
+
+    def lines(self, name: str = STATISTICS) -> list[dict[str, Any]]:
+        """All lines written so far, those of the part before a resumption too."""
+        return [entry for _, entry in _lines(self.path / name)] if (self.path / name).is_file() else []
+
+    def forget_after(self, kimg: float) -> None:
+        """Drop lines of statistics that a resumed run will write again."""
+        for path in self.path.glob("*.jsonl") if self.writes else []:
+            kept = "".join(line + "\n" for line, entry in _lines(path) if _kimg(entry) <= kimg)
+            if kept != path.read_text():
+                write_atomically(path, kept.encode())
+
+    def picture(self, draw: Callable[[], None]) -> None:
+        """Draw, or say once what is missing: a run is not lost for want of a plotting library."""
+        if not self.writes:
+            return
+        try:
+            draw()
+        except UserError as error:
+            if str(error) not in self._reported:
+                self._reported.add(str(error))
+                self.journal.log(f"no picture: {error}")
+
+
+def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The lines of a JSON-lines file with their content; one that was cut off when a run was killed is left out."""
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            found.append((line, json.loads(line)))
+        except ValueError:
+            continue
+    return found
+
+
+def _kimg(entry: dict[str, Any]) -> float:
+    value = entry.get("Progress/kimg", entry.get("kimg", 0))
+    return float(value["mean"] if isinstance(value, dict) else value)

@@ -1,0 +1,112 @@
+"""Train a teacher from images, from the recipe to its file and its rows of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from registry.core import distributed
+from registry.core.contracts import Domain, Noise, Teacher
+from registry.core.errors import UserError
+from registry.core.version import versions
+from registry.edm.architectures import build_network
+from registry.files.atomic import check_folder
+from registry.files.formats import save_network, weights_hash
+from registry.measure.measuring import floor_row
+from registry.measure.teacher_rows import teacher_rows
+from registry.plugins.loading import load_plugins
+from registry.recipe.reading import expect, resolve
+from registry.recipe.resolved import PretrainRecipe, in_table, training_tables
+from registry.runs.building import build_metrics, check_target, parameters, real_images
+from registry.runs.checkpoints import find_state
+from registry.runs.outputs import draw_curves, draw_samples, snapshot_name, write_network, write_table
+from registry.runs.training import Saved, open_folder, start_device, train
+from registry.sample.heun import heun_samples
+from registry.show.journal import Journal
+from registry.train import pretraining
+from registry.train.data import RealImages
+from registry.train.step import mode
+
+
+def pretrain(
+    recipe: str | PretrainRecipe,
+    *,
+    sets: tuple[str, ...] | list[str] = (),
+    seed: int | None = None,
+    outdir: str | None = None,
+    resume: str | None = None,
+    save: str | None = None,
+    journal: Journal | None = None,
+) -> Path:
+    """Train a teacher from images as a recipe says, and give the path of its file. See `distill` for the arguments.
+
+    `save` is where a copy of the finished teacher goes, with its measured rows beside it.
+    """
+    if not isinstance(recipe, PretrainRecipe):
+        recipe = expect(resolve(recipe, load_plugins(), sets, None, seed, outdir), PretrainRecipe)
+    state = find_state(resume, Path(recipe.log.outdir), recipe.path.stem, recipe.tables())
+    with in_table("log"):
+        check_folder(Path(recipe.log.outdir), "outdir")
+    if save:
+        check_target(Path(save))
+    device, journal = start_device(recipe.train), journal or Journal()
+
+    data = real_images(recipe.data, device)
+    net, domain = new_network(recipe, data)
+    noise: Noise = recipe.noise.make(domain)
+    metrics = build_metrics(recipe.metrics, domain)
+    torch.manual_seed(recipe.train.seed * 1000 + distributed.rank())
+    run = pretraining.Pretraining(net, noise, data, recipe.train, device)
+    facts = {"D": noise.D, "sigma_data": domain.sigma_data, "data": recipe.data.source, "recipe": training_tables(recipe)}
+    saved = Saved({"denoiser": run.denoiser, "ema": run.average}, recipe.tables(), facts)
+
+    folder = open_folder(recipe, run, saved, state, journal)
+    journal.log(
+        f"training a {recipe.network.arch} of {parameters(net)} parameters on {domain.origin} ({len(data)} images), D = {noise.D:g}"
+    )
+
+    def snapshot() -> None:
+        with run.average.averaged() as averaged, sampling(averaged):
+            fakes = heun_samples(averaged, noise, domain, range(recipe.log.grid**2), 18)
+            draw_samples(folder, f"fakes_{run.nimg // 1000:06d}.png", fakes, recipe.log.grid)
+            write_network(folder, snapshot_name(run.nimg, saved.tables), "denoiser", averaged, facts, run.nimg)
+        draw_curves(folder, ("denoiser",), metrics)
+
+    train(lambda after: pretraining.pretrain(run, after), run, recipe, folder, {"denoiser": run.denoiser}, saved, snapshot)
+
+    target = Path(save) if save else folder.path / "teacher.pt"
+    with run.average.averaged() as averaged, sampling(averaged):
+        if folder.writes:
+            save_network(target, "denoiser", averaged, facts | {"nimg": run.nimg, "versions": versions()})
+        if metrics:
+            teacher = Teacher(averaged, path=target.resolve(), weights=weights_hash(averaged), **vars(domain))
+            rows = teacher_rows(teacher, noise, metrics, recipe.eval, journal, fresh=True, own=True)
+            write_table(folder, [*rows, floor_row(metrics, recipe.eval)], metrics, recipe.eval, run.nimg)
+    journal.log(f"the teacher is in {target}")
+    return target
+
+
+def new_network(recipe: PretrainRecipe, data: RealImages) -> tuple[nn.Module, Domain]:
+    """The network of [network], with initial weights of the recipe's seed, and what its images are. Raises UserError."""
+    config, images = recipe.network, data.images
+    label_dim = images.label_dim if recipe.data.labels else 0
+    try:
+        net = build_network(
+            config.arch, config.D, images.image_shape, label_dim, recipe.train.seed, use_fp16=config.use_fp16,
+            model_channels=config.model_channels, channel_mult=list(config.channel_mult), num_blocks=config.num_blocks,
+            attn_resolutions=list(config.attn_resolutions), dropout=config.dropout,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"{recipe.path}: [network] {error}") from None
+    return net, Domain(D=config.D, image_shape=images.image_shape, label_dim=label_dim, origin=images.origin)
+
+
+@contextmanager
+def sampling(net: nn.Module) -> Iterator[None]:
+    """The network in eval mode, without gradients."""
+    with mode(net, train=False), torch.no_grad():
+        yield

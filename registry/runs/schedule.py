@@ -1,0 +1,37 @@
+"""When something is due. Ticks are counted in images, so a resumed run has them where an uninterrupted one has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from registry.recipe.tables import LogConfig
+
+
+class Due(NamedTuple):
+    """What is due after an iteration."""
+
+    tick: bool
+    snapshot: bool
+    state: bool
+    end: bool
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The ticks of [log], for a run of `total` images in batches of `batch`. At the end everything is due."""
+
+    log: LogConfig
+    batch: int
+    total: int
+
+    def due(self, nimg: int) -> Due:
+        """What is due now that `nimg` images have been seen."""
+        end = nimg >= self.total
+        tick, snapshot, state = (end or self.passed(nimg, n) for n in (1, self.log.snapshot_ticks, self.log.state_ticks))
+        return Due(tick, snapshot, state, end)
+
+    def passed(self, nimg: int, ticks: int) -> bool:
+        """Whether the last batch went over a multiple of that many ticks."""
+        step = self.log.tick_kimg * 1000 * ticks
+        return int(nimg / step) > int((nimg - self.batch) / step)

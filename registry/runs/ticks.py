@@ -1,0 +1,69 @@
+"""Ticks: one line of the log and of stats.jsonl, and what stands behind the progress bar."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from registry.runs.folder import RunFolder
+from registry.show.journal import duration
+from registry.train.step import Learner
+
+
+class Ticks:
+    """Speed, losses, guards and memory since the last tick."""
+
+    def __init__(self, folder: RunFolder, learners: Mapping[str, Learner], tick_kimg: float, device: torch.device) -> None:
+        self.folder, self.learners, self.tick_kimg, self.device = folder, learners, tick_kimg, device
+        self.note = ""
+        """What the last tick said, for the progress bar."""
+
+    def begin(self, nimg: int) -> None:
+        """The time of the next tick counts from here."""
+        self._since, self._start = nimg, time.monotonic()
+
+    def speed(self, nimg: int) -> float:
+        """Images per second."""
+        return (nimg - self._since) / max(time.monotonic() - self._start, 1e-9)
+
+    def record(self, nimg: int, total: int) -> None:
+        """Write the line, and begin to count anew."""
+        entry: dict[str, Any] = {}
+        said = []
+        for name, learner in self.learners.items():
+            found = learner.tally.read()
+            entry[f"Loss/{name}"] = {k: found[k] for k in ("num", "mean", "std")}
+            said.append(f"{name} {found['mean']:.4g}")
+            for what, text in (
+                ("dropped", "images with non-finite loss dropped"),
+                ("repaired", "non-finite gradient values replaced"),
+            ):
+                entry[f"Guard/{name}_{what}"] = single(found[what])
+                if found[what]:
+                    said.append(f"WARNING {name}: {found[what]:.0f} {text}")
+        speed, memory, kimg = self.speed(nimg), memory_mb(self.device), nimg / 1000
+        entry |= {
+            "Progress/tick": single(int(kimg / self.tick_kimg)), "Progress/kimg": single(kimg),
+            "Timing/img_per_sec": single(speed), "Resources/peak_mem_mb": single(memory),
+        }  # fmt: skip
+        self.folder.append(entry)
+        self.note = f"{'  '.join(said)}  {memory:.0f} MB"
+        eta = duration(max((total - nimg) / max(speed, 1e-9), 0))
+        self.folder.journal.log(f"kimg {kimg:<9.1f} {'  '.join(said)}  {speed:.0f} img/s  eta {eta}  {memory:.0f} MB")
+
+
+def single(value: float) -> dict[str, float]:
+    """A single number in EDM's form of statistics."""
+    return {"num": 1, "mean": value, "std": 0}
+
+
+def memory_mb(device: torch.device) -> float:
+    """Peak memory of the device, or of the process on the CPU, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,120 @@
+"""What happens around a loop, whatever it trains: the start, after every iteration, the end.
+
+After an iteration, in this order: the tick's line, the snapshot, the state, where they are due; then the run stops if a
+signal asked for it, and keeps its state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from registry.core import distributed
+from registry.core.errors import Interrupted, SettingError
+from registry.recipe.resolved import PretrainRecipe, Recipe, in_table
+from registry.recipe.tables import PretrainConfig, TrainConfig
+from registry.runs.checkpoints import Part, check_same_run, differences, load_state, save_state
+from registry.runs.folder import RunFolder
+from registry.runs.interruption import Interruption
+from registry.runs.schedule import Schedule
+from registry.runs.ticks import Ticks
+from registry.show.journal import Journal
+from registry.train.step import Learner
+
+
+class Training(Protocol):
+    """What both loops have in common: how far they are, and how far they go."""
+
+    nimg: int
+    device: torch.device
+
+    @property
+    def total(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a training state holds of a run, and what it tells of it."""
+
+    parts: Mapping[str, Part]
+    """Everything that training changes: networks with their optimisers, averages."""
+    tables: dict[str, Any]
+    """The resolved recipe."""
+    facts: dict[str, Any]
+    """What is to be known of the networks besides the recipe."""
+
+    def save(self, folder: RunFolder, nimg: int) -> Path:
+        """Write the state to training-state-{kimg:06d}.pt."""
+        path = folder.path / f"training-state-{nimg // 1000:06d}.pt"
+        save_state(path, self.parts, nimg, self.tables, self.facts)
+        return path
+
+
+def open_folder(recipe: Recipe | PretrainRecipe, run: Training, saved: Saved, state: Path | None, journal: Journal) -> RunFolder:
+    """A new run folder; or that of the state that is resumed, with the run brought to where it was. Raises UserError."""
+    if state is None:
+        folder = RunFolder.new(Path(recipe.log.outdir), recipe.path.stem, journal)
+    else:
+        run.nimg, old = load_state(state, saved.parts)
+        check_same_run(state, old, saved.tables)
+        folder = RunFolder(state.parent, journal)
+        folder.forget_after(run.nimg / 1000)
+        journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {state}")
+        for difference in differences(old, saved.tables):
+            journal.log(f"changed since that state was written: {difference}")
+    folder.write_recipe(saved.tables)
+    return folder
+
+
+def train(
+    loop: Callable[[Callable[[], None]], None],
+    run: Training,
+    recipe: Recipe | PretrainRecipe,
+    folder: RunFolder,
+    learners: Mapping[str, Learner],
+    saved: Saved,
+    snapshot: Callable[[], None],
+) -> None:
+    """Run the loop, and do after every iteration what is due. Raises Interrupted after a signal."""
+    batch = recipe.train.batch
+    schedule = Schedule(recipe.log, batch, run.total)
+    ticks = Ticks(folder, learners, recipe.log.tick_kimg, run.device)
+    ticks.begin(run.nimg)
+    length = math.ceil(run.total / 1000 * 10) / 10
+
+    with Interruption(run.device) as interruption, folder.journal.progress(recipe.path.stem, length) as bar:
+
+        def after_iteration() -> None:
+            due = schedule.due(run.nimg)
+            bar.at(round(run.nimg / 1000, 1), f"kimg  {ticks.speed(run.nimg):.0f} img/s  {ticks.note}")
+            if due.tick:
+                ticks.record(run.nimg, run.total)
+            if due.snapshot:
+                snapshot()
+            if due.state:
+                saved.save(folder, run.nimg)
+            if due.tick:
+                ticks.begin(run.nimg)
+            if not due.end and interruption.requested(run.nimg // batch):
+                path = saved.save(folder, run.nimg)
+                raise Interrupted(f"interrupted at {run.nimg / 1000:.3f} kimg; the state is kept", interruption.code, str(path))
+
+        loop(after_iteration)
+
+
+def start_device(train: TrainConfig | PretrainConfig) -> torch.device:
+    """Join the other processes, and see that the batch splits evenly over them. Raises SettingError."""
+    with in_table("train"):
+        device = distributed.start(train.device)
+        world = distributed.world_size()
+        share, rest = divmod(train.batch, world)
+        if rest:
+            raise SettingError("batch", f"must be divisible by the {world} processes", train.batch)
+        if train.batch_gpu and share % min(train.batch_gpu, share):
+            raise SettingError("batch_gpu", f"must divide batch/{world} = {share}", train.batch_gpu)
+    return device

@@ -1,0 +1,228 @@
+"""Images for many seeds, shared among processes, resumable, as PNG files, one .npz, or a grid."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import re
+import shutil
+import time
+import zipfile
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from registry.core import distributed
+from registry.core.errors import SettingError, UserError
+from registry.files.atomic import check_folder, write_atomically
+from registry.sample.sampler import Sampler
+from registry.show.journal import Journal, duration
+from registry.show.pictures import save_image, save_samples, to_uint8
+
+Format = Literal["png", "npz", "grid"]
+NOTE, PARTS = "generate.json", ".parts"
+DAMAGE = (OSError, ValueError, KeyError, EOFError, AssertionError, zipfile.BadZipFile, zlib.error)
+"""What a damaged .npz raises."""
+
+
+def parse_seeds(text: str, limit: int = 10_000_000) -> list[int]:
+    """'0-9,20,30-39' -> the seeds, in that order, each once. Raises UserError."""
+    seeds: dict[int, None] = {}
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not found:
+            raise SettingError("seeds", "write numbers and ranges, e.g. 0-49999 or 1,2,10-19", text)
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise SettingError("seeds", f"{first}-{last} is empty; write the lower number first", text)
+        if last >= 2**32:
+            raise SettingError("seeds", f"a seed is below 2^32 = {2**32}", text)
+        if last - first + len(seeds) >= limit:
+            raise SettingError("seeds", f"more than {limit:,} images; make them in several folders", text)
+        seeds |= dict.fromkeys(range(first, last + 1))
+    return list(seeds)
+
+
+def generate(
+    sampler: Sampler,
+    seeds: Sequence[int],
+    outdir: Path,
+    formats: Sequence[Format] = ("png",),
+    class_: int | None = None,
+    batch: int = 64,
+    journal: Journal | None = None,
+) -> None:
+    """Write one image per seed under `outdir`; existing images of the same network and settings are kept.
+
+    png: {seed:06d}.png, in folders of a thousand if there are more; npz: samples.npz with `arr_0` (uint8, [n, H, W, C], as ADM's
+    evaluator reads it), `seeds`, and `labels` (class numbers) if the network has classes; grid: grid.png, of the first 1,024.
+    Under torchrun the processes take batches in turn. Raises UserError.
+    """
+    journal = journal or Journal()
+    sampler.one_hot(class_, 1)
+    planar = sampler.domain.image_shape == (2, 1, 1)
+    if sampler.domain.image_shape[0] not in (1, 3) and ("png" in formats or ("grid" in formats and not planar)):
+        shape = "×".join(map(str, sampler.domain.image_shape))
+        raise SettingError("formats", f"images of {shape} are no pictures; use npz{' or grid' if planar else ''}", "png")
+    check_folder(outdir, "outdir")
+    if set(formats) == {"grid"} and not planar:
+        seeds = seeds[:1024]
+    gathering = bool(set(formats) - {"png"})
+    settings = sampler.settings | {"class": class_}
+    missing: list[int] = distributed.from_rank0(
+        prepare(outdir, settings, seeds, "png" in formats, gathering) if distributed.rank() == 0 else None
+    )
+    if len(missing) < len(seeds):
+        journal.log(f"{len(seeds) - len(missing)} of {len(seeds)} images exist already")
+    sample_missing(sampler, missing, outdir, formats, class_, batch, len(seeds) > 1000, journal)
+    distributed.from_rank0(None)
+    if gathering and distributed.rank() == 0:
+        gather(outdir, seeds, formats, planar)
+    journal.log(f"{len(seeds)} images ({sampler.evaluations} evaluation{'s' * (sampler.evaluations > 1)} each) in {outdir}")
+
+
+def sample_missing(
+    sampler: Sampler,
+    missing: Sequence[int],
+    outdir: Path,
+    formats: Sequence[Format],
+    class_: int | None,
+    batch: int,
+    many: bool,
+    journal: Journal,
+) -> None:
+    """Make the missing images batch by batch, in turn with the other processes, and write each batch as it comes."""
+    batches = [missing[i : i + batch] for i in range(0, len(missing), batch)]
+    start = said = time.monotonic()
+    with journal.progress("generating", len(missing)) as bar:
+        for i in range(distributed.rank(), len(batches), distributed.world_size()):
+            images, labels = sampler.labelled(batches[i], sampler.one_hot(class_, len(batches[i])))
+            pixels = as_pixels(images)
+            if set(formats) - {"png"}:
+                write_part(outdir / PARTS, batches[i], pixels, None if labels is None else labels.argmax(1).cpu().numpy())
+            if "png" in formats:
+                for seed, image in zip(batches[i], pixels, strict=True):
+                    write_png(png(outdir, seed, many), image)
+            done = min((i + distributed.world_size()) * batch, len(missing))
+            bar.at(done)
+            if not journal.console.is_terminal and time.monotonic() - said > 10:
+                said = time.monotonic()
+                left = (said - start) / done * (len(missing) - done)
+                journal.log(f"{done} of {len(missing)} images, {done / (said - start):.0f} img/s, eta {duration(left)}")
+
+
+def prepare(outdir: Path, settings: dict[str, Any], seeds: Sequence[int], pngs: bool, gathering: bool) -> list[int]:
+    """Claim the folder, and tell which seeds are still to be made; one process looks for all. Raises UserError."""
+    claim(outdir, settings)
+    if gathering and not (outdir / PARTS).exists() and (outdir / "samples.npz").is_file():
+        with suppress(*DAMAGE), np.load(outdir / "samples.npz", allow_pickle=False) as found:
+            write_part(outdir / PARTS, found["seeds"].tolist(), found["arr_0"], found.get("labels"))
+    kept = {seed for _, of in parts_in(outdir / PARTS) for seed in of} if gathering else set(seeds)
+    return [s for s in seeds if s not in kept or (pngs and not is_there(png(outdir, s, len(seeds) > 1000)))]
+
+
+def gather(outdir: Path, seeds: Sequence[int], formats: Sequence[Format], planar: bool) -> None:
+    """samples.npz and the grid, from the parts."""
+    content = read_parts(outdir / PARTS, seeds)
+    if "npz" in formats:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **content)  # type: ignore[arg-type]
+        write_atomically(outdir / "samples.npz", buffer.getvalue())
+    if "grid" in formats:
+        shown = content["arr_0"][: len(seeds) if planar else 1024]
+        save_samples(outdir / "grid.png", from_pixels(shown), math.ceil(len(shown) ** 0.5))
+    shutil.rmtree(outdir / PARTS)
+
+
+def claim(outdir: Path, settings: dict[str, Any]) -> None:
+    """Note what the folder's images are of. Raises UserError if it has those of another network or other settings."""
+    note = outdir / NOTE
+    wanted = json.loads(json.dumps(settings))
+    if note.is_file():
+        try:
+            found = json.loads(note.read_text())
+        except ValueError:
+            raise SettingError("outdir", f"{note} is damaged; name another folder, or remove this one", str(outdir)) from None
+        other = [k for k in sorted({*found, *wanted} - {"network"}) if found.get(k) != wanted.get(k)]
+        if other:
+            told = "; ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} now" for k in other)
+            raise SettingError("outdir", f"has images made with other settings ({told}); name another folder", str(outdir))
+    write_atomically(note, (json.dumps(wanted, indent=1) + "\n").encode())
+
+
+def png(outdir: Path, seed: int, many: bool) -> Path:
+    """Where the image of a seed goes: one of `many` into a folder of a thousand (EDM), and each to where it already lies."""
+    flat, deep = outdir / f"{seed:06d}.png", outdir / f"{seed - seed % 1000:06d}" / f"{seed:06d}.png"
+    return deep if deep.exists() or (many and not flat.exists()) else flat
+
+
+def is_there(path: Path) -> bool:
+    """Whether an image was written there, and not only begun."""
+    return path.is_file() and path.stat().st_size > 0
+
+
+def as_pixels(images: Tensor) -> np.ndarray:
+    """Images [n, C, H, W] in [−1, 1] as uint8 [n, H, W, C]; points in the plane as they are."""
+    array = images if images.shape[1:] == (2, 1, 1) else to_uint8(images)
+    return array.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def from_pixels(pixels: np.ndarray) -> Tensor:
+    """The inverse of `as_pixels`: images that are drawn with exactly these pixels."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return (images - 127.5) / 127.5 if images.dtype == torch.uint8 else images
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """One image [H, W, C]."""
+    save_image(path, Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), durable=False)
+
+
+def write_part(folder: Path, seeds: Sequence[int], pixels: np.ndarray, labels: np.ndarray | None) -> None:
+    """A batch on its way into samples.npz or the grid."""
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {"seeds": np.array(seeds), "arr_0": pixels} | ({} if labels is None else {"labels": labels})
+    np.savez(buffer, **arrays)
+    name = hashlib.sha256(str(list(seeds)).encode()).hexdigest()[:16]
+    write_atomically(folder / f"{name}.npz", buffer.getvalue(), durable=False)
+
+
+def parts_in(folder: Path) -> list[tuple[Path, list[int]]]:
+    """The parts of an unfinished run, with their seeds; damaged ones are removed."""
+    found = []
+    for path in sorted(folder.glob("*.npz")):
+        try:
+            with np.load(path, allow_pickle=False) as part:
+                assert len(part["arr_0"]) == len(part["seeds"])  # read them now: a part may be cut off anywhere
+                found.append((path, part["seeds"].tolist()))
+        except DAMAGE:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def read_parts(folder: Path, seeds: Sequence[int]) -> dict[str, np.ndarray]:
+    """`arr_0` [n, H, W, C], `seeds` [n] and `labels` [n], if there are any, in the order of the seeds. Raises UserError."""
+    row = {seed: i for i, seed in enumerate(seeds)}
+    content, missing = {"seeds": np.array(seeds)}, set(seeds)
+    for path, of in parts_in(folder):
+        with np.load(path, allow_pickle=False) as part:
+            where = [(row[seed], i) for i, seed in enumerate(of) if seed in row]
+            for name in set(part.files) - {"seeds"}:
+                found = part[name]
+                whole = content.setdefault(name, np.zeros((len(seeds), *found.shape[1:]), found.dtype))
+                whole[[to for to, _ in where]] = found[[at for _, at in where]]
+        missing -= set(of)
+    if missing:
+        raise UserError(
+            f"{folder}: {len(missing)} images are missing, e.g. of seed {min(missing)}; do all processes see this folder?"
+        )
+    return content

@@ -1,0 +1,55 @@
+"""EDM's deterministic sampler, for teachers of every D."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from registry.core.contracts import Denoiser, Domain, Noise
+from registry.core.levels import heun_levels
+from registry.core.streams import Streams
+
+
+@torch.no_grad()
+def heun(
+    denoiser: Denoiser,
+    x: Tensor,
+    levels: Tensor,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Solve dx/dsigma = (x − f(x; sigma))/sigma from levels[0] down to 0 (EDM Algorithm 1, S_churn = 0).
+
+    x [B, C, H, W] is the prior at levels[0]; the state is kept in float64. n levels above 0 take 2n − 1 evaluations."""
+
+    def slope(x: Tensor, sigma: Tensor) -> Tensor:
+        return (x - denoiser(x, sigma.expand(len(x)), labels).to(torch.float64)) / sigma
+
+    x, levels = x.to(torch.float64), levels.to(x.device)
+    for sigma, sigma_next in itertools.pairwise(levels):
+        d = slope(x, sigma)
+        euler = x + (sigma_next - sigma) * d
+        x = euler if sigma_next == 0 else x + (sigma_next - sigma) * (d + slope(euler, sigma_next)) / 2
+    return x
+
+
+@torch.no_grad()
+def heun_images(
+    denoiser: Denoiser, noise: Noise, image_shape: Sequence[int], label_dim: int, steps: int, rng: Streams,
+    labels: Tensor | None = None, z: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """One Heun sample per stream, from the prior at sigma_max (or from z): [B, C, H, W] in float32, and the labels.
+
+    2·steps − 1 evaluations. Labels are drawn where none are given.
+    """
+    z = noise.prior(image_shape, noise.sigma_max, rng) if z is None else z
+    labels = rng.one_hot(label_dim) if labels is None else labels
+    return heun(denoiser, z, heun_levels(steps, noise.sigma_min, noise.sigma_max, noise.rho), labels).float(), labels
+
+
+def heun_samples(denoiser: nn.Module, noise: Noise, domain: Domain, seeds: Sequence[int], steps: int) -> Tensor:
+    """Heun samples [n, C, H, W] of a denoiser from sigma_max, one per seed, on the denoiser's device."""
+    device = next((t.device for t in (*denoiser.parameters(), *denoiser.buffers())), torch.device("cpu"))
+    return heun_images(denoiser, noise, domain.image_shape, domain.label_dim, steps, Streams(seeds, device))[0]

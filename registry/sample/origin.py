@@ -1,0 +1,106 @@
+"""What a network was trained with, by its file: kind, D, kernel, noise levels. What a foreign file does not tell is an argument."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from torch import nn
+
+from registry.core.contracts import Domain, Noise, Rebuildable, Teacher
+from registry.core.errors import SettingError, UserError
+from registry.core.levels import generator_levels
+from registry.edm.networks import EDMPrecond
+from registry.files.facts import NetworkFacts
+from registry.files.locate import published
+from registry.plugins.component import Component
+from registry.plugins.loading import Plugins
+from registry.recipe.resolved import Choice
+
+
+def kind_of(network: str, facts: NetworkFacts, sampler: str) -> str:
+    """'denoiser' or 'generator': what the file says, else what was asked for, else what its layout suggests. Raises UserError."""
+    asked = {"heun": "denoiser", "generator": "generator"}.get(sampler)
+    if facts.kind and asked and facts.kind != asked:
+        raise SettingError("sampler", f"{network} is a {facts.kind}; leave this out", sampler)
+    return facts.kind or asked or facts.looks_like
+
+
+def dimension_of(network: str, facts: NetworkFacts, D: float | None) -> float:
+    """D of the file; for one that does not tell, the argument. Raises UserError where they disagree."""
+    if D is not None and not D > 0:
+        raise SettingError("D", "must be a positive number, or inf", D)
+    known = published(network)
+    told = known.D if known else facts.dimension()
+    certain = known is not None or facts.kind is not None or facts.D_is_certain
+    if D is not None and certain and told != D:
+        raise SettingError("D", f"{network} was trained with D = {told:g}; leave this out", D)
+    return told if D is None or certain else D
+
+
+def noise_of(network: str, facts: NetworkFacts, domain: Domain, sigma_init: float | None, plugins: Plugins) -> Noise:
+    """The noise that the network was trained with, as its file tells; else the first registered one that serves its D."""
+    values: dict[str, Any] = {} if facts.sigma_init is None else {"sigma_init": facts.sigma_init}
+    values |= facts.table("noise")
+    if sigma_init is not None and values.setdefault("sigma_init", sigma_init) != sigma_init:
+        raise SettingError("sigma_init", f"{network} starts at {values['sigma_init']:g}; leave this out", sigma_init)
+    names = [values["use"]] if "use" in values else serving_most_alike(plugins, domain.D)
+    for name in names:
+        choice = choice_of("noise", values | {"use": name}, network, plugins)
+        if choice.config.misfit(domain.D) is None:
+            found: Noise = choice.make(domain)
+            return found
+    raise UserError(f"{network}: no noise serves D = {domain.D:g}; install the plugin that it was trained with")
+
+
+def serving_most_alike(plugins: Plugins, D: float) -> list[str]:
+    """Noises that serve D, those that serve no other D first: at D = inf the Gaussian."""
+    other = 1.0 if math.isinf(D) else math.inf
+    return sorted(plugins.serving("noise", D), key=lambda name: name in plugins.serving("noise", other))
+
+
+def choice_of(kind: str, table: Mapping[str, Any], network: str, plugins: Plugins) -> Choice:
+    """The component that a table of the recipe in a file names, with its settings. Raises UserError."""
+    settings = dict(table)
+    use = settings.pop("use", None)
+    if not isinstance(use, str):
+        raise UserError(f"{network}: does not tell what {kind} it was trained with, so its network cannot be built")
+    try:
+        found = plugins.find(kind, use)
+        assert isinstance(found.component, Component)
+        return Choice(kind, found.component, found.owner, found.component.config.model_validate(settings))
+    except UserError as error:
+        raise UserError(f"{network}: {error}") from None
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        raise UserError(f"{network}: its {kind} {use!r} has {wrong['loc'][-1]} = {wrong['input']!r}: {wrong['msg']}") from None
+
+
+def copy_of_teacher(network: str, facts: NetworkFacts, plugins: Plugins) -> nn.Module:
+    """A network of a class that no plugin registers: a copy of the teacher that the recipe in the file names. Raises UserError."""
+    teacher: Teacher = choice_of("teacher", facts.table("teacher"), network, plugins).make()
+    return teacher.copy()
+
+
+def levels_of(facts: NetworkFacts, noise: Noise) -> tuple[float, ...]:
+    """The generator's noise levels, by its file: one at sigma_init where it tells nothing."""
+    if facts.sigmas is not None:
+        return tuple(map(float, facts.sigmas))
+    table = facts.table("generator")
+    levels = generator_levels(table.get("steps", 1), table.get("schedule", "uniform"), noise.sigma_init, noise.sigma_min, noise.rho)
+    return tuple(levels)
+
+
+def domain_of(network: str, net: nn.Module, facts: NetworkFacts, D: float | None) -> Domain:
+    """D, shape and classes of the images, as the file or the network tells. Raises UserError."""
+    shape, label_dim = facts.image_shape, facts.label_dim
+    if isinstance(net, EDMPrecond):
+        shape, label_dim = (net.img_channels, net.img_resolution, net.img_resolution), net.label_dim
+    elif shape is None and isinstance(net, Rebuildable) and "image_shape" in net.init_kwargs:
+        c, h, w = net.init_kwargs["image_shape"]
+        shape = int(c), int(h), int(w)
+    if shape is None:
+        raise UserError(f"{network}: does not tell the shape of its images")
+    return Domain(D=dimension_of(network, facts, D), image_shape=shape, label_dim=label_dim or 0, origin=network)

@@ -1,0 +1,163 @@
+"""A sampler for whatever network a file holds: seeds to images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from registry.core import distributed
+from registry.core.contracts import Domain, Noise
+from registry.core.errors import SettingError
+from registry.core.streams import Streams
+from registry.edm.latents import pfgmpp_latents
+from registry.edm.networks import EDMPrecond
+from registry.files.formats import load_network, weights_hash
+from registry.plugins.loading import load_plugins
+from registry.sample.heun import heun_images
+from registry.sample.origin import copy_of_teacher, domain_of, kind_of, levels_of, noise_of
+from registry.train.generator import Generator
+
+Rng = Literal["distill", "pfgmpp"]
+Draw = Callable[[Streams, Tensor | None], tuple[Tensor, Tensor | None]]
+"""Streams, and labels [B, label_dim] or None, to images [B, C, H, W] and the labels that they have."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Seeds to images, for generators and teachers alike. An image depends on its seed only."""
+
+    draw: Draw
+    evaluations: int
+    """Of the network, for one image."""
+    domain: Domain
+    device: torch.device
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What is sampled, and how: plain values. Two samplers with equal settings give equal images."""
+
+    def __call__(self, seeds: Sequence[int], labels: Tensor | None = None) -> Tensor:
+        """Images [n, C, H, W] in about [−1, 1], one per seed; labels [n, label_dim] are drawn where none are given."""
+        return self.labelled(seeds, labels)[0]
+
+    @torch.no_grad()
+    def labelled(self, seeds: Sequence[int], labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Images as above, and the labels that they have (None if the network has no classes)."""
+        return self.draw(Streams(seeds, self.device), None if labels is None else labels.to(self.device))
+
+    def one_hot(self, class_: int | None, n: int) -> Tensor | None:
+        """Labels [n, label_dim] of one class, None for None. Raises UserError if there is no such class."""
+        if class_ is None:
+            return None
+        classes = self.domain.label_dim
+        if not classes:
+            raise SettingError("class_", f"{self.domain.origin} was trained without classes, so none can be given", class_)
+        if not 0 <= class_ < classes:
+            raise SettingError("class_", f"{self.domain.origin} has the classes 0 to {classes - 1}", class_)
+        return torch.nn.functional.one_hot(torch.full((n,), class_), classes).float()
+
+
+def open_sampler(
+    network: str,
+    *,
+    key: str | None = None,
+    sampler: Literal["auto", "generator", "heun"] = "auto",
+    steps: int | None = None,
+    nfe: int | None = None,
+    sigma_init: float | None = None,
+    D: float | None = None,
+    rng: Rng = "distill",
+    device: str = "auto",
+) -> Sampler:
+    """A sampler for the network in a file: what the file tells (kind, D, noise levels) needs no argument.
+
+    A teacher is sampled with Heun's method, `steps` of them or `nfe` = 2·steps − 1 evaluations; a generator with the noise
+    levels that it was trained with. `sampler`, `sigma_init` (2.5, as in SiD) and `D` are for foreign files, which do not tell.
+    Raises UserError where an argument contradicts the file.
+    """
+    plugins = load_plugins()
+    net, facts = load_network(
+        network, "denoiser", "generator", key=key, build=lambda facts: copy_of_teacher(network, facts, plugins)
+    )
+    place = distributed.start(device)
+    net = net.to(place).requires_grad_(False)
+    domain = domain_of(network, net, facts, D)
+    noise = noise_of(network, facts, domain, sigma_init, plugins)
+    settings: dict[str, Any] = {
+        "network": network, "key": facts.key, "weights": weights_hash(net), "D": domain.D if math.isfinite(domain.D) else "inf",
+        "noise": type(noise).__name__, "rng": rng,
+        "fp16": isinstance(net, EDMPrecond) and net.use_fp16 and place.type == "cuda",
+    }  # fmt: skip
+    start = pfgmpp_start if rng == "pfgmpp" and math.isfinite(domain.D) else no_start  # at D = inf ours is PFGM++'s too
+    if kind_of(network, facts, sampler) == "denoiser":
+        n = heun_steps(domain.image_shape[1], steps, nfe)
+        settings |= {"kind": "teacher", "sampler": "heun", "steps": n, "levels": [noise.sigma_min, noise.sigma_max, noise.rho]}
+        return Sampler(teacher_draw(net, noise, domain, n, start), 2 * n - 1, domain, place, settings)
+    sigmas = levels_of(facts, noise)
+    check_generator_steps(network, sigmas, steps, nfe)
+    settings |= {"kind": "generator", "sampler": "generator", "sigmas": list(sigmas)}
+    return Sampler(generator_draw(net, noise, domain, sigmas, start), len(sigmas), domain, place, settings)
+
+
+Start = Callable[[Streams, Domain, float], Tensor | None]
+"""Where sampling starts: x [B, C, H, W] at a noise level, or None, which leaves it to the noise."""
+
+
+def no_start(streams: Streams, domain: Domain, sigma: float) -> Tensor | None:
+    """Leave it to the noise."""
+    return None
+
+
+def pfgmpp_start(streams: Streams, domain: Domain, sigma: float) -> Tensor | None:
+    """The latents that PFGM++'s script draws for the seeds."""
+    return pfgmpp_latents(streams.seeds, domain.image_shape, sigma, domain.D).to(streams.device)
+
+
+def teacher_draw(net: nn.Module, noise: Noise, domain: Domain, steps: int, start: Start) -> Draw:
+    """Heun's method from sigma_max."""
+
+    def draw(streams: Streams, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        z = start(streams, domain, noise.sigma_max)
+        return heun_images(net, noise, domain.image_shape, domain.label_dim, steps, streams, labels, z)
+
+    return draw
+
+
+def generator_draw(net: nn.Module, noise: Noise, domain: Domain, sigmas: Sequence[float], start: Start) -> Draw:
+    """The generator, applied at its noise levels."""
+    generator = Generator(net, noise, domain.image_shape, domain.label_dim, sigmas)
+
+    def draw(streams: Streams, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        z = start(streams, domain, sigmas[0])
+        return generator.chain(streams, labels, None if z is None else z.float())
+
+    return draw
+
+
+def check_generator_steps(network: str, sigmas: Sequence[float], steps: int | None, nfe: int | None) -> None:
+    """A generator is sampled with the steps that it was distilled with. Raises SettingError."""
+    if nfe is not None and steps is not None and nfe != steps:
+        raise SettingError("nfe", f"a generator takes as many evaluations as steps (here {steps}); give one of them", nfe)
+    for setting, asked in (("steps", steps), ("nfe", nfe)):
+        if asked is not None and asked != len(sigmas):
+            levels = ", ".join(f"{s:g}" for s in sigmas)
+            raise SettingError(
+                setting,
+                f"{network} was distilled with {len(sigmas)} step{'s' * (len(sigmas) > 1)} (sigma {levels}), and is sampled so; "
+                f"for {asked} distil again with that many",
+                asked,
+            )
+
+
+def heun_steps(resolution: int, steps: int | None, nfe: int | None) -> int:
+    """Heun steps: as given, or for that many evaluations; else EDM's 18 up to 32 pixels a side, 40 above. Raises UserError."""
+    if nfe is not None and nfe % 2 == 0:
+        raise SettingError("nfe", f"n Heun steps take 2n − 1 evaluations, an odd number; give {nfe - 1} or {nfe + 1}", nfe)
+    if nfe is not None and steps is not None and nfe != 2 * steps - 1:
+        raise SettingError("nfe", f"{steps} Heun steps take {2 * steps - 1} evaluations; give steps or nfe, not both", nfe)
+    if nfe is not None:
+        return (nfe + 1) // 2
+    return steps or (18 if resolution <= 32 else 40)

@@ -1,0 +1,71 @@
+"""Figures drawn by matplotlib, in one style: curves over kimg, points in the plane."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from registry.core.errors import UserError
+from registry.files.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, ACCENT, SECOND, FAINT = "#22303c", "#c8553d", "#2a7f9e", "#c9d1d6"
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    write_atomically(path, buffer.getvalue())
+
+
+def _figure(rows: int, size: tuple[float, float]) -> tuple[Figure, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("pictures of curves and points need matplotlib: pip install 'distill[plots]'") from None
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, 1, sharex=rows > 1, squeeze=False)[:, 0]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(FAINT)
+        ax.tick_params(colors=INK, labelsize=9)
+        ax.grid(color=FAINT, linewidth=0.5, alpha=0.6)
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
+def save_scatter(path: Path, points: Any, real: Any = None) -> None:
+    """Points in the plane [n, 2] against the real ones, as PNG."""
+    figure, (ax,) = _figure(1, (6, 6))
+    ax.scatter(points[:, 0], points[:, 1], s=6, color=SECOND, alpha=0.35, linewidths=0, label=f"generated ({len(points)})")
+    if real is not None:
+        ax.scatter(real[:, 0], real[:, 1], s=70, color=ACCENT, marker="x", linewidths=1.8, label=f"real ({len(real)})")
+    ax.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
+    ax.legend(loc="upper right", fontsize=9, frameon=False, labelcolor=INK)
+    save_figure(path, figure)
+
+
+def save_curves(path: Path, panels: Sequence[tuple[str, dict[str, tuple[list[float], list[float]]], bool]], title: str) -> None:
+    """Panels (label of the axis, {name: (kimg, values)}, logarithmic?) above each other, over kimg."""
+    panels = [p for p in panels if any(len(x) for x, _ in p[1].values())]
+    if not panels:
+        return
+    figure, axes = _figure(len(panels), (7.5, 1.1 + 2.3 * len(panels)))
+    for ax, (label, curves, logarithmic) in zip(axes, panels, strict=True):
+        for (name, (x, y)), color in zip(curves.items(), (ACCENT, SECOND, INK), strict=False):
+            ax.plot(x, y, color=color, linewidth=1.6, marker="o" if len(x) < 30 else None, markersize=3, label=name)
+        if logarithmic and all(v > 0 for _, y in curves.values() for v in y):
+            ax.set_yscale("log")
+            for axis_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+                axis_formatter("{x:.3g}")
+        ax.set_ylabel(label, color=INK, fontsize=10)
+        if len(curves) > 1:
+            ax.legend(fontsize=9, frameon=False, labelcolor=INK)
+    figure.align_ylabels()
+    axes[-1].set_xlabel("thousands of images (kimg)", color=INK, fontsize=10)
+    figure.suptitle(title, color=INK, fontsize=11)
+    save_figure(path, figure)

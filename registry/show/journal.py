@@ -1,0 +1,90 @@
+"""What people see while something runs: lines, kept in a log, and progress bars on a terminal (rank 0 alone)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from registry.core import distributed
+from registry.files.atomic import write_atomically
+
+
+class Journal:
+    """The one place that prints and logs. On ranks other than 0 it does nothing."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.folder: Path | None = None
+        self.active = distributed.rank() == 0
+        self._progress: Progress | None = None
+
+    def open(self, folder: Path) -> None:
+        """From now on, also keep lines in log.txt and tables as text in this folder."""
+        self.folder = folder
+
+    def log(self, text: str) -> None:
+        """One line for people: printed, and kept in log.txt."""
+        if not self.active:
+            return
+        self.console.print(text, markup=False)
+        if self.folder:
+            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    def table(self, table: Table, name: str) -> None:
+        """A table: printed, and kept as text."""
+        if not self.active:
+            return
+        self.console.print(table)
+        if self.folder:
+            plain = Console(width=100, color_system=None, record=True, file=io.StringIO())
+            plain.print(table)
+            write_atomically(self.folder / name, plain.export_text().encode())
+
+    @contextmanager
+    def progress(self, description: str, total: float) -> Iterator[Bar]:
+        """A bar with ETA on a terminal; when piped nothing, since ticks are lines already."""
+        if not (self.active and self.console.is_terminal):
+            yield Bar(None, None)
+            return
+        if self._progress is not None:  # a bar inside a bar
+            task = self._progress.add_task(description, total=total, note="")
+            yield Bar(self._progress, task)
+            self._progress.remove_task(task)
+            return
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            self._progress = progress
+            try:
+                yield Bar(progress, progress.add_task(description, total=total, note=""))
+            finally:
+                self._progress = None
+
+
+class Bar:
+    """A running bar, or nothing."""
+
+    def __init__(self, progress: Progress | None, task: TaskID | None) -> None:
+        self._progress, self._task = progress, task
+
+    def at(self, done: float, note: str = "") -> None:
+        """Move to `done`; `note` stands behind the bar."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, note=note)
+
+
+def duration(seconds: float) -> str:
+    """1h 02m 03s, 2m 03s, 3s."""
+    s = round(seconds)
+    if s >= 3600:
+        return f"{s // 3600}h {s // 60 % 60:02d}m {s % 60:02d}s"
+    return f"{s // 60}m {s % 60:02d}s" if s >= 60 else f"{s}s"

@@ -1,0 +1,11 @@
+"""Training: a batch never leaves this folder, except to the plugin whose loss and kernel it meets.
+
+loop         the distillation, IPFM's and SiD's Algorithm 1: read this first
+step         a network that learns: accumulate parts of a batch, then step; all guards against non-finite values
+generator    G: the network applied to noise, once or K times
+ema          the generator's average
+kernels      the perturbation kernel x_r = x + sigma·s·z, and the laws of noise levels
+losses       the weights, the denoising loss, and the game that SiD and IPFM share
+data         real images, for a teacher's training and for losses that want them
+pretraining  a teacher from images: the student's step, fed with data
+"""

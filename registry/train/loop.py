@@ -1,0 +1,92 @@
+"""THE loop: SiD, IPFM, and whatever else a plugin brings. It knows components by their contracts only.
+
+Algorithm 1 of IPFM and of SiD, one iteration:
+
+    (1)  x = G(x_init), no gradient     student f    one Adam step on the loss of denoising x
+    (2)  x = G(x_init), fresh           generator G  one Adam step on L_alpha(x; f*, f), f* and f standing still
+    (3)                                 average      moves towards G
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from registry.core.contracts import Loss, Noise, Teacher
+from registry.core.streams import Streams
+from registry.recipe.tables import TrainConfig
+from registry.train.data import RealImages
+from registry.train.ema import EMA
+from registry.train.generator import Generator
+from registry.train.step import Learner, cosine_rate, mode, shares
+
+
+class Distillation:
+    """The four players: teacher f* (frozen), student f, generator G, which all start as the teacher, and the average of G."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        noise: Noise,
+        loss: Loss,
+        train: TrainConfig,
+        device: torch.device,
+        G: Generator | None = None,
+        data: RealImages | None = None,
+    ) -> None:
+        teacher.denoiser.to(device).eval().requires_grad_(False)
+        self.noise, self.loss, self.train, self.device, self.data = noise, loss, train, device, data
+        companion = loss.to(device) if isinstance(loss, torch.nn.Module) else None
+        self.teacher = teacher.denoiser
+        self.student = Learner(teacher.copy(), train.batch, train.lr, train.betas, train.eps, train.loss_scaling, companion)
+        self.G = (G or Generator(teacher.copy(), noise, teacher.image_shape, teacher.label_dim)).to(device)
+        self.generator = Learner(self.G.net, train.batch, train.glr, train.gbetas, train.eps, train.generator_loss_scaling)
+        self.average = EMA(self.G.net, train.ema_halflife_kimg, train.ema_rampup_ratio)
+        self.nimg = 0
+
+    @property
+    def total(self) -> int:
+        """Images of the whole run."""
+        return round(self.train.duration_kimg * 1000)
+
+    def parts(self, step: str) -> Iterator[tuple[Streams, tuple[Any, ...]]]:
+        """This process's share of the batch, part by part: a stream per image, and real images for a loss that wants them.
+
+        The streams depend on seed, step and image number alone, so parts, processes and resumption change nothing.
+        """
+        for numbers in shares(self.nimg, self.train.batch, self.train.batch_gpu):
+            purpose = f"{self.train.seed}/{step}"
+            real = (self.data.batch(Streams.derived(f"{purpose}/real", numbers, self.device)),) if self.data else ()
+            yield Streams.derived(purpose, numbers, self.device), real
+
+
+def distill(run: Distillation, after_iteration: Callable[[], None]) -> None:
+    """Iterate until the run's images are spent."""
+    while run.nimg < run.total:
+        iteration(run)
+        after_iteration()
+
+
+def iteration(run: Distillation) -> None:
+    """Student, generator, average."""
+    teacher, student, generator, G = run.teacher, run.student, run.generator, run.G
+    rate = cosine_rate(run.nimg / run.total, run.train.lr_decay)
+
+    for i in range(run.train.student_steps):
+        with mode(G, train=False), mode(student.modules, train=True):
+            for rng, real in run.parts(f"student{i}"):
+                with torch.no_grad():
+                    x, labels = G(rng)
+                student.accumulate(run.loss.student(student.net, x, labels, run.noise, rng, *real))
+        student.step(rate)
+
+    with mode(G, train=True), mode(student.modules, train=False, grad=False):
+        for rng, real in run.parts("generator"):
+            x, labels = G(rng)
+            generator.accumulate(run.loss.generator(teacher, student.net, x, labels, run.noise, rng, *real), x)
+    generator.step(rate)
+
+    run.average.update(run.train.batch, run.nimg)
+    run.nimg += run.train.batch

@@ -1,0 +1,57 @@
+"""Losses of denoisers: ordinary training, the weight of the generator's loss, and the game that SiD and IPFM share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from registry.core.contracts import Denoiser, Noise
+from registry.core.streams import Streams
+
+
+def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
+    """lambda(sigma) = (sigma² + sigma_data²)/(sigma·sigma_data)² (EDM Table 1)."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+def denoising_loss(
+    denoiser: Denoiser, x: Tensor, labels: Tensor | None, noise: Noise, rng: Streams, sigma_data: float = 0.5
+) -> Tensor:
+    """lambda(sigma)·|f(x_r; sigma) − x|², unreduced [B, C, H, W] (EDM Eq. 2, PFGM++ Eq. 17/18)."""
+    sigma = noise.student_sigma(rng)
+    f = denoiser(noise.perturb(x, sigma, rng), sigma, labels)
+    return edm_weight(sigma.to(f.dtype), sigma_data).reshape(-1, 1, 1, 1) * (f - x) ** 2
+
+
+def generator_weight(x: Tensor, f_star: Tensor) -> Tensor:
+    """w = C/|x − f*(x_r)|₁ per image, no gradient, the mean absolute error floored at 1e-5: [B, 1, 1, 1] (SiD Eq. 24)."""
+    return 1 / (x - f_star).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-5).detach()
+
+
+class DenoisingGame(ABC):
+    """The two-player game of SiD and IPFM (IPFM Algorithm 1), complete but for the generator's objective.
+
+    The student learns to denoise what the generator makes; the generator's samples are perturbed and shown to both
+    denoisers, and `objective` compares what the two answer.
+    """
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        self.sigma_data = sigma_data
+
+    @abstractmethod
+    def objective(self, x: Tensor, f_star: Tensor, f: Tensor) -> Tensor:
+        """The generator's objective from x and both denoised images, all [B, C, H, W], before weighting."""
+
+    def student(self, student: Denoiser, x: Tensor, labels: Tensor | None, noise: Noise, rng: Streams) -> Tensor:
+        """The denoising loss on generated images (inner problem of SiD Eq. 22 and IPFM Eq. 21)."""
+        return denoising_loss(student, x, labels, noise, rng, self.sigma_data)
+
+    def generator(
+        self, teacher: Denoiser, student: Denoiser, x: Tensor, labels: Tensor | None, noise: Noise, rng: Streams
+    ) -> Tensor:
+        """w·objective at a perturbed x; the gradient goes through x, directly and through both denoisers."""
+        sigma = noise.generator_sigma(rng)
+        x_r = noise.perturb(x, sigma, rng)
+        f_star, f = teacher(x_r, sigma, labels), student(x_r, sigma, labels)
+        return generator_weight(x, f_star) * self.objective(x, f_star, f)

@@ -1,0 +1,52 @@
+"""A teacher from images: the student's step, fed with data (EDM training; PFGM++ at finite D)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from registry.core.contracts import Noise
+from registry.core.streams import Streams
+from registry.recipe.tables import PretrainConfig
+from registry.train.data import RealImages
+from registry.train.ema import EMA
+from registry.train.losses import denoising_loss
+from registry.train.step import Learner, cosine_rate, mode, shares
+
+
+class Pretraining:
+    """A denoiser that learns real images, and its average."""
+
+    def __init__(self, net: nn.Module, noise: Noise, data: RealImages, train: PretrainConfig, device: torch.device) -> None:
+        self.noise, self.data, self.train, self.device = noise, data, train, device
+        self.denoiser = Learner(net.to(device), train.batch, train.lr, train.betas, train.eps)
+        self.average = EMA(net, train.ema_halflife_kimg, train.ema_rampup_ratio)
+        self.nimg = 0
+
+    @property
+    def total(self) -> int:
+        """Images of the whole run."""
+        return round(self.train.duration_kimg * 1000)
+
+
+def pretrain(run: Pretraining, after_iteration: Callable[[], None]) -> None:
+    """Iterate until the run's images are spent."""
+    while run.nimg < run.total:
+        iteration(run)
+        after_iteration()
+
+
+def iteration(run: Pretraining) -> None:
+    """One Adam step on the denoising loss of real images, and the average."""
+    denoiser, train = run.denoiser, run.train
+    warmth = min(1.0, (run.nimg + train.batch) / max(train.lr_rampup_kimg * 1000, 1e-8))
+    with mode(denoiser.net, train=True):
+        for numbers in shares(run.nimg, train.batch, train.batch_gpu):
+            rng = Streams.derived(f"{train.seed}/data", numbers, run.device)
+            x, labels = run.data.batch(rng)
+            denoiser.accumulate(denoising_loss(denoiser.net, x, labels, run.noise, rng))
+    denoiser.step(warmth * cosine_rate(run.nimg / run.total, train.lr_decay))
+    run.average.update(train.batch, run.nimg)
+    run.nimg += train.batch

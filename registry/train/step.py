@@ -1,0 +1,166 @@
+"""One optimiser step on a batch that arrives in parts, for everything that learns.
+
+`accumulate` reduces a part's loss, guards it and differentiates it; `step` adds up over processes, guards, and steps.
+
+The guards against non-finite values are these two, and no others: an image whose loss is not finite is dropped from the
+sum, and its gradient is kept away from the other images; a gradient value that is not finite is replaced (EDM, SiD). Both are
+counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from registry.core import distributed
+
+
+class Learner:
+    """A network with its Adam, and a tally of what happened since it was last read.
+
+    `batch` is the number of images of one step over all parts and processes: the loss is summed over values and
+    averaged over images, times `scaling` (EDM, SiD). `companion` is a network that a loss trains along with this one.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        batch: int,
+        lr: float,
+        betas: tuple[float, float] = (0.0, 0.999),
+        eps: float = 1e-8,
+        scaling: float = 1.0,
+        companion: nn.Module | None = None,
+    ) -> None:
+        self.net, self.companion = net, companion
+        self.batch, self.lr, self.scaling = batch, lr, scaling
+        self.modules = nn.ModuleList([net] if companion is None else [net, companion])
+        self.optimiser = torch.optim.Adam(self.modules.parameters(), lr=lr, betas=betas, eps=eps, fused=True)
+        self.tally = Tally(next(net.parameters()).device)
+        self.loss = torch.zeros((), device=self.tally.device)
+
+    def accumulate(self, values: Tensor, x: Tensor | None = None) -> None:
+        """Add a part of the batch: its unreduced loss [b, C, H, W], and the images x it was taken of, if they carry a gradient."""
+        reduced, finite = reduce(values, self.batch)
+        if x is not None:
+            shield(x, finite)
+        (self.scaling * reduced).backward()
+        self.loss = self.loss + reduced.detach()
+        self.tally.dropped += (~finite).sum()
+
+    def step(self, rate: float = 1.0) -> None:
+        """One Adam step at `rate` times the learning rate, on all that was accumulated in all processes."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr * rate
+        distributed.sum_gradients(self.modules.parameters())
+        self.tally.repaired += repair_gradients(self.modules.parameters())
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.tally.add(distributed.sum_(self.loss))
+        self.loss = torch.zeros_like(self.loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        companion = {} if self.companion is None else {"companion": self.companion.state_dict()}
+        return {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict(), **companion}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        settings = [{k: group[k] for k in ("betas", "eps")} for group in self.optimiser.param_groups]
+        self.net.load_state_dict(state["net"])
+        if self.companion is not None:
+            self.companion.load_state_dict(state["companion"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        for group, own in zip(self.optimiser.param_groups, settings, strict=True):
+            group.update(own)  # the recipe's, not those of the run that is resumed
+
+
+class Tally:
+    """Sums kept on the device, read once a tick, so that no step waits for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.clear()
+
+    def clear(self) -> None:
+        self.losses = torch.zeros(3, dtype=torch.float64, device=self.device)  # number, sum, sum of squares
+        self.dropped = torch.zeros((), device=self.device)
+        self.repaired = torch.zeros((), device=self.device)
+
+    def add(self, loss: Tensor) -> None:
+        loss = loss.double()
+        self.losses += torch.stack([torch.ones_like(loss), loss, loss**2])
+
+    def read(self) -> dict[str, float]:
+        """{num, mean, std} of the loss, images dropped and gradient values replaced, over all processes; then forget."""
+        num, total, squares = self.losses.tolist()
+        mean = total / max(num, 1)
+        found = {
+            "num": num,
+            "mean": mean,
+            "std": math.sqrt(max(squares / max(num, 1) - mean**2, 0)),
+            "dropped": distributed.sum_(self.dropped.clone()).item(),
+            "repaired": self.repaired.item(),
+        }
+        self.clear()
+        return found
+
+
+def reduce(values: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """Sum over values [b, C, H, W] divided by the whole batch, without images that have non-finite values; which are finite [b]."""
+    per_image = values.flatten(1).sum(1)
+    finite = per_image.isfinite()
+    return torch.where(finite, per_image, 0).sum() / batch, finite
+
+
+def shield(x: Tensor, finite: Tensor) -> None:
+    """The gradient of a dropped image, which is NaN, becomes 0 before it reaches the network: x [b, C, H, W], finite [b]."""
+    if x.requires_grad:
+        x.register_hook(lambda gradient: torch.where(finite.reshape(-1, 1, 1, 1), gradient, 0))
+
+
+@torch.no_grad()
+def repair_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Replace NaN by 0 and ±inf by ±1e5 in all gradients (EDM, SiD), and give the number of values replaced."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    bad = torch.stack([(~g.isfinite()).sum() for g in gradients]).sum()
+    for g in gradients:
+        torch.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5, out=g)
+    return bad
+
+
+def cosine_rate(progress: float, decay: float) -> float:
+    """1 until the last share `decay` of the run, then a cosine to 0; progress in [0, 1]."""
+    if not decay or progress <= 1 - decay:
+        return 1.0
+    return 0.5 + 0.5 * math.cos(math.pi * (progress - (1 - decay)) / decay)
+
+
+@contextmanager
+def mode(net: nn.Module, train: bool | None = None, grad: bool | None = None) -> Iterator[nn.Module]:
+    """The network in train or eval mode, with or without gradients of its parameters; both restored afterwards."""
+    training = [(m, m.training) for m in net.modules()]
+    requires = [(p, p.requires_grad) for p in net.parameters()]
+    try:
+        if train is not None:
+            net.train(train)
+        if grad is not None:
+            net.requires_grad_(grad)
+        yield net
+    finally:
+        for m, was in training:
+            m.training = was
+        for p, did in requires:
+            p.requires_grad_(did)
+
+
+def shares(first: int, batch: int, batch_gpu: int | None) -> Iterator[range]:
+    """The image numbers of this process in the batch that starts at `first`, in parts of `batch_gpu`."""
+    share = batch // distributed.world_size()
+    start = first + distributed.rank() * share
+    part = min(batch_gpu or share, share)
+    for i in range(0, share, part):
+        yield range(start + i, start + i + part)
