@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from registry.core.contracts import Domain, Loss, Metric, Noise, Teacher
+from registry.core.contracts import Domain, Loss, Metric, Noise, RealBatch, Teacher
 from registry.core.levels import heun_levels
 from registry.core.settings import NoiseConfig
 from registry.core.streams import Streams
@@ -244,20 +244,25 @@ def _check_law(noise: Noise, shape: tuple[int, ...], draws: int = 2000) -> None:
             )
 
 
-def check_loss(loss: Loss, teacher: Teacher, noise: Noise) -> None:
-    """Both sides of the game, under the loop's conditions, with a student that differs a little from the teacher."""
+def check_loss(loss: Loss, teacher: Teacher, noise: Noise, real: RealBatch | None = None) -> None:
+    """Both sides of the game, under the loop's conditions, with a student that differs a little from the teacher.
+
+    `real` are four real images, for a loss that wants them.
+    """
     denoiser, device = teacher.denoiser, _device(teacher.denoiser)
     student = _stirred(teacher.copy())
+    learning = nn.ModuleList([student, loss] if isinstance(loss, nn.Module) else [student])
     rng = Streams(range(90, 90 + B), device)
     images, every = teacher.sigma_data * rng.normal(teacher.image_shape), rng.one_hot(teacher.label_dim)
 
     def values(side: str, which: Sequence[int], x: Tensor) -> Tensor:
         own, labels = Streams(which, device), None if every is None else every[list(which)]
+        beside = () if real is None else (real_rows(real, list(which)),)
         if side == "student":
-            return loss.student(student, x, labels, noise, own)
-        return loss.generator(denoiser, student, x, labels, noise, own)
+            return loss.student(student, x, labels, noise, own, *beside)
+        return loss.generator(denoiser, student, x, labels, noise, own, *beside)
 
-    with mode(denoiser, train=False, grad=False), mode(student, train=False):
+    with mode(denoiser, train=False, grad=False), mode(learning, train=False):
         found = values("student", range(B), images)
         like(found, images, "loss.student's answer")
         demand(bool(found.isfinite().all()), "loss.student's answer is not finite")
@@ -267,7 +272,7 @@ def check_loss(loss: Loss, teacher: Teacher, noise: Noise) -> None:
         demand(all(bool(g.isfinite().all()) for g in moved), "the student's gradient is not finite")
         demand(any(bool(g.any()) for g in moved), "the student's gradient is zero; it must learn to denoise generated images")
         _check_alone(values, "student", images, found)
-    with mode(denoiser, train=False, grad=False), mode(student, train=False, grad=False):
+    with mode(denoiser, train=False, grad=False), mode(learning, train=False, grad=False):
         x = images.clone().requires_grad_()
         found = values("generator", range(B), x)
         like(found, images, "loss.generator's answer")
@@ -284,6 +289,11 @@ def check_loss(loss: Loss, teacher: Teacher, noise: Noise) -> None:
             alone = images[i : i + 1].clone().requires_grad_()
             (own,) = torch.autograd.grad(values("generator", [i], alone).sum(), alone)
             same(own, gradient[i : i + 1], "an image's gradient of loss.generator depends on its batch", 1e-3)
+
+
+def real_rows(real: RealBatch, which: list[int]) -> RealBatch:
+    """Some of the real images, with their labels."""
+    return RealBatch(real.x[which], None if real.labels is None else real.labels[which])
 
 
 def _check_alone(values: Any, side: str, x: Tensor, found: Tensor) -> None:

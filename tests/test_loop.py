@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from registry.runs.checkpoints import load_state, save_state
 from registry.runs.distill import distill
 from registry.train import loop
 from registry.train.step import Learner, cosine_rate, mode, reduce, repair_gradients, shares
-from tests.conftest import environment, tiny_network
+from tests.conftest import ROOT, environment, tiny_network
 
 Write = Callable[..., Path]
 
@@ -260,3 +261,25 @@ def test_no_data_set_is_opened(recipe_file: Write, tmp_path: Path) -> None:
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_batch_stays_in_train_and_meets_the_plugins_loss(tmp_path: Path) -> None:
+    """In one iteration, images are local variables in at most five files of train/ and in the plugin's loss; networks aside."""
+    game, seen = distillation(), set()
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        file = frame.f_code.co_filename
+        if str(ROOT) in file and ("/registry/" in file or "/ipfm_plugin/" in file):
+            values = frame.f_locals.values()
+            if any(isinstance(v, Tensor) and v.ndim == 4 and v.shape[1:] == (1, 8, 8) for v in values):
+                seen.add(Path(file).relative_to(ROOT).as_posix())
+        return trace
+
+    sys.settrace(trace)
+    try:
+        loop.iteration(game)
+    finally:
+        sys.settrace(None)
+    inside = {name for name in seen if name.startswith("registry/train/")}
+    assert inside == {f"registry/train/{name}.py" for name in ("loop", "generator", "kernels", "losses", "step")}
+    assert seen - inside == {"ipfm_plugin/loss.py", "registry/edm/networks.py", "registry/core/streams.py"}

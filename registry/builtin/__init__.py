@@ -32,6 +32,9 @@ def only_diffusion(D: float, what: str) -> str | None:
 
 
 class EDMConfig(FileTeacherConfig):
+    def known_D(self) -> float | None:
+        return super().known_D() or math.inf
+
     def misfit(self, D: float) -> str | None:
         return only_diffusion(D, "is for diffusion teachers")
 

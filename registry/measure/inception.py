@@ -108,7 +108,7 @@ class Statistics:
 
     def save(self, path: Path) -> None:
         """Write them as .npz: `mu` and `sigma`, which EDM's scripts read, and what is known of the images. Raises UserError."""
-        known = {"img_resolution": self.img_resolution, "num_images": self.num_images, "inception": self.inception}
+        known: dict[str, Any] = {"img_resolution": self.img_resolution, "num_images": self.num_images, "inception": self.inception}
         known = {k: v for k, v in known.items() if v is not None}
         buffer = io.BytesIO()
         np.savez(buffer, mu=self.mu.numpy(), sigma=self.sigma.numpy(), **known)

@@ -37,6 +37,7 @@ class DenoisingGame(ABC):
     """
 
     def __init__(self, sigma_data: float = 0.5) -> None:
+        super().__init__()  # a torch.nn.Module's, for a game that trains a network of its own
         self.sigma_data = sigma_data
 
     @abstractmethod
