@@ -140,6 +140,23 @@ ALSO_OTHERWISE = {
 }
 
 
+def test_flags_and_tables_are_known_to_the_command_and_the_recipes_reader_alone() -> None:
+    """Messages of libraries name a setting; the surface adds `--flag` or `[table]`."""
+    for module, path in modules().items():
+        if room(module) in ("cli", "recipe"):
+            continue
+        tree = ast.parse(path.read_text())
+        docs = {
+            ast.get_docstring(n, clean=False) for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)
+        }
+        for text in {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)} - docs:
+            assert not re.search(r"(^|[\s(`])--[a-z]", text), (module, text)
+            assert not re.search(r"\[(teacher|noise|loss|data|generator|train|log|eval|network|classifier|swap)[\].]", text), (
+                module,
+                text,
+            )
+
+
 def test_nothing_is_fetched_from_an_object_by_a_guessed_name() -> None:
     """What the host asks of a plugin's object is in its contract: no getattr or hasattr but on modules."""
     for module, path in modules().items():

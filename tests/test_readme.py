@@ -1,4 +1,4 @@
-"""The README's code is run as it stands there, with shorter settings."""
+"""The README and the pages of docs/: code is run as it stands there, with shorter settings; commands and links exist."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from registry.plugins.loading import Plugins
 from registry.recipe.reading import resolve
 from registry.recipe.resolved import dumps
 from tests.conftest import ROOT, environment
 
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "recipes" / "README.md", ROOT / "benchmarks" / "RESULTS.md",
+         *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*/README.md"))]  # fmt: skip
 SHORT = '"train.duration_kimg=0.128", "eval.samples=60", "eval.teacher_steps=[2]", "eval.snapshot_samples=0"'
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+def blocks(language: str, page: Path = ROOT / "README.md") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
 
 
 def test_the_ten_lines_of_python(tmp_path: Path) -> None:
@@ -50,18 +53,36 @@ def test_the_plugin_on_one_screen(tmp_path: Path, cli: Callable[..., subprocess.
     assert "[loss] beta = -1: must be greater than or equal to 0" in wrong.stderr
 
 
-def test_the_recipe_that_is_explained_is_the_quickstart(tmp_path: Path, plugins: Plugins) -> None:
-    (text,) = (b for b in blocks("toml") if "[teacher]" in b)
+@pytest.mark.parametrize("page", ["README.md", "docs/recipes.md"])
+@pytest.mark.parametrize("loss", [None, "sid"])
+def test_the_recipe_that_is_explained_is_the_quickstart(page: str, loss: str | None, tmp_path: Path, plugins: Plugins) -> None:
+    (text,) = (b for b in blocks("toml", ROOT / page) if "[teacher]" in b and "duration_kimg" in b)
+    if loss and "[swap.sid]" not in text:
+        pytest.skip("this page leaves the swap out")
     (tmp_path / "quickstart.toml").write_text(text)
-    shown, shipped = resolve(str(tmp_path / "quickstart.toml"), plugins), resolve("quickstart", plugins)
+    shown, shipped = (resolve(name, plugins, loss=loss) for name in (str(tmp_path / "quickstart.toml"), "quickstart"))
     assert dumps(shown.tables()) == dumps(shipped.tables())
 
 
-def test_commands_of_the_readme_exist() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_commands_and_links_exist(page: Path) -> None:
+    """Subcommands and options of every `distill …` line, and the target of every relative link, its heading included."""
     from registry.cli import main
 
-    options = {o for c in [main, *main.commands.values()] for p in c.params for o in p.opts}
-    for line in (line for b in blocks("sh") for line in b.splitlines() if line.startswith("distill ")):
-        words = line.split("#")[0].split()
-        assert words[1].startswith("--") or words[1] in main.commands, line
-        assert {w for w in words if w.startswith("--")} <= options, line
+    for line in (
+        line for b in blocks("sh", page) for line in b.splitlines() if re.match(r"(distill|torchrun .*registry\.cli) ", line)
+    ):
+        words = line.split("#")[0].partition("registry.cli" if line.startswith("torchrun") else "distill")[2].split()
+        command = main.commands.get(words[0], main)
+        assert words[0].startswith("--") or words[0] in main.commands, line
+        known = {o for p in command.params for o in p.opts} | {"--help", "--version"}
+        assert {w for w in words if w.startswith("--")} <= known, line
+    for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", page.read_text()):
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page}: {link}"
+        if heading:
+            found = {
+                re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", target.read_text(), re.M)
+            }
+            assert heading in found, f"{page}: {link}"

@@ -1,9 +1,9 @@
 """The command `distill`. Flags are known here, and nowhere below but in `registry.recipe`.
 
-group              the command itself: errors become one line and an exit code; how a new subcommand is added
+group              the command itself: errors become one line and an exit code; how to add a subcommand
 options            options that several commands share
-run_commands       distill, pretrain, features, check: what takes a recipe
-image_commands     generate, evaluate: what samples a network
+run_commands       distill, pretrain, features, check
+image_commands     generate, evaluate
 file_commands      inspect, convert, dataset
 plugin_commands    plugins
 """

@@ -1,4 +1,4 @@
-"""What reads and writes files: inspect, convert, dataset."""
+"""The commands for files: inspect, convert, dataset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from registry.cli.run_commands import main
 @click.argument("file", metavar="FILE")
 @click.option("--globals", "show_globals", is_flag=True, help="List every global that the file refers to.")
 def inspect(file: str, show_globals: bool) -> None:
-    """Tell what is in a network or training state, and whether it is safe, without executing it."""
+    """Show what is in a network or training state, and whether it is safe, without executing it."""
     from rich.console import Console
     from rich.table import Table
 

@@ -17,9 +17,9 @@ DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show t
 
 
 class Group(click.Group):
-    """Adds --debug to every command, writes the flag in front of what is wrong with it, and exits with a code.
+    """Adds --debug to every command, names the flag that is at fault, and exits with a code:
 
-    0 done, 1 a user's error, 2 wrong usage, 70 a defect of ours, 130 or 143 interrupted (128 + the signal).
+    0 done, 1 a user's error, 2 wrong usage, 70 a bug in distill, 130 or 143 interrupted (128 + the signal).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -45,7 +45,7 @@ class Group(click.Group):
             code = report(f"{stop}, continue with --resume {stop.state}" if stop.state else str(stop), stop.code)
         except Exception as error:
             short = " ".join(str(error).split())
-            code = report(f"unexpected {type(error).__name__}: {short} (a defect of ours; --debug shows where)", 70, debug)
+            code = report(f"unexpected {type(error).__name__}: {short} (a bug in distill; --debug shows where)", 70, debug)
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -65,7 +65,7 @@ class Group(click.Group):
 
 
 def report(message: str, code: int, debug: bool = False) -> int:
-    """Say it on stderr, and give the exit code."""
+    """Print the message to stderr and return the exit code."""
     if debug:
         traceback.print_exc()
     click.echo(f"distill: {message}" if "\n" not in message else message, err=True)

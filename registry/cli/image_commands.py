@@ -1,4 +1,4 @@
-"""What samples a network: generate, evaluate."""
+"""The commands that sample a network: generate, evaluate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def generate(seeds: str, class_: int | None, batch: int, outdir: Path, formats: 
     distill generate --network network-snapshot-1.000000-000512.pkl --seeds 0-63 --format grid --outdir images
     distill generate --network edm:cifar10-uncond --nfe 35 --seeds 0-49999 --outdir teacher
 
-    What is there already is not made again. Under torchrun the processes share the work.
+    Existing images are skipped. Under torchrun the processes share the work.
     """
     from registry.core import distributed
     from registry.sample.generate import generate, parse_seeds
@@ -38,7 +38,7 @@ def generate(seeds: str, class_: int | None, batch: int, outdir: Path, formats: 
     try:
         generate(open_sampler(**options), wanted, outdir, formats or ("png",), class_, batch)
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; what is made is kept in {outdir}, and the same command goes on from there", 130) from None
+        raise Interrupted(f"interrupted; the images so far are in {outdir}, and the same command goes on from there", 130) from None
     distributed.stop()
 
 

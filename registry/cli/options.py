@@ -36,9 +36,7 @@ recipe_options = options(
 sampler_options = options(
     click.option("--network", required=True, metavar="FILE", help="A generator or teacher: any file that distill reads."),
     click.option("--key", help="Which network of a file that has several, e.g. ema, G_ema, net."),
-    click.option(
-        "--sampler", type=click.Choice(["auto", "generator", "heun"]), default="auto", help="By default what the file says."
-    ),
+    click.option("--sampler", type=click.Choice(["auto", "generator", "heun"]), default="auto", help="Default: as the file says."),
     click.option("--steps", type=click.IntRange(min=1), help="Heun steps; a generator has its own, which must agree."),
     click.option("--nfe", type=click.IntRange(min=1), help="Network evaluations per image: 2·steps − 1 for Heun."),
     click.option("--sigma-init", type=float, help="Where a foreign generator starts, if not at 2.5."),

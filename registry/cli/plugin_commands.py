@@ -1,4 +1,4 @@
-"""What is installed: plugins."""
+"""The command that lists plugins and their components."""
 
 from __future__ import annotations
 

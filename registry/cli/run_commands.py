@@ -1,4 +1,4 @@
-"""What takes a recipe: distill, pretrain, features, check."""
+"""The commands that take a recipe: distill, pretrain, features, check."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from registry.recipe.resolved import FeaturesRecipe, PretrainRecipe, Recipe, dum
 
 @click.group(cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @recipe_options
-@click.option("--loss", metavar="NAME", help="Swap the loss: sid, ipfm, or a plugin's; lays [swap.NAME] over the recipe.")
+@click.option("--loss", metavar="NAME", help="Use another loss: sid, ipfm, or a plugin's; applies the recipe's [swap.NAME].")
 @click.option("--fresh-teacher", is_flag=True, help="Measure the teacher again instead of using its kept numbers.")
 @click.version_option(version(), prog_name="distill")
 @click.pass_context
@@ -115,7 +115,7 @@ def check(recipes: tuple[str, ...], sets: tuple[str, ...], loss: str | None) -> 
 
 
 def preview(recipe: Recipe | PretrainRecipe) -> None:
-    """--dry-run: the resolved recipe, and what would run."""
+    """Print the resolved recipe, and what would run."""
     click.echo(dumps(recipe.tables()).rstrip())
     images, batch = recipe.train.duration_kimg * 1000, recipe.train.batch
     click.echo(f"\n# {-int(-images // batch):,} iterations of {batch} images; runs in {recipe.log.outdir}/NNNNN-{recipe.path.stem}")

@@ -1,4 +1,4 @@
-"""torchrun: one process per device. Without it, a world of one."""
+"""The processes of torchrun, one per device. Without torchrun there is one."""
 
 from __future__ import annotations
 

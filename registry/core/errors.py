@@ -13,8 +13,8 @@ class UserError(Exception):
 class SettingError(UserError):
     """A setting that cannot be, under the name of the argument or field that holds it.
 
-    Who raises it knows nothing of flags and recipes. Where the setting was made is added by whoever knows: a recipe's run
-    fills in `table`, the command writes the flag in front of `problem`, and in Python the name is the argument's already.
+    The code that raises it knows nothing of flags and recipes. The surface adds where the setting was made: for a recipe the
+    `table`, on the command line the flag. In Python the name is already that of the argument.
     """
 
     def __init__(self, setting: str, problem: str, value: object = None, table: str = "") -> None:
@@ -24,11 +24,12 @@ class SettingError(UserError):
     def __str__(self) -> str:
         where = f"[{self.table}] {self.setting}" if self.table else self.setting
         value = f"{self.value:g}" if isinstance(self.value, float) else repr(self.value)
+        value = value.lower() if isinstance(self.value, bool) else value
         return f"{where}{'' if self.value is None else f' = {value}'}: {self.problem}"
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and did. `state` is what it can be resumed from; `code` is the exit code."""
+    """The run was asked to stop, and did. It can be resumed from `state`; `code` is the exit code."""
 
     def __init__(self, message: str, code: int, state: str | None = None) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""One random stream per image: what an image gets depends on its own seed and on nothing else.
+"""One random stream per image: the draws for an image depend on its own seed and on nothing else.
 
 So a batch gives the same images whether it is computed whole, accumulated in parts, or shared among processes, and a
 run needs no generator state to be resumed. Draws are made on the CPU and moved, so that a seed means the same image
@@ -20,7 +20,7 @@ class Streams:
     def __init__(self, seeds: Iterable[int], device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.seeds = list(seeds)
-        # The low 32 bits are all that torch's Mersenne Twister looks at.
+        # torch's Mersenne Twister uses the low 32 bits only.
         self._generators = [torch.Generator().manual_seed(seed % 2**32) for seed in self.seeds]
 
     @classmethod
@@ -57,7 +57,7 @@ class Streams:
     def _stack(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
         drawn = torch.stack([draw(g) for g in self._generators])
         if self.device.type == "cuda":
-            drawn = drawn.pin_memory()  # else the copy waits for the device
+            drawn = drawn.pin_memory()  # otherwise the copy waits for the device
         return drawn.to(self.device, non_blocking=True)
 
 

@@ -332,7 +332,7 @@ class Reading:
 
 
 def misfit(choice: Choice, D: float, whose: str, plugins: Plugins) -> str | None:
-    """Why a component cannot serve dimension D, whose D it is, and what would serve; None if it can."""
+    """Why a component cannot serve dimension D, whose D it is, and which components would; None if it can."""
     reason = choice.config.misfit(D)
     if reason is None:
         return None
@@ -341,6 +341,14 @@ def misfit(choice: Choice, D: float, whose: str, plugins: Plugins) -> str | None
     if choice.kind == "loss":
         hint += f", or a teacher that {choice.name} serves"
     return f"{reason}, but {whose} has D = {D:g}; {hint}"
+
+
+def check_fit(recipe: Recipe, D: float, plugins: Plugins) -> None:
+    """Teacher, noise and loss serve the teacher's D, as its file tells it. Raises UserError."""
+    for choice in (recipe.teacher, recipe.noise, recipe.loss):
+        reason = misfit(choice, D, "its file" if choice is recipe.teacher else "the teacher", plugins)
+        if reason:
+            raise UserError(f"{recipe.path}: [{choice.table_name}] use = {choice.name!r}: {reason}")
 
 
 def _fields(owners: list[Registered]) -> Mapping[str, FieldInfo]:

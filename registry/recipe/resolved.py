@@ -1,4 +1,4 @@
-"""A recipe, resolved: nothing in it is missing or unknown; and written back as TOML."""
+"""A resolved recipe: nothing in it is missing or unknown. It can be written back as TOML."""
 
 from __future__ import annotations
 
@@ -31,13 +31,19 @@ from registry.recipe.tables import (
 Tables = dict[str, Any]
 
 
+TABLE_NAMES: dict[type[Config], str] = {
+    GeneratorConfig: "generator", TrainConfig: "train", PretrainConfig: "train", DataConfig: "data", NetworkConfig: "network",
+    ClassifierConfig: "classifier", LogConfig: "log", EvalConfig: "eval",
+}  # fmt: skip
+
+
 @contextmanager
-def in_table(table: str) -> Iterator[None]:
-    """Settings that turn out wrong in here are those of this table of the recipe."""
+def settings_of(config: Config | Choice) -> Iterator[None]:
+    """A SettingError raised in here gets the table of the recipe that these settings stand in."""
     try:
         yield
     except SettingError as error:
-        error.table = error.table or table
+        error.table = error.table or (config.table_name if isinstance(config, Choice) else TABLE_NAMES[type(config)])
         raise
 
 
@@ -50,21 +56,21 @@ class Choice:
     owner: str
     config: Config
     origins: Mapping[str, str] = field(default_factory=dict)
-    """By key: what a setting was given as, if not in the recipe (`--reference cifar10.zip`)."""
+    """By key: how a setting was given, if not in the recipe (`--reference cifar10.zip`)."""
 
     @property
     def name(self) -> str:
         return self.component.name
 
     @property
-    def where(self) -> str:
-        """The table that its settings stand in."""
+    def table_name(self) -> str:
+        """The table of the recipe that its settings stand in."""
         return f"eval.{self.name}" if self.kind == "metric" else self.kind
 
     def make(self, *domain: Domain) -> Any:
         """Build the component. Raises UserError, with the plugin's name if it fails in any other way."""
         try:
-            with in_table(self.where):
+            with settings_of(self):
                 return self.component.make(self.config, *domain)
         except SettingError as error:
             if error.setting in self.origins:
@@ -77,6 +83,7 @@ class Choice:
             raise UserError(f"plugin {self.owner!r}: its {self.kind} {self.name!r} cannot be built: {reason}") from error
 
     def table(self) -> Tables:
+        """Its table in a recipe."""
         return {"use": self.name, **plain(self.config)}
 
 
@@ -152,7 +159,7 @@ AnyRecipe = Recipe | PretrainRecipe | FeaturesRecipe
 
 
 def training_tables(recipe: Recipe | PretrainRecipe) -> Tables:
-    """What a network's file tells of its recipe: all but where the run was logged and how it was measured."""
+    """The part of the recipe that a network's file holds: all but where the run was logged and how it was measured."""
     return {name: table for name, table in recipe.tables().items() if name not in ("log", "eval")}
 
 
@@ -164,14 +171,14 @@ def eval_tables(config: EvalConfig, metrics: Iterable[Choice]) -> Tables:
 
 
 def plain(config: BaseModel) -> Tables:
-    """Settings as plain TOML values; what is unset is left out."""
+    """Settings as plain TOML values, without those that are unset."""
     return config.model_dump(mode="python", exclude_none=True, round_trip=True) | {
         name: list(value) for name, value in config if isinstance(value, tuple)
     }
 
 
 def dumps(tables: Tables) -> str:
-    """Tables as TOML, read back and compared: what is written is what was resolved, or an error."""
+    """Tables as TOML; asserts that the text reads back as the same tables."""
     text: str = toml.dumps(tables)
     assert _same(tomllib.loads(text), tables), "the resolved recipe does not survive being written"
     return text

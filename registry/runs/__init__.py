@@ -1,4 +1,4 @@
-"""A recipe from beginning to end: one function per kind of run, and what they share.
+"""Whole runs, from a recipe to a run folder: one function per kind of run, and what they share.
 
 distill       distil a teacher into a generator
 pretrain      train a teacher from images

@@ -1,4 +1,4 @@
-"""The components of a recipe, built, and that they fit each other."""
+"""Building the components of a recipe, and checking that they fit each other."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from registry.edm.datasets import load_images
 from registry.files.atomic import check_folder
 from registry.files.formats import SUFFIXES
 from registry.plugins.loading import Plugins
-from registry.recipe.reading import misfit
-from registry.recipe.resolved import Choice, Recipe, dumps, training_tables
+from registry.recipe.reading import check_fit
+from registry.recipe.resolved import Choice, Recipe, dumps, settings_of, training_tables
 from registry.recipe.tables import DataConfig
 from registry.train.data import RealImages
 from registry.train.generator import Generator
@@ -28,13 +28,10 @@ from registry.train.generator import Generator
 def build(recipe: Recipe, plugins: Plugins) -> tuple[Teacher, Noise, Loss]:
     """Teacher, noise and loss of a recipe. Raises UserError where they do not fit each other."""
     teacher: Teacher = recipe.teacher.make()
-    for choice in (recipe.teacher, recipe.noise, recipe.loss):
-        whose = "its file" if choice is recipe.teacher else "the teacher"
-        if reason := misfit(choice, teacher.D, whose, plugins):
-            raise UserError(f"{recipe.path}: [{choice.kind}] use = {choice.name!r}: {reason}")
+    check_fit(recipe, teacher.D, plugins)
     noise: Noise = recipe.noise.make(teacher)
     if noise.D != teacher.D:
-        raise UserError(f"{recipe.path}: [noise] {recipe.noise.name!r} has D = {noise.D:g}, the teacher has D = {teacher.D:g}")
+        raise UserError(f"{recipe.path}: noise {recipe.noise.name!r} has D = {noise.D:g}, the teacher has D = {teacher.D:g}")
     with weights_of_seed(recipe.train.seed):
         loss: Loss = recipe.loss.make(teacher)
     return teacher, noise, loss
@@ -49,6 +46,7 @@ def weights_of_seed(seed: int) -> Iterator[None]:
 
 
 def build_metrics(choices: tuple[Choice, ...], domain: Domain) -> list[tuple[Choice, Metric]]:
+    """The metrics of [eval], each with the choice that it was built from."""
     return [(choice, choice.make(domain)) for choice in choices]
 
 
@@ -74,20 +72,20 @@ def generator_facts(recipe: Recipe, teacher: Teacher, noise: Noise, generator: G
 def real_images(config: DataConfig, device: torch.device, domain: Domain | None = None) -> RealImages:
     """The images of [data]. Raises SettingError if labels are wanted and there are none, or if they do not fit the domain."""
     images = load_images(config.source)
-    if config.labels and images.classes is None:
-        raise SettingError("labels", f"{config.source} has no labels", True, "data")
-    if domain is not None and images.image_shape != domain.image_shape:
-        found, wanted = ("×".join(map(str, shape)) for shape in (images.image_shape, domain.image_shape))
-        raise SettingError("source", f"its images are {found}, the teacher's {wanted}", config.source, "data")
-    if domain is not None and config.labels and images.label_dim != domain.label_dim:
-        raise SettingError(
-            "labels", f"{config.source} has {images.label_dim} classes, the teacher {domain.label_dim}", True, "data"
-        )
+    with settings_of(config):
+        if config.labels and images.classes is None:
+            raise SettingError("labels", f"{config.source} has no labels", True)
+        if domain is not None and images.image_shape != domain.image_shape:
+            found, wanted = ("×".join(map(str, shape)) for shape in (images.image_shape, domain.image_shape))
+            raise SettingError("source", f"its images are {found}, the teacher's {wanted}", config.source)
+        if domain is not None and config.labels and images.label_dim != domain.label_dim:
+            problem = f"{config.source} has {images.label_dim} classes, the teacher {domain.label_dim}"
+            raise SettingError("labels", problem, True)
     return RealImages(images, config.labels, device)
 
 
 def check_target(path: Path) -> None:
-    """A network can be saved there. Raises SettingError."""
+    """Check that a network can be saved there. Raises SettingError."""
     if path.suffix not in SUFFIXES:
         raise SettingError("save", f"a network is saved as {', '.join(SUFFIXES)}", str(path))
     check_folder(path.parent, "save")

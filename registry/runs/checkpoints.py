@@ -1,4 +1,4 @@
-"""Training states: everything that training is, as plain tensors; saved whole, found again, restored exactly."""
+"""Training states: everything that training changes, as plain tensors. Saving, finding, restoring exactly."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Part(Protocol):
 def save_state(
     path: Path, parts: Mapping[str, Part], nimg: int, recipe: Mapping[str, Any], facts: Mapping[str, Any] | None = None
 ) -> None:
-    """Save the parts, the count of images, and every random state of every process (rank 0 writes).
+    """Save the parts, the number of images, and the random states of all processes (rank 0 writes).
 
     `facts` are what is to be known of the networks besides the recipe, so that a state can be sampled like a snapshot. The
     loop's draws need no state, since each image has a stream of its own; dropout uses torch's global one.
@@ -44,7 +44,7 @@ def save_state(
 
 
 def load_state(path: Path, parts: Mapping[str, Part]) -> tuple[int, dict[str, Any]]:
-    """Restore what `save_state` saved; gives the count of images and the recipe of then. Raises UserError."""
+    """Restore what `save_state` saved; returns its number of images and its recipe. Raises UserError."""
     content = load(path, STATE)
     if set(content["parts"]) != set(parts):
         raise UserError(f"{path}: holds {', '.join(content['parts'])}, wanted are {', '.join(parts)}")
@@ -82,14 +82,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: tuple[st
 
 
 def identity(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run this run: its components, and what they are made from. A state belongs to one identity only."""
+    """What makes two runs the same run: the components, and what they are made from. A state can only be resumed by its own run."""
     keys = ("use", "source", "D", "sigma_init", "arch", "labels", "steps", "schedule")
     kinds = ("teacher", "noise", "loss", "data", "generator", "network")
     return {kind: {key: tables[kind][key] for key in keys if key in tables[kind]} for kind in kinds if kind in tables}
 
 
 def check_same_run(state: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """A state is resumed by the recipe of its own run only. Raises UserError."""
+    """Check that a state belongs to this run. Raises UserError."""
     if identity(old) != identity(new):
         other = "; ".join(differences(identity(old), identity(new)))
         raise UserError(f"{state}: belongs to another run ({other}); to begin one of this recipe, do not resume")

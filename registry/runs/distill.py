@@ -15,7 +15,7 @@ from registry.measure.rows import Metrics, Row
 from registry.measure.teacher_rows import teacher_rows
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
-from registry.recipe.resolved import Recipe, in_table
+from registry.recipe.resolved import Recipe, settings_of
 from registry.runs.building import build, build_generator, build_metrics, generator_facts, parameters, real_images
 from registry.runs.checkpoints import Part, find_state
 from registry.runs.folder import RunFolder
@@ -28,7 +28,7 @@ from registry.train.generator import Generator
 
 @dataclass
 class Result:
-    """What a distillation leaves: the generator (with its averaged weights), the table's rows, and the run folder."""
+    """The result of a distillation: the generator (with its averaged weights), the rows of the table, and the run folder."""
 
     generator: Generator
     rows: list[Row]
@@ -46,17 +46,17 @@ def distill(
     fresh_teacher: bool = False,
     journal: Journal | None = None,
 ) -> Result:
-    """Distil a teacher as a recipe says: a path, the bare name of a shipped recipe, or one already resolved.
+    """Distil a teacher as a recipe says: the path of a recipe, the bare name of a shipped one, or a resolved one.
 
-    `sets`, `loss`, `seed` and `outdir` are the command line's; `resume` is "auto" or the path of a training state or
-    run folder; `fresh_teacher` measures the teacher again. Raises UserError before anything is written if something is
-    wrong, and Interrupted (its state is kept) when it was asked to stop.
+    `sets`, `loss`, `seed` and `outdir` override the recipe, as on the command line; `resume` is "auto" or the path of a training
+    state or run folder; `fresh_teacher` measures the teacher again. Raises UserError before anything is written if something
+    is wrong, and Interrupted after a signal, when a state has been saved.
     """
     plugins = load_plugins()
     if not isinstance(recipe, Recipe):
         recipe = expect(resolve(recipe, plugins, sets, loss, seed, outdir), Recipe)
     state = find_state(resume, Path(recipe.log.outdir), recipe.path.stem, recipe.tables())
-    with in_table("log"):
+    with settings_of(recipe.log):
         check_folder(Path(recipe.log.outdir), "outdir")
     device, journal = start_device(recipe.train), journal or Journal()
 

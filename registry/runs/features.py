@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from registry.core.errors import UserError
+from registry.core.errors import SettingError
 from registry.core.version import versions
 from registry.edm.datasets import load_images
 from registry.files.formats import save_network
 from registry.measure import classifier
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
-from registry.recipe.resolved import FeaturesRecipe
+from registry.recipe.resolved import FeaturesRecipe, settings_of
 from registry.runs.building import check_target
 from registry.show.journal import Journal
 
@@ -26,7 +26,8 @@ def train_features(
     check_target(path)
     images = load_images(recipe.data.source)
     if images.classes is None:
-        raise UserError(f"{recipe.path}: [data] source = {recipe.data.source!r}: a classifier needs labels, this set has none")
+        with settings_of(recipe.data):
+            raise SettingError("source", "a classifier needs labels, and this set has none", recipe.data.source)
     accuracy = classifier.held_out_accuracy(images.x(), images.classes, config)
     journal.log(f"accuracy on a held-out fifth: {accuracy:.1%}; now training on all {len(images)} images")
     with journal.progress("training the feature network", config.epochs) as bar:

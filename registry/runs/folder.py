@@ -31,11 +31,11 @@ def new_run_folder(outdir: Path, description: str) -> Path:
             except FileExistsError:
                 continue
     except OSError as error:
-        raise SettingError("outdir", f"cannot be written: {error.strerror}", str(outdir), "log") from None
+        raise SettingError("outdir", f"cannot be written: {error.strerror}", str(outdir)) from None
 
 
 class RunFolder:
-    """What a run leaves behind. Rank 0 writes; the other ranks know the path, and their calls do nothing."""
+    """The folder of a run. Rank 0 writes; on other ranks the methods that write do nothing."""
 
     def __init__(self, path: Path, journal: Journal) -> None:
         self.path, self.journal = path, journal
@@ -64,7 +64,7 @@ class RunFolder:
                 file.write(json.dumps(entry | {"timestamp": time.time()}) + "\n")
 
     def lines(self, name: str = STATISTICS) -> list[dict[str, Any]]:
-        """All lines written so far, those of the part before a resumption too."""
+        """All lines so far, including those from before a resumption."""
         return [entry for _, entry in _lines(self.path / name)] if (self.path / name).is_file() else []
 
     def forget_after(self, kimg: float) -> None:
@@ -75,7 +75,7 @@ class RunFolder:
                 write_atomically(path, kept.encode())
 
     def picture(self, draw: Callable[[], None]) -> None:
-        """Draw, or say once what is missing: a run is not lost for want of a plotting library."""
+        """Draw a picture. If the plotting library is missing, say so once and go on."""
         if not self.writes:
             return
         try:

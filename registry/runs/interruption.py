@@ -1,4 +1,4 @@
-"""Signals that stop a run: the first one after the iteration, the second one at once."""
+"""Signals that stop a run: the first one at the end of the iteration, a second one at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from registry.core import distributed
 
 EVERY = 8
-"""Several processes ask each other only so often, in iterations, since that makes them wait."""
+"""Several processes compare notes only every so many iterations, because it makes them wait for each other."""
 
 
 class Interruption:
@@ -35,12 +35,12 @@ class Interruption:
         self.signal = number
 
     def requested(self, iterations: int) -> bool:
-        """Whether a signal came to any process; all must ask after the same iteration."""
+        """Whether any process got a signal; all processes must ask after the same iteration."""
         if distributed.world_size() == 1:
             return bool(self.signal)
         return iterations % EVERY == 0 and distributed.any_(bool(self.signal), self.device)
 
     @property
     def code(self) -> int:
-        """The exit code that belongs to the signal; of a process that got none itself, SIGINT's."""
+        """The exit code for the signal; SIGINT's for a process that was not signalled itself."""
         return 128 + (self.signal or signal.SIGINT)

@@ -1,4 +1,4 @@
-"""What a snapshot leaves: pictures, the network's file, its metrics, and which snapshot is the best so far."""
+"""What a snapshot and the end of a run write: pictures, the network's file, its metrics, the best snapshot, the final table."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def measure_snapshot(folder: RunFolder, metrics: Metrics, sample: Sample, config
 
 
 def keep_best(folder: RunFolder, choice: Choice, metric: Metric) -> None:
-    """Copy the snapshot of the lowest distance to network-snapshot-best, if it is not that already.
+    """Copy the snapshot with the lowest distance to network-snapshot-best, unless it is there already.
 
-    What counts is the lines that are there, so a resumed run forgets a best that came after its state.
+    The choice is made from the lines in the folder, so a resumed run forgets a best one that came after its state.
     """
     if not folder.writes:
         return

@@ -20,7 +20,7 @@ from registry.measure.measuring import floor_row
 from registry.measure.teacher_rows import teacher_rows
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
-from registry.recipe.resolved import PretrainRecipe, in_table, training_tables
+from registry.recipe.resolved import TABLE_NAMES, PretrainRecipe, settings_of, training_tables
 from registry.runs.building import build_metrics, check_target, parameters, real_images
 from registry.runs.checkpoints import find_state
 from registry.runs.outputs import draw_curves, draw_samples, snapshot_name, write_network, write_table
@@ -49,7 +49,7 @@ def pretrain(
     if not isinstance(recipe, PretrainRecipe):
         recipe = expect(resolve(recipe, load_plugins(), sets, None, seed, outdir), PretrainRecipe)
     state = find_state(resume, Path(recipe.log.outdir), recipe.path.stem, recipe.tables())
-    with in_table("log"):
+    with settings_of(recipe.log):
         check_folder(Path(recipe.log.outdir), "outdir")
     if save:
         check_target(Path(save))
@@ -101,7 +101,7 @@ def new_network(recipe: PretrainRecipe, data: RealImages) -> tuple[nn.Module, Do
             attn_resolutions=list(config.attn_resolutions), dropout=config.dropout,
         )  # fmt: skip
     except ValueError as error:
-        raise UserError(f"{recipe.path}: [network] {error}") from None
+        raise UserError(f"{recipe.path}: [{TABLE_NAMES[type(config)]}] {error}") from None
     return net, Domain(D=config.D, image_shape=images.image_shape, label_dim=label_dim, origin=images.origin)
 
 

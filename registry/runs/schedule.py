@@ -1,4 +1,4 @@
-"""When something is due. Ticks are counted in images, so a resumed run has them where an uninterrupted one has."""
+"""When something is due. Ticks are counted in images, so a resumed run has them at the same places."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ticks: one line of the log and of stats.jsonl, and what stands behind the progress bar."""
+"""Ticks: one line in the log and in stats.jsonl, and the text behind the progress bar."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Ticks:
     def __init__(self, folder: RunFolder, learners: Mapping[str, Learner], tick_kimg: float, device: torch.device) -> None:
         self.folder, self.learners, self.tick_kimg, self.device = folder, learners, tick_kimg, device
         self.note = ""
-        """What the last tick said, for the progress bar."""
+        """The text of the last tick, shown behind the progress bar."""
 
     def begin(self, nimg: int) -> None:
-        """The time of the next tick counts from here."""
+        """Start timing the next tick."""
         self._since, self._start = nimg, time.monotonic()
 
     def speed(self, nimg: int) -> float:
@@ -32,7 +32,7 @@ class Ticks:
         return (nimg - self._since) / max(time.monotonic() - self._start, 1e-9)
 
     def record(self, nimg: int, total: int) -> None:
-        """Write the line, and begin to count anew."""
+        """Write the line, and reset the counts."""
         entry: dict[str, Any] = {}
         said = []
         for name, learner in self.learners.items():

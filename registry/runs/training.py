@@ -1,7 +1,7 @@
 """What happens around a loop, whatever it trains: the start, after every iteration, the end.
 
-After an iteration, in this order: the tick's line, the snapshot, the state, where they are due; then the run stops if a
-signal asked for it, and keeps its state.
+After an iteration, if they are due, in this order: the tick, the snapshot, the state. Then, if a signal has asked for it, the
+run saves a state and stops.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from registry.core import distributed
 from registry.core.errors import Interrupted, SettingError
-from registry.recipe.resolved import PretrainRecipe, Recipe, in_table
+from registry.recipe.resolved import PretrainRecipe, Recipe, settings_of
 from registry.recipe.tables import PretrainConfig, TrainConfig
 from registry.runs.checkpoints import Part, check_same_run, differences, load_state, save_state
 from registry.runs.folder import RunFolder
@@ -28,7 +28,7 @@ from registry.train.step import Learner
 
 
 class Training(Protocol):
-    """What both loops have in common: how far they are, and how far they go."""
+    """What both kinds of training have: the number of images so far and in all, and the device."""
 
     nimg: int
     device: torch.device
@@ -39,14 +39,14 @@ class Training(Protocol):
 
 @dataclass(frozen=True)
 class Saved:
-    """What a training state holds of a run, and what it tells of it."""
+    """What goes into a training state."""
 
     parts: Mapping[str, Part]
     """Everything that training changes: networks with their optimisers, averages."""
     tables: dict[str, Any]
     """The resolved recipe."""
     facts: dict[str, Any]
-    """What is to be known of the networks besides the recipe."""
+    """What network files say about the networks, besides the number of images."""
 
     def save(self, folder: RunFolder, nimg: int) -> Path:
         """Write the state to training-state-{kimg:06d}.pt."""
@@ -56,9 +56,10 @@ class Saved:
 
 
 def open_folder(recipe: Recipe | PretrainRecipe, run: Training, saved: Saved, state: Path | None, journal: Journal) -> RunFolder:
-    """A new run folder; or that of the state that is resumed, with the run brought to where it was. Raises UserError."""
+    """A new run folder, or the folder of the state to resume from, with the run restored from it. Raises UserError."""
     if state is None:
-        folder = RunFolder.new(Path(recipe.log.outdir), recipe.path.stem, journal)
+        with settings_of(recipe.log):
+            folder = RunFolder.new(Path(recipe.log.outdir), recipe.path.stem, journal)
     else:
         run.nimg, old = load_state(state, saved.parts)
         check_same_run(state, old, saved.tables)
@@ -80,7 +81,7 @@ def train(
     saved: Saved,
     snapshot: Callable[[], None],
 ) -> None:
-    """Run the loop, and do after every iteration what is due. Raises Interrupted after a signal."""
+    """Run the loop, and do what is due after every iteration. Raises Interrupted after a signal."""
     batch = recipe.train.batch
     schedule = Schedule(recipe.log, batch, run.total)
     ticks = Ticks(folder, learners, recipe.log.tick_kimg, run.device)
@@ -108,8 +109,8 @@ def train(
 
 
 def start_device(train: TrainConfig | PretrainConfig) -> torch.device:
-    """Join the other processes, and see that the batch splits evenly over them. Raises SettingError."""
-    with in_table("train"):
+    """Join the other processes, and check that the batch splits evenly over them. Raises SettingError."""
+    with settings_of(train):
         device = distributed.start(train.device)
         world = distributed.world_size()
         share, rest = divmod(train.batch, world)

@@ -1,4 +1,4 @@
-"""Real images on their way into a batch."""
+"""Real images for a batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from registry.edm.datasets import Images
 
 
 class RealImages:
-    """A data set that gives every stream an image of its own, with replacement; with its class if `labels`."""
+    """A data set from which every stream draws one image, with replacement; with its class if `labels`."""
 
     def __init__(self, images: Images, labels: bool, device: torch.device) -> None:
         self.images, self.labels, self.device = images, labels, device

@@ -10,10 +10,10 @@ from torch_ema import ExponentialMovingAverage
 
 
 def ema_beta(batch: int, nimg: int, halflife_kimg: float, rampup_ratio: float) -> float:
-    """beta = 0.5^(batch/max(H, 1e-8)), H = min(halflife, rampup_ratio·nimg) in images (a ratio of 0 sets no limit);
-    nimg is the count before the batch.
+    """beta = 0.5^(batch/max(H, 1e-8)), H = min(halflife, rampup_ratio·nimg) in images; a ratio of 0 sets no limit (EDM, SiD).
 
-    So beta is 0 at the first update: the average starts as the network after its first step (EDM, SiD).
+    `nimg` is the number of images before the batch, so beta is 0 at the first update: the average starts as the network after
+    its first step.
     """
     halflife = halflife_kimg * 1000
     if rampup_ratio:
@@ -31,25 +31,25 @@ class EMA:
         self._average = ExponentialMovingAverage(net.parameters(), decay=0.0, use_num_updates=False)
 
     def update(self, batch: int, nimg: int) -> None:
-        """Average in the parameters after a step on `batch` images, `nimg` images having been seen before it."""
+        """Take in the parameters after a step on `batch` images; `nimg` is the number of images seen before that step."""
         self._average.decay = ema_beta(batch, nimg, self.halflife_kimg, self.rampup_ratio)
         self._average.update()
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
-        """The network with its averaged parameters; the raw ones come back afterwards."""
+        """The network with its averaged parameters inside the context, and its own again after it."""
         try:
             with self._average.average_parameters():
                 yield self.net
         finally:
-            self._average.collected_params = None  # else each saved state would carry one more model
+            self._average.collected_params = None  # otherwise every saved state would hold one more model
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by parameter name."""
         return dict(zip(self._names, self._average.shadow_params, strict=True))
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over averages saved by `state_dict`; the names must be the network's."""
+        """Restore averages saved by `state_dict`; the names must be those of the network."""
         assert list(state) == self._names, "the averages belong to another network"
         for shadow, value in zip(self._average.shadow_params, state.values(), strict=True):
             shadow.data.copy_(value)

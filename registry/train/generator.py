@@ -17,12 +17,12 @@ from registry.train.step import mode
 class Generator(nn.Module):
     """x_K ~ the kernel at sigma_K around 0; x = G(x_k; sigma_k), x_(k−1) ~ the kernel at sigma_(k−1) around x, for k = K … 1.
 
-    The result is the last x (IPFM Algorithm 2). K = 1 is the plain x = G(z; sigma_init) (SiD Sec. 3, IPFM Algorithm 1).
+    The result is the last x (IPFM Algorithm 2). With K = 1 it is x = G(z; sigma_init) (SiD Sec. 3, IPFM Algorithm 1).
 
-    `sigmas` are sigma_K > … > sigma_1, by default sigma_init alone. `gradient` is what training sees: "all" differentiates
-    through all K applications; "last" (DMD2) takes, for every image, the result of a random one of the K and differentiates
-    through that one. `recompute` bounds the memory of "all" to one application's activations: those of all but the last
-    are computed again in the backward pass.
+    `sigmas` are sigma_K > … > sigma_1, by default sigma_init alone. `gradient` is for training: "all" differentiates through
+    all K applications; "last" (DMD2) picks one of the K at random for every image, returns its result, and differentiates
+    through that one only. `recompute` limits the memory of "all" to the activations of one application: the others are computed
+    again in the backward pass.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class Generator(nn.Module):
         return len(self.sigmas)
 
     def forward(self, rng: Streams, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """What training sees: images [B, C, H, W], one per stream, and labels [B, label_dim] (drawn where none are given)."""
+        """Images for training [B, C, H, W], one per stream, and labels [B, label_dim] (drawn if none are given)."""
         if self.gradient == "all" or self.steps == 1:
             return self.chain(rng, labels)
         return self.one_of_chain(rng, labels)
 
     def chain(self, rng: Streams, labels: Tensor | None = None, z: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """All K applications, one after the other: images [B, C, H, W] and their labels. z [B, C, H, W] is drawn if not given."""
+        """All K applications in turn: images [B, C, H, W] and their labels. z [B, C, H, W] is drawn if not given."""
         x_k = self.noise.prior(self.image_shape, self.sigmas[0], rng) if z is None else z
         if labels is None:
             labels = rng.one_hot(self.label_dim)
@@ -63,7 +63,7 @@ class Generator(nn.Module):
         return self.apply_net(x_k, self.level(self.steps - 1, x_k), labels), labels
 
     def one_of_chain(self, rng: Streams, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The result of one application per image, drawn uniformly; those before it carry no gradient (DMD2 Sec. 4.4, 4.5)."""
+        """The result of one application per image, picked at random; earlier ones carry no gradient (DMD2 Sec. 4.4, 4.5)."""
         x_k = self.noise.prior(self.image_shape, self.sigmas[0], rng)
         if labels is None:
             labels = rng.one_hot(self.label_dim)
@@ -79,7 +79,7 @@ class Generator(nn.Module):
         return self.apply_net(torch.stack(inputs)[chosen, images], sigmas[chosen, images], labels), labels
 
     def apply_net(self, x: Tensor, sigma: Tensor, labels: Tensor | None, recompute: bool = False) -> Tensor:
-        """G(x; sigma), its activations kept for the backward pass or computed again."""
+        """G(x; sigma): [B, C, H, W]. Activations are kept for the backward pass, or computed again if `recompute`."""
         if recompute and torch.is_grad_enabled():
             images: Tensor = checkpoint(self.net, x, sigma, labels, use_reentrant=False)
             return images
@@ -87,7 +87,7 @@ class Generator(nn.Module):
         return images
 
     def level(self, k: int, like: Tensor) -> Tensor:
-        """The k-th noise level, counted from the first application, for every image: [B]."""
+        """The noise level of application k = 0 … K − 1, the same for every image: [B]."""
         return torch.full((len(like),), self.sigmas[k], device=like.device)
 
     @torch.no_grad()

@@ -1,9 +1,9 @@
-"""THE loop: SiD, IPFM, and whatever else a plugin brings. It knows components by their contracts only.
+"""The loop of SiD, IPFM and any other loss that a plugin brings. It knows components by their contracts only.
 
 Algorithm 1 of IPFM and of SiD, one iteration:
 
     (1)  x = G(x_init), no gradient     student f    one Adam step on the loss of denoising x
-    (2)  x = G(x_init), fresh           generator G  one Adam step on L_alpha(x; f*, f), f* and f standing still
+    (2)  x = G(x_init), fresh           generator G  one Adam step on L_alpha(x; f*, f), f* and f held fixed
     (3)                                 average      moves towards G
 """
 
@@ -52,9 +52,10 @@ class Distillation:
         return round(self.train.duration_kimg * 1000)
 
     def parts(self, step: str) -> Iterator[tuple[Streams, tuple[Any, ...]]]:
-        """This process's share of the batch, part by part: a stream per image, and real images for a loss that wants them.
+        """This process's share of the batch, part by part: one random stream per image, and real images if the loss wants them.
 
-        The streams depend on seed, step and image number alone, so parts, processes and resumption change nothing.
+        The streams depend on seed, step and image number only. So results do not depend on how a batch is split into parts and
+        over processes, nor on interruptions.
         """
         for numbers in shares(self.nimg, self.train.batch, self.train.batch_gpu):
             purpose = f"{self.train.seed}/{step}"

@@ -1,4 +1,4 @@
-"""Losses of denoisers: ordinary training, the weight of the generator's loss, and the game that SiD and IPFM share."""
+"""The denoising loss, the weight of the generator's loss, and the game that SiD and IPFM share."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def generator_weight(x: Tensor, f_star: Tensor) -> Tensor:
 
 
 class DenoisingGame(ABC):
-    """The two-player game of SiD and IPFM (IPFM Algorithm 1), complete but for the generator's objective.
+    """The two-player game of SiD and IPFM (IPFM Algorithm 1) without the generator's objective, which a subclass adds.
 
-    The student learns to denoise what the generator makes; the generator's samples are perturbed and shown to both
-    denoisers, and `objective` compares what the two answer.
+    The student learns to denoise the generator's images. For the generator's loss its images are perturbed, both teacher and
+    student denoise them, and `objective` compares the two results.
     """
 
     def __init__(self, sigma_data: float = 0.5) -> None:

@@ -1,4 +1,4 @@
-"""One optimiser step on a batch that arrives in parts, for everything that learns.
+"""One optimiser step on a batch that arrives in parts, for every network that learns.
 
 `accumulate` reduces a part's loss, guards it and differentiates it; `step` adds up over processes, guards, and steps.
 
@@ -21,7 +21,7 @@ from registry.core import distributed
 
 
 class Learner:
-    """A network with its Adam, and a tally of what happened since it was last read.
+    """A network with its Adam optimiser, and a tally of losses and guards.
 
     `batch` is the number of images of one step over all parts and processes: the loss is summed over values and
     averaged over images, times `scaling` (EDM, SiD). `companion` is a network that a loss trains along with this one.
@@ -45,7 +45,7 @@ class Learner:
         self.loss = torch.zeros((), device=self.tally.device)
 
     def accumulate(self, values: Tensor, x: Tensor | None = None) -> None:
-        """Add a part of the batch: its unreduced loss [b, C, H, W], and the images x it was taken of, if they carry a gradient."""
+        """Add a part of the batch: its unreduced loss [b, C, H, W], and its images x if the gradient goes through them."""
         reduced, finite = reduce(values, self.batch)
         if x is not None:
             shield(x, finite)
@@ -54,7 +54,7 @@ class Learner:
         self.tally.dropped += (~finite).sum()
 
     def step(self, rate: float = 1.0) -> None:
-        """One Adam step at `rate` times the learning rate, on all that was accumulated in all processes."""
+        """One Adam step at `rate` times the learning rate, on what all processes have accumulated."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr * rate
         distributed.sum_gradients(self.modules.parameters())
@@ -79,7 +79,7 @@ class Learner:
 
 
 class Tally:
-    """Sums kept on the device, read once a tick, so that no step waits for the device."""
+    """Sums kept on the device and read once per tick, so that no step waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -95,7 +95,7 @@ class Tally:
         self.losses += torch.stack([torch.ones_like(loss), loss, loss**2])
 
     def read(self) -> dict[str, float]:
-        """{num, mean, std} of the loss, images dropped and gradient values replaced, over all processes; then forget."""
+        """{num, mean, std} of the loss, images dropped and gradient values replaced, over all processes; resets them to 0."""
         num, total, squares = self.losses.tolist()
         mean = total / max(num, 1)
         found = {
@@ -110,7 +110,7 @@ class Tally:
 
 
 def reduce(values: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """Sum over values [b, C, H, W] divided by the whole batch, without images that have non-finite values; which are finite [b]."""
+    """The sum of values [b, C, H, W] divided by `batch`, leaving out images that are not finite; and which are finite [b]."""
     per_image = values.flatten(1).sum(1)
     finite = per_image.isfinite()
     return torch.where(finite, per_image, 0).sum() / batch, finite
@@ -141,7 +141,7 @@ def cosine_rate(progress: float, decay: float) -> float:
 
 @contextmanager
 def mode(net: nn.Module, train: bool | None = None, grad: bool | None = None) -> Iterator[nn.Module]:
-    """The network in train or eval mode, with or without gradients of its parameters; both restored afterwards."""
+    """The network in train or eval mode, with or without gradients of its parameters. Both are restored afterwards."""
     training = [(m, m.training) for m in net.modules()]
     requires = [(p, p.requires_grad) for p in net.parameters()]
     try:
