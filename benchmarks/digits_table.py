@@ -100,8 +100,9 @@ def teacher_curves() -> dict[str, dict[int, list[float]]]:
     curves = {}
     for D in DIMENSIONS:
         sets = [f"teacher.source=digits_d{D}", f"teacher.D={D}", f"eval.teacher_steps={list(TEACHER_STEPS)}"]
-        recipe = expect(resolve("quickstart", load_plugins(), sets), Recipe)
-        teacher, noise, _ = build(recipe)
+        plugins = load_plugins()
+        recipe = expect(resolve("quickstart", plugins, sets), Recipe)
+        teacher, noise, _ = build(recipe, plugins)
         rows = teacher_rows(teacher, noise, build_metrics(recipe.metrics, teacher), recipe.eval, Journal())
         curves[D] = {row.evaluations: row.values["frechet"] for row in rows if row.evaluations}
     return curves

@@ -17,21 +17,22 @@ from registry.files.formats import load_network
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe
 from registry.runs.building import build
-from registry.sample.heun import sample_teacher
+from registry.sample.heun import heun_samples
 from registry.show.figures import INK, save_figure
 from registry.show.pictures import grid
 from registry.train.generator import Generator
 
 
 def main(folder: Path, target: Path, side: int = 8) -> None:
-    recipe = expect(resolve(str(folder / "recipe.toml"), load_plugins()), Recipe)
-    teacher, noise, _ = build(recipe)
+    plugins = load_plugins()
+    recipe = expect(resolve(str(folder / "recipe.toml"), plugins), Recipe)
+    teacher, noise, _ = build(recipe, plugins)
     net, _ = load_network(max(folder.glob("network-snapshot-*.pkl")), "generator")
     real = load_images("digits").x()
     panels = {
         "real": real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[: side**2]],
-        "teacher, 35 evaluations": sample_teacher(teacher, noise, range(side**2), 18),
-        "teacher, 9 evaluations": sample_teacher(teacher, noise, range(side**2), 5),
+        "teacher, 35 evaluations": heun_samples(teacher.denoiser, noise, teacher, range(side**2), 18),
+        "teacher, 9 evaluations": heun_samples(teacher.denoiser, noise, teacher, range(side**2), 5),
         "generator, 1 evaluation": Generator(net, noise, teacher.image_shape).sample(range(side**2)),
     }
     figure = Figure(figsize=(12, 3.35), layout="constrained")

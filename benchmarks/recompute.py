@@ -14,11 +14,11 @@ import sys
 
 MEASURE = """
 import re, sys, time, torch
+from registry.builtin.noise import GaussianNoise
+from registry.core.levels import generator_levels
+from registry.core.streams import Streams
 from registry.edm.networks import EDMPrecond
 from registry.train.generator import Generator
-from registry.core.levels import generator_levels
-from registry.builtin.noise import GaussianNoise
-from registry.core.streams import Streams
 steps, recompute, batch = int(sys.argv[1]), sys.argv[2] == "yes", int(sys.argv[3])
 torch.manual_seed(0)
 net = EDMPrecond(32, 3, model_type="SongUNet", model_channels=64, channel_mult=[1, 2, 2], num_blocks=2, attn_resolutions=[16])

@@ -24,11 +24,13 @@ BY_HAND = 'take {} from the Google Drive folders that the README of https://gith
 
 
 class PFGMPPConfig(FileTeacherConfig):
-    D: Dimension | None = Field(None, description="the teacher's dimension; must agree with the file if that tells it")
+    """[teacher] use = "pfgmpp": a PFGM++ denoiser from a file."""
+
+    D: Dimension | None = Field(None, description="the teacher's dimension; must be the file's, inf if it says nothing")
 
     @field_validator("D")
     @classmethod
-    def _is_the_published_one(cls, value: float | None, info: ValidationInfo) -> float | None:
+    def _check_published_D(cls, value: float | None, info: ValidationInfo) -> float | None:
         source = info.data.get("source", "")
         known = published(source)
         if known is None:
@@ -42,6 +44,8 @@ class PFGMPPConfig(FileTeacherConfig):
 
 
 class ElectrostaticConfig(NoiseConfig):
+    """[noise] use = "electrostatic": the kernel of every D."""
+
     D: Dimension | None = Field(None, description="dimension of the kernel; by default the teacher's")
 
     def misfit(self, D: float) -> str | None:
@@ -49,6 +53,8 @@ class ElectrostaticConfig(NoiseConfig):
 
 
 class IPFMConfig(Config):
+    """[loss] use = "ipfm": Inverse Poisson Flow Matching."""
+
     alpha: float = Field(1.0, allow_inf_nan=False, description="½ = pure IPFM (Eq. 21), 1 = with the regularisation of Eq. 28")
 
 

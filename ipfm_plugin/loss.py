@@ -26,6 +26,7 @@ class IPFMLoss(DenoisingGame):
         self.alpha = alpha
 
     def objective(self, x: Tensor, f_star: Tensor, f: Tensor) -> Tensor:
+        """L_alpha of x, f*(x_r) and f(x_r): [B, C, H, W]."""
         return ipfm_objective(x, f_star, f, self.alpha)
 
 

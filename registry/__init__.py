@@ -2,7 +2,7 @@
 
 `import registry` does not import torch; the functions below do, when they are first used.
 
-The rooms, from the ground up; each imports from those before it only:
+The folders, from the ground up; each imports only from those above it in this list:
 
 core     errors, settings, contracts, streams, levels of sigma, processes
 plugins  what a package registers, and its guarded loading

@@ -1,6 +1,6 @@
-"""Checks of the contracts in `registry.api`, for authors of plugins to call in their tests; no test framework is needed.
+"""Checks of the contracts in `registry.api`, for plugin authors to call in their tests. They need no test framework.
 
-Each gives None, or raises AssertionError with one sentence: what is wrong, and what would be right.
+Each check returns None, or raises AssertionError with one line: what is wrong, and what would be right.
 """
 
 from __future__ import annotations
@@ -25,25 +25,24 @@ from registry.sample.heun import heun
 from registry.train.step import mode
 
 B = 4
-"""Images in the batches that are tried."""
+"""Images in each test batch."""
 
 
 def check_plugin(module: str) -> None:
-    """A plugin's module: hooks and components are known ones, builders exist, settings are explained, torch stays out."""
+    """Check a plugin's module: valid hooks and components, builders that exist, settings with descriptions, no import of torch."""
     found = components(importlib.import_module(module), module)
     demand(bool(found), f"{module} registers nothing; a hook is a function like register_losses, marked @hookimpl")
     for kind, component in found:
         name = f"{kind} {component.name!r}"
         if not isinstance(component, Published) and isinstance(component.build, str):
             demand(
-                is_there(component.build), f"{name}: build = {component.build!r} names no function; write 'package.module:function'"
+                is_there(component.build),
+                f"{name}: build = {component.build!r} does not name a function; write 'package.module:function'",
             )
         if not isinstance(component, Component):
             continue
         mute = [key for key, field in component.config.model_fields.items() if not field.description]
-        demand(
-            not mute, f"{name}: {', '.join(mute)} in {component.config.__name__} lacks Field(description=...), which people read"
-        )
+        demand(not mute, f"{name}: {', '.join(mute)} in {component.config.__name__} lacks Field(description=...), which users see")
     code = f"import sys, {module}; sys.exit(3 * ('torch' in sys.modules))"
     status = subprocess.run([sys.executable, "-c", code], check=False).returncode
     demand(status != 3, f"importing {module} imports torch; give `build` as 'module:function' and import torch in that module")
@@ -59,9 +58,9 @@ def is_there(build: str) -> bool:
 
 
 def build(kind: str, name: str, domain: Domain | None = None, **settings: Any) -> Any:
-    """A registered component, built as a recipe would: `build("teacher", "edm", source="digits_dinf")`.
+    """A registered component, built as a recipe would build it: `build("teacher", "edm", source="digits_dinf")`.
 
-    Noises, losses and metrics are built for a `domain`; a teacher is one. Raises UserError if there is no such component.
+    Noises, losses and metrics are built for a `domain`; a teacher is itself a domain. Raises UserError for an unknown component.
     """
     component = load_plugins().find(kind, name).component
     assert isinstance(component, Component)
@@ -69,9 +68,9 @@ def build(kind: str, name: str, domain: Domain | None = None, **settings: Any) -
 
 
 def check_teacher(teacher: Teacher, noise: Noise | None = None) -> None:
-    """A teacher: its facts, its denoiser, and its trainable copy. A trained one; a VP network without training blows up.
+    """Check a teacher's facts, denoiser and trainable copy. It must be trained: an untrained VP network gives huge values.
 
-    Tried are the levels of `noise`, by default those of `registry.api.NoiseConfig`.
+    The levels of `noise` are used, by default those of `registry.api.NoiseConfig`.
     """
     denoiser, sigma_data = teacher.denoiser, teacher.sigma_data
     demand(isinstance(denoiser, nn.Module), f"teacher.denoiser is a {type(denoiser).__name__}; it must be a torch.nn.Module")
@@ -81,11 +80,13 @@ def check_teacher(teacher: Teacher, noise: Noise | None = None) -> None:
         isinstance(shape, tuple) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape),
         f"teacher.image_shape = {shape!r}; it must be a tuple (C, H, W) of positive integers",
     )
-    demand(type(teacher.label_dim) is int and teacher.label_dim >= 0, f"teacher.label_dim = {teacher.label_dim!r}; 0 is no labels")
+    demand(
+        type(teacher.label_dim) is int and teacher.label_dim >= 0, f"teacher.label_dim = {teacher.label_dim!r}; 0 means no labels"
+    )
     demand(0 < sigma_data < math.inf, f"teacher.sigma_data = {sigma_data}; it must be the data's standard deviation")
     demand(
         teacher.path is None or bool(teacher.weights),
-        "teacher.path is given without teacher.weights; without this hash its kept numbers would outlive a change of weights",
+        "teacher.path is given without teacher.weights; without this hash, saved numbers would be reused after the weights change",
     )
     if noise is not None:
         demand(noise.D == teacher.D, f"noise.D = {noise.D}, teacher.D = {teacher.D}; they must agree")
@@ -97,7 +98,7 @@ def check_teacher(teacher: Teacher, noise: Noise | None = None) -> None:
 
 
 def _check_answers(teacher: Teacher, levels: Noise | NoiseConfig) -> tuple[Tensor, Tensor | None]:
-    """Shape, determinism, independence, gradient; gives the input it tried, and its labels."""
+    """Check shape, determinism, independence and gradient; returns the test input [B, C, H, W] and its labels."""
     device, sigma_data = _device(teacher.denoiser), teacher.sigma_data
     rng = Streams(range(B), device)
     labels = rng.one_hot(teacher.label_dim)
@@ -105,31 +106,31 @@ def _check_answers(teacher: Teacher, levels: Noise | NoiseConfig) -> tuple[Tenso
     x = (sigma_data + sigma).reshape(-1, 1, 1, 1) * rng.normal(teacher.image_shape)
 
     f = teacher.denoiser(x, sigma, labels)
-    like(f, x, "the denoiser's answer")
-    demand(bool(f.isfinite().all()), f"the denoiser's answer is not finite at sigma = {sigma.tolist()}")
-    same(teacher.denoiser(x, sigma, labels), f, "in eval mode the denoiser answers differently when asked again")
+    like(f, x, "the denoiser's output")
+    demand(bool(f.isfinite().all()), f"the denoiser's output is not finite at sigma = {sigma.tolist()}")
+    same(teacher.denoiser(x, sigma, labels), f, "in eval mode the denoiser gives different results for the same input")
     single = torch.cat([teacher.denoiser(x[i : i + 1], sigma[i : i + 1], None if labels is None else labels[i : i + 1])
                         for i in range(B)])  # fmt: skip
-    same(single, f, "the denoiser's answer depends on the batch; each image must be denoised alone, at its own sigma and label")
+    same(single, f, "the denoiser's output depends on the batch; each image must be denoised alone, with its own sigma and label")
     same(
         teacher.denoiser(x.double(), sigma.double(), labels).to(f.dtype),
         f,
-        "the denoiser answers differently to float64, in which the sampler works",
+        "the denoiser gives different results for float64, which the sampler uses",
     )
     if labels is not None:
         other = teacher.denoiser(x, sigma, labels.roll(1, dims=1))
-        demand(not torch.equal(other, f), "labels do not change the denoiser's answer; set label_dim = 0, or make use of them")
+        demand(not torch.equal(other, f), "labels do not change the denoiser's output; set label_dim = 0, or use the labels")
     x = x.requires_grad_()
     f = teacher.denoiser(x, sigma, labels)
     demand(f.requires_grad, "no gradient flows through the denoiser to x; it must not run under torch.no_grad or detach")
     (gradient,) = torch.autograd.grad(f.sum(), x)
-    demand(bool(gradient.isfinite().all() and gradient.any()), "the denoiser's gradient in x is zero or not finite")
+    demand(bool(gradient.isfinite().all() and gradient.any()), "the denoiser's gradient with respect to x is zero or not finite")
     return x.detach(), labels
 
 
 @torch.no_grad()
 def _check_denoising(teacher: Teacher, levels: Noise | NoiseConfig, labels: Tensor | None) -> None:
-    """f ≈ E[x₀ | x] at the levels where anything called a denoiser must know the answer, on samples of its own."""
+    """Check f ≈ E[x₀ | x] on the denoiser's own samples, at levels where every denoiser must be accurate."""
     device, sigma_data, shape = _device(teacher.denoiser), teacher.sigma_data, teacher.image_shape
     z, steps = Streams(range(B), device).normal(shape), heun_levels(18, levels.sigma_min, levels.sigma_max, levels.rho)
 
@@ -140,8 +141,8 @@ def _check_denoising(teacher: Teacher, levels: Noise | NoiseConfig, labels: Tens
     far = rms(f(levels.sigma_max * z, levels.sigma_max))
     demand(
         far <= 10 * sigma_data,
-        f"from pure noise at sigma_max = {levels.sigma_max:g} the denoiser makes values of {far:.3g} (root mean square); it must "
-        f"answer about the data's mean (is it trained there? is sigma the noise's standard deviation, x not rescaled?)",
+        f"from pure noise at sigma_max = {levels.sigma_max:g} the denoiser gives values of {far:.3g} (root mean square); it "
+        f"must give about the data's mean (is it trained there? is sigma the noise's standard deviation, and x not rescaled?)",
     )
     x = heun(teacher.denoiser, levels.sigma_max * z, steps, labels).to(z.dtype)
     noise = Streams(range(B, 2 * B), device).normal(shape)
@@ -149,18 +150,18 @@ def _check_denoising(teacher: Teacher, levels: Noise | NoiseConfig, labels: Tens
     demand(
         near <= 0.1 * sigma_data + 2 * levels.sigma_min,
         f"at sigma_min = {levels.sigma_min:g} the denoiser moves a clean image by {near:.3g} (root mean square); it must leave it "
-        "almost as it is (does it give the image, not epsilon, v or a score?)",
+        "almost unchanged (does it return the image, not epsilon, v or a score?)",
     )
     sigma = 5 * sigma_data
     error = rms(f(x + sigma * noise, sigma) - x)
     demand(
         error < sigma,
-        f"noise of sigma = {sigma:g} is denoised with an error of {error:.3g} (root mean square); it must come nearer to the image",
+        f"noise of sigma = {sigma:g} is denoised with an error of {error:.3g} (root mean square); it must get closer to the image",
     )
 
 
 def _check_copy(teacher: Teacher, x: Tensor, labels: Tensor | None) -> None:
-    """teacher.copy(): trainable, the same function, and nobody else's tensors."""
+    """Check that teacher.copy() is trainable, computes the same function, and shares no tensors."""
     one, two = teacher.copy().eval(), teacher.copy().eval()
     parameters = list(one.parameters())
     demand(bool(parameters), "teacher.copy() has no parameters; give Teacher(trainable=...), which makes a network to train")
@@ -169,15 +170,15 @@ def _check_copy(teacher: Teacher, x: Tensor, labels: Tensor | None) -> None:
     demand(not (owned[0] & owned[1] or owned[1] & owned[2]), "copies of the teacher share parameters; each must have its own")
     sigma = torch.full((B,), teacher.sigma_data, device=x.device)
     f = one(x, sigma, labels)
-    like(f, x, "the answer of teacher.copy()")
+    like(f, x, "the output of teacher.copy()")
     if teacher.trainable is None:
-        same(f, teacher.denoiser(x, sigma, labels), "teacher.copy() is another function than the denoiser")
+        same(f, teacher.denoiser(x, sigma, labels), "teacher.copy() does not compute the same function as the denoiser")
     f.square().mean().backward()
     demand(any(p.grad is not None and p.grad.any() for p in parameters), "no gradient reaches the parameters of teacher.copy()")
 
 
 def check_noise(noise: Noise, image_shape: Sequence[int] = (1, 8, 8)) -> None:
-    """A kernel: its levels, that an image's draws are its own stream's alone, and the law of the distance."""
+    """Check a kernel: its levels, that each image draws only from its own stream, and the distribution of the distance."""
     demand(noise.D > 0, f"noise.D = {noise.D}; it must be a positive number, inf for the Gaussian")
     demand(
         0 < noise.sigma_min < noise.sigma_init <= noise.sigma_max < math.inf and noise.rho > 0,
@@ -198,11 +199,9 @@ def check_noise(noise: Noise, image_shape: Sequence[int] = (1, 8, 8)) -> None:
         demand(whole.shape == wanted, f"noise.{name} gives shape {list(whole.shape)}, not {list(wanted)}")
         demand(whole.dtype == torch.float32, f"noise.{name} gives {whole.dtype}; it must be float32")
         demand(bool(whole.isfinite().all()), f"noise.{name} gives values that are not finite")
-        same(
-            draw(Streams(range(B)), slice(None)), whole, f"noise.{name} draws from elsewhere than `rng`; use its normal, uniform …"
-        )
+        same(draw(Streams(range(B)), slice(None)), whole, f"noise.{name} does not draw only from `rng`; use its normal, uniform …")
         single = torch.cat([draw(Streams([i]), slice(i, i + 1)) for i in range(B)])
-        same(single, whole, f"noise.{name} gives an image something else in a batch than alone; draw from its own stream only")
+        same(single, whole, f"noise.{name} gives an image different values in a batch than alone; draw only from its own stream")
     for name in ("student_sigma", "generator_sigma"):
         lowest = float(getattr(noise, name)(Streams(range(200))).min())
         demand(lowest > 0, f"noise.{name} gives {lowest:.3g}; noise levels must be positive")
@@ -211,14 +210,18 @@ def check_noise(noise: Noise, image_shape: Sequence[int] = (1, 8, 8)) -> None:
     x_r = noise.perturb(x, sigma, Streams(range(B)))
     demand(x_r.requires_grad, "no gradient flows through noise.perturb to x")
     (gradient,) = torch.autograd.grad((weights * x_r).sum(), x)
-    same(gradient, weights, "the derivative of noise.perturb in x is not 1; x_r must be x plus noise that does not depend on x")
+    same(
+        gradient,
+        weights,
+        "the derivative of noise.perturb with respect to x is not 1; x_r must be x plus noise that does not depend on x",
+    )
     _check_law(noise, shape)
 
 
 def _check_law(noise: Noise, shape: tuple[int, ...], draws: int = 2000) -> None:
-    """Mean and variance of b = R²/(R² + r²) ~ Beta(N/2, D/2), r = sigma·√D, or of R²/sigma² ~ chi²(N) at D = inf (PFGM++ App. B).
+    """Check mean and variance of b = R²/(R² + r²) ~ Beta(N/2, D/2), r = sigma·√D; at D = inf, of R²/sigma² ~ chi²(N).
 
-    Unlike R² itself, b has moments at every D.
+    Unlike R² itself, b has moments at every D (PFGM++ App. B).
     """
     rng, N, D = Streams(range(draws)), math.prod(shape), noise.D
     sigma, x = torch.linspace(noise.sigma_min, noise.sigma_max, draws), torch.ones(draws, *shape)
@@ -245,12 +248,12 @@ def _check_law(noise: Noise, shape: tuple[int, ...], draws: int = 2000) -> None:
 
 
 def check_loss(loss: Loss, teacher: Teacher, noise: Noise, real: RealBatch | None = None) -> None:
-    """Both sides of the game, under the loop's conditions, with a student that differs a little from the teacher.
+    """Check both sides of a loss as the loop uses it, with a student that differs a little from the teacher.
 
-    `real` are four real images, for a loss that wants them.
+    `real` holds four real images, for a loss that wants them.
     """
     denoiser, device = teacher.denoiser, _device(teacher.denoiser)
-    student = _stirred(teacher.copy())
+    student = _perturbed(teacher.copy())
     learning = nn.ModuleList([student, loss] if isinstance(loss, nn.Module) else [student])
     rng = Streams(range(90, 90 + B), device)
     images, every = teacher.sigma_data * rng.normal(teacher.image_shape), rng.one_hot(teacher.label_dim)
@@ -264,9 +267,9 @@ def check_loss(loss: Loss, teacher: Teacher, noise: Noise, real: RealBatch | Non
 
     with mode(denoiser, train=False, grad=False), mode(learning, train=False):
         found = values("student", range(B), images)
-        like(found, images, "loss.student's answer")
-        demand(bool(found.isfinite().all()), "loss.student's answer is not finite")
-        demand(found.requires_grad, "loss.student's answer carries no gradient of the student's parameters")
+        like(found, images, "loss.student's output")
+        demand(bool(found.isfinite().all()), "loss.student's output is not finite")
+        demand(found.requires_grad, "loss.student's output has no gradient with respect to the student's parameters")
         gradients = torch.autograd.grad(found.sum(), list(student.parameters()), allow_unused=True)
         moved = [g for g in gradients if g is not None]
         demand(all(bool(g.isfinite().all()) for g in moved), "the student's gradient is not finite")
@@ -275,14 +278,14 @@ def check_loss(loss: Loss, teacher: Teacher, noise: Noise, real: RealBatch | Non
     with mode(denoiser, train=False, grad=False), mode(learning, train=False, grad=False):
         x = images.clone().requires_grad_()
         found = values("generator", range(B), x)
-        like(found, images, "loss.generator's answer")
-        demand(bool(found.isfinite().all()), "loss.generator's answer is not finite")
-        demand(found.requires_grad, "loss.generator's answer carries no gradient of x, through which the generator learns")
+        like(found, images, "loss.generator's output")
+        demand(bool(found.isfinite().all()), "loss.generator's output is not finite")
+        demand(found.requires_grad, "loss.generator's output has no gradient with respect to x, through which the generator learns")
         (gradient,) = torch.autograd.grad(found.sum(), x)
-        demand(bool(gradient.isfinite().all()), "the gradient of loss.generator in x is not finite")
+        demand(bool(gradient.isfinite().all()), "the gradient of loss.generator with respect to x is not finite")
         demand(
             bool(gradient.flatten(1).any(1).all()),
-            "the gradient of loss.generator in x is zero for some image although student and teacher differ",
+            "the gradient of loss.generator with respect to x is zero for some image, although student and teacher differ",
         )
         _check_alone(values, "generator", images, found)
         for i in range(B):
@@ -297,22 +300,22 @@ def real_rows(real: RealBatch, which: list[int]) -> RealBatch:
 
 
 def _check_alone(values: Any, side: str, x: Tensor, found: Tensor) -> None:
-    """The values are a function of the image and of its stream."""
-    same(values(side, range(B), x), found, f"loss.{side} answers differently when asked again; draw from `rng` only", 1e-3)
+    """Check that the values depend only on the image and its stream."""
+    same(values(side, range(B), x), found, f"loss.{side} gives different results for the same input; draw only from `rng`", 1e-3)
     alone = torch.cat([values(side, [i], x[i : i + 1]) for i in range(B)])
-    same(alone, found, f"loss.{side} gives an image another value in a batch than alone; the loop alone reduces", 1e-3)
+    same(alone, found, f"loss.{side} gives an image a different value in a batch than alone; leave reductions to the loop", 1e-3)
 
 
 def check_metric(metric: Metric, image_shape: Sequence[int]) -> None:
-    """A metric: rows that are their image's alone, and numbers under the names of `columns`."""
-    demand(bool(metric.columns), "metric.columns is empty; it names the numbers, the first of them a distance")
+    """Check a metric: each row depends only on its image, and the numbers have the names in `columns`."""
+    demand(bool(metric.columns), "metric.columns is empty; it must name the numbers, and the first must be a distance")
     images = (0.5 * Streams(range(4 * B)).normal(image_shape)).clamp(-1, 1)
     rows = metric.embed(images)
     demand(isinstance(rows, Tensor), f"metric.embed gives a {type(rows).__name__}; it must be a tensor [n, d]")
     demand(rows.ndim == 2 and len(rows) == len(images), f"metric.embed gives shape {list(rows.shape)}, not [{len(images)}, d]")
     demand(rows.device.type == "cpu", f"metric.embed gives rows on {rows.device}; they must be on the CPU")
     alone = torch.cat([metric.embed(images[i : i + 1]) for i in range(len(images))])
-    same(alone, rows, "metric.embed gives an image another row in a batch than alone; only metric.compare sees all of them")
+    same(alone, rows, "metric.embed gives an image a different row in a batch than alone; only metric.compare may use all images")
     for what, found in (("compare", metric.compare(rows)), ("floor", metric.floor(0))):
         if what == "compare" or found:  # the floor may be unknown
             wanted = ", ".join(metric.columns)
@@ -320,8 +323,8 @@ def check_metric(metric: Metric, image_shape: Sequence[int]) -> None:
             demand(all(type(v) is float and not math.isnan(v) for v in found.values()), f"metric.{what} must give floats: {found}")
 
 
-def _stirred(net: nn.Module) -> nn.Module:
-    """The network with its parameters changed a little, always in the same way."""
+def _perturbed(net: nn.Module) -> nn.Module:
+    """The network with its parameters changed a little, in the same way every time."""
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in net.parameters():
@@ -341,20 +344,20 @@ def rms(x: Tensor) -> float:
 
 
 def demand(true: bool, sentence: str) -> None:
-    """Raise AssertionError with this sentence unless it is true (an `assert` would vanish under `python -O`)."""
+    """Raise AssertionError with this sentence unless `true` (`python -O` would remove an `assert`)."""
     if not true:
         raise AssertionError(sentence)
 
 
 def like(found: Any, wanted: Tensor, what: str) -> None:
-    """The same shape and dtype."""
+    """Check that both have the same shape and dtype."""
     demand(isinstance(found, Tensor), f"{what} is a {type(found).__name__}; it must be a tensor [B, C, H, W]")
     demand(found.shape == wanted.shape, f"{what} has shape {list(found.shape)}; it must have x's, {list(wanted.shape)}")
     demand(found.dtype == wanted.dtype, f"{what} is {found.dtype}; it must have x's type, {wanted.dtype}")
 
 
 def same(found: Tensor, wanted: Tensor, sentence: str, tolerance: float = 1e-4) -> None:
-    """Equal image by image up to rounding, relative to the image's largest value."""
+    """Check that both are equal up to rounding, image by image, relative to the image's largest value."""
     size = wanted.detach().abs().flatten(1).amax(1) if wanted.ndim > 1 else wanted.detach().abs()
     error = (found - wanted).detach().abs()
     error = error.flatten(1).amax(1) if error.ndim > 1 else error

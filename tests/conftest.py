@@ -1,4 +1,4 @@
-"""What several tests share: golden numbers, small real teachers and recipes, and the command as a user types it."""
+"""Shared by several tests: golden numbers, small real teachers and recipes, and the command as a user types it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TINY = dict(
 
 
 def golden(name: str) -> SimpleNamespace:
-    """A golden file: `meta`, and arrays by key through `at(key, dtype)` as tensors."""
+    """A golden file: `meta`, and arrays as tensors through `at(key, dtype)`."""
     arrays = np.load(HERE / "golden" / f"{name}.npz", allow_pickle=False)
 
     def at(key: str, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -51,7 +51,7 @@ def network_of(found: SimpleNamespace, kwargs: dict[str, Any], prefix: str = "st
 
 
 def tiny_network(resolution: int = 8, channels: int = 1, label_dim: int = 0, D: float = 128.0, **kwargs: Any) -> EDMPrecond:
-    """A small network whose every tensor matters (the constructors' initial values silence most layers)."""
+    """A small network in which every tensor matters (with the initial values, most layers output zeros)."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = EDMPrecond(resolution, channels, label_dim, D=D, pfgmpp=float("inf") != D, **(TINY | kwargs))
@@ -63,8 +63,8 @@ def tiny_network(resolution: int = 8, channels: int = 1, label_dim: int = 0, D: 
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nothing that tests measure or download goes to the user's cache."""
+def _separate_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps everything that tests measure or download out of the user's cache."""
     os.environ["DISTILL_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
 
 
@@ -130,7 +130,7 @@ def recipe_file(tmp_path: Path, teacher_file: Callable[..., Path]) -> Callable[.
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The command `distill` in a process of its own, in an empty folder, as a user types it."""
+    """Runs the command `distill` in a separate process and an empty folder, as a user types it."""
     cwd = tmp_path / "a folder"
     cwd.mkdir()
 
@@ -145,7 +145,7 @@ def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def here(capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The command in this process: the same code from the arguments to the exit, without the seconds that torch takes to load."""
+    """Runs the command in this process: the same code from arguments to exit, without the seconds for loading torch."""
 
     def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
         words = list(map(str, args))
@@ -158,12 +158,12 @@ def here(capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.Complet
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
-    """This process's environment with one thread per process, so that tests in parallel do not crowd each other out."""
+    """This process's environment with one thread per process, so that parallel tests do not slow each other down."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "200", **(extra or {})}
 
 
 def error_line(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
-    """The one line of an error; asserts exit code, and that there is no traceback."""
+    """The one line of an error. Asserts the exit code and that there is no traceback."""
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in done.stdout + done.stderr
     lines = done.stderr.strip().splitlines()

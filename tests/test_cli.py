@@ -70,7 +70,7 @@ def test_a_run_leaves_networks_pictures_and_numbers(cli: Cli, recipe_file: Write
     )[0]
 
 
-def test_kept_rows_of_the_teacher_are_used_until_it_is_measured_afresh(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+def test_saved_teacher_rows_are_used_until_fresh_ones_are_requested(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
     path = recipe_file(append='metrics = ["sliced_wasserstein"]\nreference = "digits"\n')
     shelf = tmp_path / "teacher.quality.json"
     assert "measuring the teacher: 3 Heun steps" in cli("--recipe", path).stdout
@@ -83,7 +83,7 @@ def test_kept_rows_of_the_teacher_are_used_until_it_is_measured_afresh(cli: Cli,
     assert "123" in used
     assert (
         "measuring the teacher" in cli("--recipe", path, "--set", "eval.samples=16").stdout
-    )  # measured otherwise: not the same row
+    )  # measured differently: not the same row
     fresh = cli("--recipe", path, "--fresh-teacher").stdout
     assert "measuring the teacher" in fresh
     assert "123" not in fresh
@@ -110,7 +110,7 @@ def test_checking_and_listing_do_not_import_torch(recipe_file: Write) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_check_tells_every_recipe(cli: Cli, recipe_file: Write) -> None:
+def test_check_reports_every_recipe(cli: Cli, recipe_file: Write) -> None:
     bad = recipe_file(("batch = 8", "batch = 0"), name="bad.toml")
     done = cli("check", recipe_file(), bad)
     assert done.returncode == 1
@@ -133,11 +133,11 @@ BAD = {
     "D ≤ 0": (["--set", "noise.D=0"], "[noise] D = 0: must be greater than 0"),
     "batch not divisible": (["--set", "train.batch_gpu=3"], "[train] batch_gpu = 3: must divide batch = 8"),
     "no such metric": (["--set", 'eval.metrics=["fidd"]'], "no metric is called 'fidd' (did you mean 'fid'?)"),
-    "no reference": (["--set", 'eval.metrics=["frechet"]'], "does not carry its images; name a data set"),
+    "no reference": (["--set", 'eval.metrics=["frechet"]'], "does not include its images; give a data set"),
     "reference missing": (["--set", 'eval.metrics=["frechet"]', "--set", "eval.reference=nowhere"], "= 'nowhere': no such data set"),
     "device": (["--set", "train.device=tpu"], "[train] device = 'tpu': must be auto, cpu, cuda or cuda:N"),
     "resume from nothing": (["--resume", "nowhere"], "--resume nowhere: no such file or folder"),
-    "resume from a teacher": (["--resume", "{teacher}"], "is a denoiser, wanted is a training state"),
+    "resume from a teacher": (["--resume", "{teacher}"], "is a denoiser, expected a training state"),
     "recipe of another kind": (["--recipe", "teachers/digits_d128"], "this recipe is run with: distill pretrain --recipe"),
     "no Heun steps": (["--set", "eval.teacher_steps=[0]"], "[eval] teacher_steps.0 = 0: must be greater than or equal to 1"),
     "beta above 1": (["--set", "train.betas=[0, 1.5]"], "[train] betas.1 = 1.5: must be less than 1"),
@@ -166,7 +166,7 @@ FILES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_teacher_that_is_none(case: str, cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_teacher(case: str, cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
     content, wanted = FILES[case]
     path = recipe_file()
     (tmp_path / "teacher.pt").write_bytes(content)
@@ -192,7 +192,7 @@ def test_outdir_that_cannot_be_written(cli: Cli, recipe_file: Write, tmp_path: P
     assert "cannot be written" in error_line(cli("--recipe", recipe_file(), "--outdir", "/proc/nowhere"))
 
 
-def test_debug_shows_where(cli: Cli, recipe_file: Write) -> None:
+def test_debug_shows_the_traceback(cli: Cli, recipe_file: Write) -> None:
     done = cli("--recipe", recipe_file(), "--set", "train.lr=fast", "--debug")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
@@ -229,7 +229,7 @@ def wait_for(text: str, file: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_keeps_its_state_and_continues_bit_for_bit(
+def test_an_interrupted_run_keeps_its_state_and_continues_bit_for_bit(
     signum: signal.Signals, code: int, cli: Cli, recipe_file: Write, tmp_path: Path
 ) -> None:
     path = recipe_file(("duration_kimg = 0.048", "duration_kimg = 1.6\nlr_decay = 0.5"), ("snapshot_ticks = 1", "snapshot_ticks = 100"),
@@ -279,15 +279,15 @@ def test_resuming_a_changed_recipe_says_what_changed(cli: Cli, recipe_file: Writ
 
 
 @pytest.mark.parametrize("harm", ["truncated", "text"])
-def test_a_state_that_is_none(harm: str, cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_training_state(harm: str, cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
     path = recipe_file()
     assert cli("--recipe", path).returncode == 0
     (state,) = only_run(tmp_path / "runs").glob("training-state-*.pt")
     state.write_bytes(state.read_bytes()[:2000] if harm == "truncated" else b"hello")
-    assert "not a plain-tensor file of distill, or damaged" in error_line(cli("--recipe", path, "--resume", state))
+    assert "not a plain-tensor file written by distill, or damaged" in error_line(cli("--recipe", path, "--resume", state))
 
 
-def test_a_state_of_another_game_is_refused_and_passed_over(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+def test_a_state_of_another_loss_is_refused_and_skipped(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
     path = recipe_file(D=float("inf"))
     assert cli("--recipe", path).returncode == 0
     run = only_run(tmp_path / "runs")
@@ -299,7 +299,7 @@ def test_a_state_of_another_game_is_refused_and_passed_over(cli: Cli, recipe_fil
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
-def test_a_line_cut_off_by_a_kill_does_not_block_resuming(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+def test_a_line_cut_off_by_a_kill_does_not_prevent_resuming(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
     path = recipe_file()
     assert cli("--recipe", path).returncode == 0
     stats = only_run(tmp_path / "runs") / "stats.jsonl"
@@ -309,7 +309,7 @@ def test_a_line_cut_off_by_a_kill_does_not_block_resuming(cli: Cli, recipe_file:
     assert len([json.loads(line) for line in stats.read_text().splitlines()]) == 4
 
 
-def test_resume_auto_without_a_run_starts_one(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
+def test_resume_auto_without_a_run_starts_a_new_one(cli: Cli, recipe_file: Write, tmp_path: Path) -> None:
     done = cli("--recipe", recipe_file(), "--resume", "auto")
     assert done.returncode == 0, done.stderr
     assert "nothing to resume" in done.stdout
@@ -366,8 +366,8 @@ def test_training_the_feature_network(cli: Cli, tmp_path: Path) -> None:
     assert load_network(tmp_path / "f.pt", "classifier")[1].others["held_out_accuracy"] > 0.5
 
 
-def test_the_surface_of_the_command_is_frozen() -> None:
-    """Options that scripts rely on do not come and go unnoticed."""
+def test_the_options_of_the_command_are_frozen() -> None:
+    """Options that scripts rely on cannot appear or disappear unnoticed."""
 
     def options(command: click.Command) -> set[str]:
         return {o for p in command.params for o in p.opts if o.startswith("--")}

@@ -1,4 +1,4 @@
-"""A loss with a real batch and a small trained network of its own, brought by a stranger's package: no line of the loop changes."""
+"""A loss from a third-party package that uses real images and trains a small network of its own. The loop needs no change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.conftest import environment, error_line
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 PLUGIN = '''
-"""IPFM's game beside an adversarial one: a head that learns to tell real images from generated ones."""
+"""IPFM's loss plus an adversarial one: a head that learns to tell real images from generated ones."""
 
 from pydantic import Field
 
@@ -30,7 +30,7 @@ from registry.api import Component, Config, hookimpl
 
 class HeadConfig(Config):
     width: int = Field(4, ge=1, description="channels of the head")
-    weight: float = Field(0.1, ge=0, description="of the adversarial term; 0 needs no data")
+    weight: float = Field(0.1, ge=0, description="weight of the adversarial term; 0 needs no data")
 
     def wants_data(self) -> bool:
         return self.weight > 0
@@ -60,8 +60,8 @@ class WithHead(DenoisingGame, nn.Module):
 
     def student(self, student, x, labels, noise, rng, real):
         assert real.x.shape == x.shape and not x.requires_grad
-        told = softplus(self.head(x)) + softplus(-self.head(real.x))
-        return super().student(student, x, labels, noise, rng) + self.weight * told
+        adversarial = softplus(self.head(x)) + softplus(-self.head(real.x))
+        return super().student(student, x, labels, noise, rng) + self.weight * adversarial
 
     def generator(self, teacher, student, x, labels, noise, rng, real):
         assert not any(p.requires_grad for p in self.parameters())
@@ -75,7 +75,7 @@ def build(config, domain):
 
 @pytest.fixture
 def plugin(tmp_path: Path) -> dict[str, str]:
-    """The package with the loss, installed on the path."""
+    """The environment in which the package with the loss is installed."""
     site = tmp_path / "site"
     info = site / "with_head-1.0.dist-info"
     info.mkdir(parents=True)
@@ -114,10 +114,10 @@ def equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def test_it_trains_and_is_resumed_to_the_bit(
+def test_it_trains_and_resumes_bit_for_bit(
     plugin: dict[str, str], data: Path, recipe_file: Callable[..., Path], tmp_path: Path, cli: Cli
 ) -> None:
-    """Uninterrupted, or ended after a third and resumed with a longer duration: the same network, head, moments, averages."""
+    """An uninterrupted run and one that is resumed after a third of it give the same networks, head, moments and averages."""
     recipe = recipe_file(append=f'[data]\nsource = "{data}"\n[swap.with_head]\n')
     words = ["--recipe", recipe, "--loss", "with_head", "--outdir"]
     whole = cli(*words, tmp_path / "whole", env=plugin)
@@ -174,7 +174,7 @@ def test_data_of_another_shape_is_refused(
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_checks_for_authors_know_such_losses(plugin: dict[str, str]) -> None:
+def test_the_checks_for_authors_accept_such_losses(plugin: dict[str, str]) -> None:
     code = (
         "from registry.api import RealBatch, Streams\n"
         "from registry.testing import build, check_loss, check_plugin\n"

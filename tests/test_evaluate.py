@@ -1,4 +1,4 @@
-"""FID and `distill evaluate`: one number by the command, by two processes, in training, and by hand; and whatever can be wrong."""
+"""FID and `distill evaluate`: the same number from the command, two processes, training and by hand; and all kinds of bad input."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class StandIn(nn.Module):
         self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, DIMENSION), nn.ReLU())
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
-        assert x.dtype == torch.uint8, "pixels come as they are, not resized"
+        assert x.dtype == torch.uint8, "pixels arrive unchanged, not resized"
         assert x.shape[1] == 3
         return self.layers((x.to(torch.float32) - 128) / 128)
 
@@ -100,26 +100,26 @@ def test_golden_fid(case: str) -> None:
     assert frechet_inception_distance(few, *moments(few)) == pytest.approx(0, abs=1e-5)
 
 
-def test_duplicates_are_no_trouble(capfd: pytest.CaptureFixture[str]) -> None:
-    """More images than features, and still a singular covariance: clean-fid's own remedy, or ours; nothing is printed."""
+def test_duplicate_images_are_handled(capfd: pytest.CaptureFixture[str]) -> None:
+    """More images than features but a singular covariance: clean-fid or our fallback handles it, and nothing is printed."""
     rows = torch.randn(4, 16, generator=torch.Generator().manual_seed(0)).repeat(20, 1)
     assert frechet_inception_distance(rows, *moments(rows)) == pytest.approx(0, abs=1e-3)
     assert not any(capfd.readouterr())
 
 
-def test_a_torchvision_that_does_not_load_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for the failure beside a torch without CUDA, which does not matter to clean-fid."""
+def test_a_torchvision_that_does_not_load_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Except for the failure with a CPU-only torch, which does not affect clean-fid."""
     (tmp_path / "torchvision.py").write_text("raise OSError('libcudart.so.13: cannot open')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
-    with pytest.raises(UserError, match=r"a torchvision that goes with torch 2\S+: libcudart.so.13: cannot open"):
+    with pytest.raises(UserError, match=r"a torchvision that matches torch 2\S+: libcudart.so.13: cannot open"):
         inception._cleanfid.__wrapped__()
 
 
 # --------------------------------------------------------------------------------------- features and statistics
 
 
-def test_features_are_of_pixels_as_edm_rounds_them(inception_file: Path) -> None:
+def test_features_use_pixels_rounded_as_in_edm(inception_file: Path) -> None:
     inception = Inception(inception_file)
     images = torch.linspace(-1.2, 1.2, 5 * 64).reshape(5, 1, 8, 8)
     pixels = (images * 127.5 + 128).clip(0, 255).to(torch.uint8)
@@ -131,7 +131,7 @@ def test_features_are_of_pixels_as_edm_rounds_them(inception_file: Path) -> None
     assert inception.embed(images + 0) is not rows
 
 
-def test_statistics_of_a_data_set_are_kept(
+def test_statistics_of_a_data_set_are_cached(
     inception_file: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISTILL_CACHE_DIR", str(tmp_path / "cache"))
@@ -170,10 +170,10 @@ def write(path: Path, **arrays: object) -> Path:
     return path
 
 
-def test_statistics_that_are_none(tmp_path: Path) -> None:
+def test_files_that_are_not_statistics(tmp_path: Path) -> None:
     mu, sigma = np.zeros(DIMENSION), np.eye(DIMENSION)
     whole = write(tmp_path / "whole.npz", mu=mu, sigma=sigma)
-    assert read_statistics(str(whole)).img_resolution is None  # EDM's files do not tell
+    assert read_statistics(str(whole)).img_resolution is None  # EDM's files do not say
     (tmp_path / "cut.npz").write_bytes(whole.read_bytes()[:-5000])
     (tmp_path / "text.npz").write_text("hello")
     np.save(tmp_path / "array", mu)
@@ -183,7 +183,7 @@ def test_statistics_that_are_none(tmp_path: Path) -> None:
         "text.npz": "not an .npz file of statistics, or damaged",
         "array.npz": "not an .npz file of statistics, or damaged",
         "nowhere.npz": "no such file",
-        write(tmp_path / "keys.npz", mean=mu).name: "no statistics: it has mean, wanted are mu and sigma",
+        write(tmp_path / "keys.npz", mean=mu).name: "not a file of statistics: it has mean, expected mu and sigma",
         write(tmp_path / "object.npz", mu=np.array([{}]), sigma=sigma).name: "not an .npz file of statistics, or damaged",
         write(tmp_path / "other.npz", mu=mu[:64], sigma=np.eye(64)).name: r"another network: mu is \[64\], sigma \[64, 64\]",
         write(tmp_path / "nan.npz", mu=mu * np.nan, sigma=sigma).name: "values that are not finite",
@@ -199,28 +199,28 @@ def test_references_that_do_not_fit(inception_file: Path, data: Path, tmp_path: 
 
     statistics = Statistics(torch.zeros(DIMENSION).double(), torch.eye(DIMENSION).double(), 32)
     statistics.save(tmp_path / "r32.npz")
-    with pytest.raises(UserError, match="its statistics are of images at resolution 32, wanted is 8"):
+    with pytest.raises(UserError, match="its statistics were made from images at resolution 32, expected 8"):
         fid(tmp_path / "r32.npz")
     Statistics(statistics.mu, statistics.sigma, inception="abc").save(tmp_path / "other.npz")
-    with pytest.raises(UserError, match="its statistics are of another Inception file, of hash abc, wanted is"):
+    with pytest.raises(UserError, match="its statistics were made with another Inception file, with hash abc, expected "):
         fid(tmp_path / "other.npz")
     with pytest.raises(UserError, match="takes grey or RGB images; these have 2 channels"):
         fid(tmp_path / "other.npz", (2, 1, 1))
-    with pytest.raises(UserError, match="its images are 1×8×8, the network's are 3×8×8"):
+    with pytest.raises(UserError, match="its images are 1×8×8; the network's are 3×8×8"):
         fid(data, (3, 8, 8))
-    with pytest.raises(UserError, match="does not carry its images; name a data set"):
+    with pytest.raises(UserError, match="does not include its images; give a data set"):
         build_fid(FIDConfig(inception=str(inception_file)), network())
     (tmp_path / "one").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "one" / "a.png")
-    with pytest.raises(UserError, match="has 1 image; a covariance takes 2 or more"):
+    with pytest.raises(UserError, match="has 1 image; a covariance needs at least 2"):
         fid(tmp_path / "one")
 
 
-def test_networks_that_are_none(generator_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_not_the_inception_network(generator_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.pt").write_text("hello")
     torch.jit.script(nn.Linear(3, 3)).save(str(tmp_path / "linear.pt"))
     for name in (generator_file.name, "text.pt", "linear.pt"):
-        with pytest.raises(UserError, match="not clean-fid's Inception network, or damaged; it is https://"):
+        with pytest.raises(UserError, match="not clean-fid's Inception network, or damaged; download it from https://"):
             open_inception(str(tmp_path / name), "fid")
     monkeypatch.setenv("DISTILL_CACHE_DIR", str(tmp_path))
     with pytest.raises(UserError, match=rf"download https://\S+ to {tmp_path / NAME}, or give its path"):
@@ -238,7 +238,7 @@ def fid_by_hand(a: Tensor, b: Tensor) -> float:
     return float((a.mean(0) - b.mean(0)).square().sum() + traces - 2 * cross)
 
 
-def test_one_fid_by_one_process_by_two_and_by_hand(
+def test_fid_is_the_same_from_one_process_from_two_and_by_hand(
     cli: Cli, generator_file: Path, inception_file: Path, data: Path, tmp_path: Path
 ) -> None:
     given = ["evaluate", "--network", generator_file, "--reference", data, "--inception", inception_file, *FEW]
@@ -259,7 +259,7 @@ def test_one_fid_by_one_process_by_two_and_by_hand(
     assert found["min"] == min(found["values"])
     assert found["std"] == pytest.approx(np.std(by_hand, ddof=1), rel=1e-3)
 
-    # By two processes, and against the statistics that were saved: the same to the last bit.
+    # Two processes with the saved statistics give exactly the same numbers.
     given[given.index(data)] = tmp_path / "stats.npz"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "registry.cli", *given]
     two = subprocess.run([*map(str, command)], env=environment(), capture_output=True, text=True, timeout=120, check=False)
@@ -273,7 +273,7 @@ def test_one_fid_by_one_process_by_two_and_by_hand(
     assert (lines[0]["metric"], lines[0]["num_gpus"]) == ("fid12_proxy", 2)
 
 
-def test_in_training_the_same_number_and_the_best_snapshot(
+def test_training_measures_the_same_number_and_keeps_the_best_snapshot(
     cli: Cli, recipe_file: Write, inception_file: Path, data: Path, tmp_path: Path
 ) -> None:
     append = f'metrics = ["fid"]\nreference = "{data}"\nbatch = 5\n[eval.fid]\ninception = "{inception_file}"\n'
@@ -294,7 +294,7 @@ def test_in_training_the_same_number_and_the_best_snapshot(
     assert (lines()[-1]["metric"], len(values)) == ("fid16_proxy", 2)
     best = json.loads((run / "best.json").read_text())
     assert (best["value"], best["column"]) == (min(values), "fid")
-    snapshot = run / "network-snapshot-1.000000-000000.pkl"  # the last one: all are within the first thousand images
+    snapshot = run / "network-snapshot-1.000000-000000.pkl"  # one file: all snapshots fall within the first thousand images
     if values[-1] == min(values):
         assert (run / "network-snapshot-best.pkl").read_bytes() == snapshot.read_bytes()
 
@@ -304,7 +304,7 @@ def test_in_training_the_same_number_and_the_best_snapshot(
     assert again.returncode == 0, again.stderr
     assert json.loads(output.read_text())["results"]["fid16_proxy"]["fid"]["min"] == pytest.approx(values[-1], rel=1e-6)
 
-    # A resumed run knows the best so far, by its lines.
+    # A resumed run knows the best value so far from its lines.
     text = (run / "metric-fid.jsonl").read_text()
     first = json.loads(text.splitlines()[0])
     first |= {"results": {"fid": -1.0}, "snapshot_pkl": "deleted.pkl"}
@@ -316,7 +316,7 @@ def test_in_training_the_same_number_and_the_best_snapshot(
     assert (run / "best.json").read_text() == kept
 
 
-def test_a_recipe_with_published_statistics_is_checked_without_network_and_torch(recipe_file: Write) -> None:
+def test_a_recipe_with_published_statistics_is_checked_without_internet_and_torch(recipe_file: Write) -> None:
     url = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/cifar10-32x32.npz"
     path = recipe_file(append=f'metrics = ["fid"]\nreference = "{url}"\n')
     code = f"import sys; sys.argv = ['distill', 'check', {str(path)!r}]\nfrom registry.cli import main\ntry: main()\nexcept SystemExit as e: assert not e.code\nassert not {{'torch', 'cleanfid'}} & set(sys.modules)"
@@ -325,22 +325,24 @@ def test_a_recipe_with_published_statistics_is_checked_without_network_and_torch
     assert path.name in done.stdout
 
 
-def test_what_can_be_wrong(here: Cli, generator_file: Path, inception_file: Path, data: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_line(here: Cli, generator_file: Path, inception_file: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "damaged.npz").write_text("hello")
-    np.savez(tmp_path / "ffhq-64x64.npz", mu=np.zeros(2048), sigma=np.zeros((2048, 2048)))  # as EDM's: the name alone tells
+    np.savez(
+        tmp_path / "ffhq-64x64.npz", mu=np.zeros(2048), sigma=np.zeros((2048, 2048))
+    )  # as EDM's files: only the name states the resolution
     ok = {"--network": generator_file, "--reference": data, "--inception": inception_file}
     cases: list[tuple[dict[str, object], str]] = [
         ({"--reference": None}, "--reference is missing: the real images that fid compares with: a folder or ZIP, digits"),
         ({"--reference": "nowhere"}, "--reference nowhere: [eval] reference = 'nowhere': no such data set"),
         ({"--reference": tmp_path / "damaged.npz"}, "damaged.npz: not an .npz file of statistics, or damaged"),
-        ({"--reference": tmp_path / "damaged.npz", "--metrics": "kid"}, "statistics of images serve the metric fid alone"),
+        ({"--reference": tmp_path / "damaged.npz", "--metrics": "kid"}, "image statistics work only with the metric fid"),
         ({"--samples": 1}, "--samples 1: [eval] samples = 1: must be greater than or equal to 2"),
         ({"--metrics": "fidd"}, "no metric is called 'fidd' (did you mean 'fid'?)"),
         ({"--inception": "nowhere.pt"}, "--inception nowhere.pt: [eval.fid] inception = 'nowhere.pt': no such file"),
-        ({"--reference": tmp_path / "ffhq-64x64.npz"}, "its statistics are of images at resolution 64, wanted is 8"),
+        ({"--reference": tmp_path / "ffhq-64x64.npz"}, "its statistics were made from images at resolution 64, expected 8"),
         ({"--inception": None}, "--inception: fid needs the Inception network: download https://"),
-        ({"--output": "result.txt"}, "--output result.txt: the result is kept as .json"),
-        ({"--save-reference": "x.npz", "--metrics": "sliced_wasserstein"}, "statistics are those of the metric fid"),
+        ({"--output": "result.txt"}, "--output result.txt: the result is saved as .json"),
+        ({"--save-reference": "x.npz", "--metrics": "sliced_wasserstein"}, "only the metric fid has statistics to save"),
     ]  # fmt: skip
     for changes, message in cases:
         given = [str(a) for k, v in (ok | changes).items() if v is not None for a in (k, v)]
@@ -349,8 +351,10 @@ def test_what_can_be_wrong(here: Cli, generator_file: Path, inception_file: Path
 
 
 @pytest.mark.slow
-def test_two_processes_measure_in_training_as_one(recipe_file: Write, inception_file: Path, data: Path, tmp_path: Path) -> None:
-    """FID and KID against a data set, whose features all processes compute, with best snapshot and floor."""
+def test_two_processes_in_training_measure_the_same_as_one(
+    recipe_file: Write, inception_file: Path, data: Path, tmp_path: Path
+) -> None:
+    """FID and KID against a data set whose features all processes compute, with the best snapshot and the floor."""
     append = f'metrics = ["fid", "kid"]\nreference = "{data}"\nbatch = 5\n[eval.fid]\ninception = "{inception_file}"\n[eval.kid]\ninception = "{inception_file}"\n'  # fmt: skip
     path = recipe_file(("duration_kimg = 0.048", "duration_kimg = 0.032"), append=append)
     found = []

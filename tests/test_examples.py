@@ -1,4 +1,4 @@
-"""The example plugins as a stranger has them: separate packages, installed as wheels beside the host's, outside the repository."""
+"""The example plugins as third parties would use them: separate packages, installed as wheels outside the repository."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the examples, copied, and with an environment `venv` that host and examples are installed in."""
+    """A folder with copies of the examples and an environment `venv` in which the host and the examples are installed."""
     folder = tmp_path_factory.mktemp("else where")
     for name in EXAMPLES:
         shutil.copytree(ROOT / "examples" / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -34,7 +34,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run(build, cwd=source, check=True, capture_output=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     site = next((folder / "venv").glob("lib/python*/site-packages"))
-    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")  # path files there are not followed
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")  # .pth files there are not followed
     pip = [sys.executable, "-m", "pip", "--python", folder / "venv" / "bin" / "python", "install", "--quiet", "--no-deps"]
     subprocess.run([*pip, "--no-index", *(folder / "wheels").glob("*.whl")], check=True, capture_output=True)
     return folder
@@ -42,7 +42,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(elsewhere: Path) -> Run:
-    """A command of that environment, started in a folder."""
+    """Runs a command of that environment in a folder."""
 
     def command(*args: str | Path, cwd: Path = elsewhere) -> subprocess.CompletedProcess[str]:
         program = elsewhere / "venv" / "bin" / args[0]
@@ -96,7 +96,7 @@ def test_the_teacher_is_trained_distilled_resumed_and_sampled(elsewhere: Path, r
     assert len({(folder / f"images of {p}" / "grid.png").read_bytes() for p in left if "0000.pt" in p}) == 1
 
 
-def test_the_loss_takes_its_place_in_the_quickstart(elsewhere: Path, run: Run) -> None:
+def test_the_loss_works_in_the_quickstart(elsewhere: Path, run: Run) -> None:
     done = run("distill", "--recipe", "quickstart", "--loss", "diff_instruct", *short("loss.weighting=kl"))
     assert done.returncode == 0, done.stderr
     assert "with loss 'diff_instruct'" in done.stdout
@@ -110,12 +110,12 @@ def test_their_own_tests_pass(elsewhere: Path, run: Run) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_code_in_the_walk_through_is_the_examples() -> None:
-    """Every block that a comment says is from a file stands in that file, letter by letter, at some indentation."""
+def test_code_in_the_walk_through_is_taken_from_the_examples() -> None:
+    """Every block that a comment attributes to a file appears in that file character for character, at some indentation."""
     text = (ROOT / "docs" / "plugins.md").read_text()
     excerpts = re.findall(r"<!-- from (\S+) -->\n```\w+\n(.*?)```", text, re.S)
     assert {Path(path).parts[1] for path, _ in excerpts} == set(EXAMPLES)
     for path, code in excerpts:
         source = (ROOT / path).read_text()
         assert any(textwrap.indent(code, " " * n) in source for n in (0, 4, 8)), f"{path} does not have:\n{code}"
-    assert len(re.findall("```python", text)) == sum(path.endswith(".py") for path, _ in excerpts), "every block says its file"
+    assert len(re.findall("```python", text)) == sum(path.endswith(".py") for path, _ in excerpts), "every block names its file"

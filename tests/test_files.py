@@ -1,4 +1,4 @@
-"""Networks from file to file; snapshots in a process that has nothing of ours; downloads from a server on loopback; data sets."""
+"""Converting networks between formats, opening snapshots without this package, downloads from a local server, data sets."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def test_a_network_survives_every_format(suffix: str, D: float, tmp_path: Path) 
     assert (facts.D, facts.sigma_init, facts.others["alpha"]) == (D, 2.5, 1.0)
     assert torch.equal(again(X, SIGMA), net(X, SIGMA))
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), net.state_dict().values(), strict=True))
-    with pytest.raises(UserError, match="is a generator, wanted is a denoiser"):
+    with pytest.raises(UserError, match="is a generator, expected a denoiser"):
         load_network(tmp_path / f"n{suffix}", "denoiser")
 
 
-def test_converting_round_and_round_changes_no_bit(cli: Cli, tmp_path: Path) -> None:
+def test_repeated_conversion_changes_no_bit(cli: Cli, tmp_path: Path) -> None:
     source = HERE / "golden" / "teacher_pfgmpp_ncsnpp.pkl"
     files = [source, tmp_path / "a.safetensors", tmp_path / "b.pkl", tmp_path / "c.pt", tmp_path / "d.pkl"]
     for one, two in itertools.pairwise(files):
@@ -67,7 +67,7 @@ def test_converting_round_and_round_changes_no_bit(cli: Cli, tmp_path: Path) -> 
     assert all(torch.equal(first[k], last[k]) for k in first)
 
 
-def test_a_network_of_a_training_state_is_picked_by_its_key(cli: Cli, tmp_path: Path) -> None:
+def test_a_network_in_a_training_state_is_picked_by_its_key(cli: Cli, tmp_path: Path) -> None:
     state = HERE / "golden" / "training-state-ipfm-000512.pt"
     assert "[G_ema]" in convert_network(str(state), str(tmp_path / "default.pt"))
     assert "generator" in convert_network(str(state), str(tmp_path / "x.pt"), key="G_ema990")
@@ -86,7 +86,7 @@ def test_our_own_training_states_are_read_and_converted(cli: Cli, tmp_path: Path
     average, facts = load_network(state, "generator")
     assert (facts.D, facts.sigma_init, facts.nimg) == (128.0, 2.5, 48)
     assert all(torch.equal(a, b) for a, b in zip(average.parameters(), result.generator.net.parameters(), strict=True))
-    with pytest.raises(UserError, match="is a generator, wanted is a denoiser"):  # not to be distilled as if it were a teacher
+    with pytest.raises(UserError, match="is a generator, expected a denoiser"):  # it must not be distilled as a teacher
         load_network(state, "denoiser")
     assert load_network(state, "denoiser", key="student")[1].kind == "denoiser"
     done = cli("convert", state, tmp_path / "student.pkl", "--key", "student")
@@ -102,18 +102,18 @@ def test_only_edms_networks_go_into_edms_pickles(tmp_path: Path) -> None:
     net = PointDenoiser((2, 1, 1))
     with pytest.raises(UserError, match=r"a PointDenoiser can be saved as \.pt or \.safetensors"):
         save_network(tmp_path / "x.pkl", "denoiser", net, {})
-    with pytest.raises(UserError, match="unknown kind of file"):
+    with pytest.raises(UserError, match="unknown file type"):
         save_network(tmp_path / "x.onnx", "denoiser", net, {})
     save_network(tmp_path / "x.safetensors", "denoiser", net, {})
     assert isinstance(load_network(tmp_path / "x.safetensors")[0], PointDenoiser)
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-def test_safetensors_of_strangers_are_refused(tmp_path: Path) -> None:
+def test_foreign_safetensors_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match="without the metadata of distill"):
+    with pytest.raises(UserError, match="without distill's metadata"):
         load_network(tmp_path / "a.safetensors")
     content = (tmp_path / "a.safetensors").read_bytes()
     (tmp_path / "b.safetensors").write_bytes(content[:-3])
@@ -133,12 +133,12 @@ def test_a_pfgmpp_pickle_is_a_teacher_of_its_plugin_only(plugins: Any) -> None:
     source = str(HERE / "golden" / "teacher_pfgmpp_ncsnpp.pkl")
     pfgmpp, edm = (plugins.find("teacher", name).component for name in ("pfgmpp", "edm"))
     assert pfgmpp.make(pfgmpp.config(source=source)).D == 128
-    assert "diffusion" in edm.config(source=source).misfit(128.0)  # which the host asks before it uses the teacher
+    assert "diffusion" in edm.config(source=source).misfit(128.0)  # the host asks this before it uses the teacher
 
 
-# ----------------------------------------------------------------------- snapshots where nothing of ours is installed
+# ----------------------------------------------------------------------- snapshots where this package is not installed
 
-# Written to the description of EDM's files: an object is made from the source text that travels with it.
+# Written from the description of EDM's files: an object is made from the source text that is stored with it.
 PERSISTENCE = """
 import io, pickle, sys, types
 modules = {}
@@ -152,7 +152,7 @@ def _reconstruct_persistent_obj(meta):
     cls = modules[source].__dict__[meta["class_name"]]
     if DECORATE:
         base = cls
-        class cls(base):  # as the original does: a subclass that records constructor arguments and is checked for pickling
+        class cls(base):  # as in the original: a subclass that records constructor arguments and is checked for pickling
             def __init__(self, *args, **kwargs):
                 super().__init__(*args, **kwargs)
                 self._init_args, self._init_kwargs = args, kwargs
@@ -196,10 +196,10 @@ with open(sys.argv[4], "wb") as f:
 
 
 @pytest.mark.parametrize("decorate", [False, True])
-def test_a_snapshot_opens_in_a_process_that_has_nothing_of_ours(
+def test_a_snapshot_opens_in_a_process_without_this_package(
     decorate: bool, tmp_path: Path, recipe_file: Callable[..., Path]
 ) -> None:
-    """A run's snapshot, a stand-in for torch_utils and dnnlib, the same images bit for bit; and back again."""
+    """With stand-ins for torch_utils and dnnlib, a run's snapshot gives the same images bit for bit, and we can read it back."""
     from registry.runs.distill import distill
 
     result = distill(str(recipe_file()))
@@ -210,7 +210,7 @@ def test_a_snapshot_opens_in_a_process_that_has_nothing_of_ours(
     (site / "torch_utils" / "persistence.py").write_text(f"DECORATE = {decorate}\n{PERSISTENCE}")
     (site / "dnnlib").mkdir()
     (site / "dnnlib" / "__init__.py").write_text("from torch_utils.persistence import EasyDict\n")
-    (site / "torch").symlink_to(Path(torch.__file__).parent)  # the path has torch and what it needs, not this project
+    (site / "torch").symlink_to(Path(torch.__file__).parent)  # the path has only torch and its dependencies
     for package in (
         "numpy",
         "typing_extensions.py",
@@ -240,12 +240,12 @@ def test_a_snapshot_opens_in_a_process_that_has_nothing_of_ours(
     assert done.returncode == 0, done.stderr
     theirs = torch.load(tmp_path / "out.pt", weights_only=True)
     assert torch.equal(theirs["images"], result.generator.sample(range(8)))
-    net, facts = load_network(tmp_path / "theirs.pkl")  # what they pickled again is read by us
+    net, facts = load_network(tmp_path / "theirs.pkl")  # we can read what they pickled again
     assert torch.equal(net(z, torch.full((8,), 2.5)), theirs["images"])
     assert facts.D == 128
 
 
-def test_the_module_that_travels_needs_torch_alone() -> None:
+def test_the_embedded_module_needs_only_torch() -> None:
     import ast
 
     from registry.edm import networks
@@ -277,7 +277,7 @@ def test_inspect(name: str, wanted: list[str], cli: Cli) -> None:
         assert text in done.stdout
 
 
-def test_inspect_counts_what_there_is(cli: Cli, tmp_path: Path) -> None:
+def test_inspect_shows_the_facts_of_our_files(cli: Cli, tmp_path: Path) -> None:
     net = tiny_network()
     for suffix in (".pkl", ".pt", ".safetensors"):
         save_network(tmp_path / f"n{suffix}", "generator", net, {"D": 128.0, "sigma_init": 2.5, "nimg": 12800})
@@ -306,7 +306,7 @@ def test_inspect_flags_what_would_execute(cli: Cli, tmp_path: Path) -> None:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one content, misbehaving as told; remembers the requests."""
+    """Serves one content, misbehaving as given by `behaviours`, and records the requests."""
 
     content = os.urandom(300_000)
     daemon_threads = True
@@ -379,18 +379,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("slow",), [None]),
         (("redirect",), [None, None]),
         (("500", "503"), [None, None, None]),  # fails twice, then serves
-        (("truncate",), [None, "bytes=100000-"]),  # goes on where it broke off
+        (("truncate",), [None, "bytes=100000-"]),  # resumes where it stopped
         (("truncate", "truncate"), [None, "bytes=100000-", "bytes=166666-"]),
-        (("truncate", "no ranges"), [None, "bytes=100000-"]),  # starts over where the server cannot go on
+        (("truncate", "no ranges"), [None, "bytes=100000-"]),  # starts over if the server cannot resume
     ],
 )  # fmt: skip
-def test_a_download_comes_whole(behaviours: tuple[str, ...], requests: list[str | None], cache: Path) -> None:
+def test_a_download_is_complete(behaviours: tuple[str, ...], requests: list[str | None], cache: Path) -> None:
     with serving(*behaviours) as server:
         path = downloads.fetch(server.url, hashlib.sha256(Server.content).hexdigest())
         assert path.read_bytes() == Server.content
         assert [asked for _, asked in server.requests] == requests
         assert downloads.fetch(server.url) == path
-        assert len(server.requests) == len(requests)  # the second time it is there
+        assert len(server.requests) == len(requests)  # the second call uses the cache
     assert not list(cache.glob("*.part*"))
 
 
@@ -400,24 +400,24 @@ def test_another_version_on_the_server_is_not_spliced(cache: Path) -> None:
         assert [asked for _, asked in server.requests] == [None, "bytes=100000-"]
 
 
-def test_a_download_that_never_comes(cache: Path) -> None:
+def test_a_download_that_fails(cache: Path) -> None:
     with serving("404") as server:
         with pytest.raises(UserError, match="the server answered 404 Not Found; download it yourself"):
             downloads.fetch(server.url)
-        assert len(server.requests) == 1  # not asked again in vain
+        assert len(server.requests) == 1  # not retried in vain
         url = server.url
     with pytest.raises(UserError, match=r"cannot be downloaded: .*refused"):
         downloads.fetch(url + "x")
 
 
-def test_another_file_than_expected(cache: Path) -> None:
-    with serving() as server, pytest.raises(UserError, match="the file there is another one than expected"):
+def test_a_different_file_than_expected_is_refused(cache: Path) -> None:
+    with serving() as server, pytest.raises(UserError, match=f"expected {'0' * 64}; the server has a different file"):
         downloads.fetch(server.url, "0" * 64)
     assert not list(cache.glob("*.part")) + list(cache.glob("*.pkl"))
 
 
 @pytest.mark.parametrize("harm", ["truncated", "bit flipped", "note lost", "left over from a break"])
-def test_a_harmed_cache_is_noticed_and_mended(harm: str, cache: Path) -> None:
+def test_a_damaged_cache_is_noticed_and_repaired(harm: str, cache: Path) -> None:
     with serving() as server:
         path = downloads.fetch(server.url)
         if harm == "truncated":
@@ -490,7 +490,7 @@ def pictures(folder: Path, size: tuple[int, int] = (10, 8), count: int = 5) -> P
 
 
 @pytest.mark.parametrize("dest", ["set.zip", "set"])
-def test_a_data_set_of_a_folder_is_edms_and_reads_back(dest: str, cli: Cli, tmp_path: Path) -> None:
+def test_a_data_set_made_from_a_folder_has_edms_layout_and_reads_back(dest: str, cli: Cli, tmp_path: Path) -> None:
     done = cli("dataset", pictures(tmp_path / "raw"), tmp_path / dest, "--crop", "--resolution", "4", "--folder-labels")
     assert done.returncode == 0, done.stderr
     assert "5 images of 4×4, RGB, 2 classes" in done.stdout
@@ -505,7 +505,7 @@ def test_a_data_set_of_a_folder_is_edms_and_reads_back(dest: str, cli: Cli, tmp_
             assert json.loads(archive.read("dataset.json"))["labels"][0] == ["00000/img00000000.png", 0]
     again = cli("dataset", tmp_path / dest if dest == "set" else tmp_path / "raw", tmp_path / "copy", "--crop", "--resolution", "4")
     assert again.returncode == 0, again.stderr
-    assert ("2 classes" in again.stdout) == (dest == "set")  # labels of a data set travel on
+    assert ("2 classes" in again.stdout) == (dest == "set")  # the labels of a data set are copied
 
 
 def test_cifar_tarball(tmp_path: Path) -> None:
@@ -538,12 +538,12 @@ def test_a_hostile_tarball_runs_nothing(tmp_path: Path) -> None:
 
 
 BAD_SETS: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
-    "not square": (lambda p: pictures(p / "raw"), [], "not square; this takes the centre"),
-    "mixed sizes": (lambda p: (pictures(p / "raw", (8, 8), 2), Image.new("RGB", (4, 4)).save(p / "raw" / "z.png")), [], "give one for all"),
+    "not square": (lambda p: pictures(p / "raw"), [], "not square; set it to take the centre"),
+    "mixed sizes": (lambda p: (pictures(p / "raw", (8, 8), 2), Image.new("RGB", (4, 4)).save(p / "raw" / "z.png")), [], "unlike the images before it; give one resolution for all"),
     "no images": (lambda p: (p / "raw").mkdir(), [], "no images in it"),
     "nowhere": (lambda p: None, [], "no such folder or file"),
     "damaged": (lambda p: ((p / "raw").mkdir(), (p / "raw" / "a.png").write_bytes(b"no")), [], "not a readable image"),
-    "dest there": (lambda p: (pictures(p / "raw"), (p / "out.zip").write_text("mine")), [], "exists already"),
+    "dest there": (lambda p: (pictures(p / "raw"), (p / "out.zip").write_text("mine")), [], "already exists"),
 }  # fmt: skip
 
 
@@ -557,7 +557,7 @@ def test_bad_data_sets_leave_nothing(case: str, cli: Cli, tmp_path: Path) -> Non
 
 
 def test_palettes_bits_and_depths_are_converted(tmp_path: Path) -> None:
-    Image.new("P", (4, 4), 1).save(tmp_path / "skip.gif")  # not a kind of image that is looked for
+    Image.new("P", (4, 4), 1).save(tmp_path / "skip.gif")  # not a supported kind of image
     palette = Image.new("P", (4, 4), 1)
     palette.putpalette([0, 0, 0, 200, 200, 200] + [0] * 762)
     Image.new("1", (4, 4), 1).save(tmp_path / "bits.png")
@@ -573,7 +573,7 @@ def test_palettes_bits_and_depths_are_converted(tmp_path: Path) -> None:
 BAD_READS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "json": (lambda p: (p / "dataset.json").write_text("{"), "dataset.json is not EDM's"),
     "label missing": (lambda p: (p / "dataset.json").write_text('{"labels": [["a.png", 1]]}'), "has no label for b.png"),
-    "other size": (lambda p: Image.new("L", (5, 5)).save(p / "c.png"), "all must agree"),
+    "other size": (lambda p: Image.new("L", (5, 5)).save(p / "c.png"), "all must have the same shape"),
     "not square": (lambda p: Image.new("L", (5, 4)).save(p / "0.png"), "images must be square"),
 }  # fmt: skip
 

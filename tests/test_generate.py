@@ -1,4 +1,4 @@
-"""Images from seeds: by the command as a user types it, and against the latents of PFGM++'s script."""
+"""Images from seeds: with the command as a user types it, and compared with the latents of PFGM++'s script."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_seeds() -> None:
         ("", "write numbers"),
         ("1-", "write numbers"),
         ("5-2", "5-2 is empty"),
-        ("4294967296", "a seed is below"),
+        ("4294967296", "a seed must be below"),
     ):
         with pytest.raises(UserError, match=wanted):
             parse_seeds(text)
@@ -66,7 +66,7 @@ def test_golden_latents_of_the_pfgmpp_script(D: int) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_at_infinite_D_our_latents_are_the_scripts() -> None:
+def test_at_infinite_D_our_latents_equal_the_scripts() -> None:
     g = golden("kernel")
     assert torch.equal(GaussianNoise().prior((3, 8, 8), 1.0, Streams(g.at("prior/seeds").tolist())), g.at("prior/dinf/latents"))
 
@@ -84,7 +84,7 @@ def test_heun_steps() -> None:
 
 
 def test_a_pfgmpp_teacher_gives_the_scripts_images_for_a_seed() -> None:
-    """The golden teacher, its script's latents, Heun: the whole path by hand and by the sampler."""
+    """The golden teacher, its script's latents and Heun's method: by hand and with the sampler."""
     source = str(GOLDEN / "teacher_pfgmpp_ncsnpp.pkl")
     sampler = open_sampler(source, nfe=5, rng="pfgmpp")
     assert (sampler.evaluations, sampler.domain.image_shape, sampler.settings["kind"]) == (5, (3, 16, 16), "teacher")
@@ -104,7 +104,7 @@ def test_a_sid_snapshot_is_a_one_step_generator_without_a_flag() -> None:
     assert open_sampler(str(GOLDEN / "training-state-ipfm-000512.pt"), key="G_ema990", D=64.0).settings["D"] == 64.0
 
 
-def test_a_training_state_tells_its_levels(recipe_file: Callable[..., Path], cli: Cli, tmp_path: Path) -> None:
+def test_a_training_state_gives_its_levels(recipe_file: Callable[..., Path], cli: Cli, tmp_path: Path) -> None:
     done = cli("--recipe", recipe_file(("duration_kimg = 0.048", "duration_kimg = 0.016")), "--set", "generator.steps=2", "--set", "noise.sigma_init=3")  # fmt: skip
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "runs").iterdir()
@@ -138,7 +138,7 @@ def test_images_are_the_same_in_any_batch_and_number_of_processes(cli: Cli, gene
     assert [x.numpy().tobytes() for x in to_uint8(images)] == list(a.values())
 
 
-def test_what_is_there_is_not_made_again(here: Cli, generator_file: Path, tmp_path: Path) -> None:
+def test_existing_images_are_not_made_again(here: Cli, generator_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     args = ["generate", "--network", generator_file, "--outdir", out, "--batch", 2]
     assert here(*args, "--seeds", "0-5").returncode == 0
@@ -146,14 +146,14 @@ def test_what_is_there_is_not_made_again(here: Cli, generator_file: Path, tmp_pa
     (out / "000003.png").unlink()
     before = {p: p.stat().st_mtime_ns for p in out.glob("*.png")}
     done = here(*args, "--seeds", "0-7")
-    assert "5 of 8 images exist already" in done.stdout
+    assert "5 of 8 images already exist" in done.stdout
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert {k: v for k, v in pixels(out).items() if k in whole} == whole
     assert len(pixels(out)) == 8
 
 
 def test_parts_of_an_interrupted_run_are_used(here: Cli, generator_file: Path, tmp_path: Path) -> None:
-    """The work folder as a killed process leaves it: one whole part, one damaged."""
+    """The work folder as a killed process leaves it: one whole part and damaged ones."""
     out = tmp_path / "out"
     args = ["generate", "--network", generator_file, "--outdir", out, "--format", "npz", "--seeds", "0-4"]
     assert here(*args).returncode == 0
@@ -167,13 +167,13 @@ def test_parts_of_an_interrupted_run_are_used(here: Cli, generator_file: Path, t
     (out / ".parts" / "empty.npz").write_bytes(b"")
     done = here(*args)
     assert done.returncode == 0, done.stderr
-    assert "2 of 5 images exist already" in done.stdout
+    assert "2 of 5 images already exist" in done.stdout
     again = np.load(out / "samples.npz")["arr_0"]
     assert np.array_equal(again[[0, 1, 2, 4]], whole[[0, 1, 2, 4]])
     assert np.array_equal(again[3], 255 - whole[3])  # taken from the part, not made again
 
 
-def test_a_finished_npz_serves_the_next_call(here: Cli, generator_file: Path, tmp_path: Path) -> None:
+def test_a_finished_npz_is_used_by_the_next_call(here: Cli, generator_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     args = ["generate", "--network", generator_file, "--outdir", out, "--format", "npz"]
     assert here(*args, "--seeds", "0-4").returncode == 0
@@ -181,17 +181,17 @@ def test_a_finished_npz_serves_the_next_call(here: Cli, generator_file: Path, tm
     sampler = open_sampler(str(generator_file))
     _, labels = sampler.labelled(range(5))
     assert labels is not None
-    assert first["labels"].tolist() == labels.argmax(1).tolist()  # drawn, and kept
-    assert "5 of 7 images exist already" in here(*args, "--seeds", "0-6", "--format", "grid").stdout
+    assert first["labels"].tolist() == labels.argmax(1).tolist()  # drawn and saved
+    assert "5 of 7 images already exist" in here(*args, "--seeds", "0-6", "--format", "grid").stdout
     again = dict(np.load(out / "samples.npz"))
     assert np.array_equal(again["arr_0"][:5], first["arr_0"])
     assert again["labels"].shape == (7,)
-    assert "7 of 7 images exist already" in here(*args, "--seeds", "0-6").stdout
+    assert "7 of 7 images already exist" in here(*args, "--seeds", "0-6").stdout
 
 
-def test_a_seed_that_no_process_made_is_missed(tmp_path: Path) -> None:
+def test_a_seed_that_no_process_made_is_reported(tmp_path: Path) -> None:
     write_part(tmp_path, [0, 1], np.zeros((2, 8, 8, 1), np.uint8), None)
-    with pytest.raises(UserError, match=r"2 images are missing, e\.g\. of seed 2; do all processes see this folder"):
+    with pytest.raises(UserError, match=r"2 images are missing, e\.g\. for seed 2; do all processes see this folder"):
         read_parts(tmp_path, range(4))
 
 
@@ -200,9 +200,9 @@ def test_a_set_that_grows_has_each_image_once(here: Cli, generator_file: Path, t
     args = ["generate", "--network", generator_file, "--outdir", out, "--batch", 512]
     assert here(*args, "--seeds", "0-4").returncode == 0
     (out / "000003.png").write_bytes(b"")  # as a power failure leaves it
-    assert "4 of 1001 images exist already" in here(*args, "--seeds", "0-1000").stdout
+    assert "4 of 1001 images already exist" in here(*args, "--seeds", "0-1000").stdout
     assert len(pixels(out)) == 1001
-    assert here(*args, "--seeds", "0-4").stdout.startswith("5 of 5 images exist already")
+    assert here(*args, "--seeds", "0-4").stdout.startswith("5 of 5 images already exist")
 
 
 def test_classes_grids_and_folders(here: Cli, generator_file: Path, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_classes_grids_and_folders(here: Cli, generator_file: Path, tmp_path: Pa
     assert (tmp_path / "many" / "001000" / "001000.png").is_file()
 
 
-def test_a_shipped_teacher_by_its_name(cli: Cli, tmp_path: Path) -> None:
+def test_a_shipped_teacher_is_opened_by_its_name(cli: Cli, tmp_path: Path) -> None:
     done = cli(
         "generate", "--network", "digits_dinf", "--nfe", 9, "--seeds", "0-3", "--outdir", tmp_path / "out", "--format", "npz"
     )
@@ -229,13 +229,13 @@ def test_a_shipped_teacher_by_its_name(cli: Cli, tmp_path: Path) -> None:
 
 
 BAD = {
-    "other steps": (["--steps", "4"], "was distilled with 2 steps (sigma 2.5, 0.9), and is sampled so; for 4 distil again with that many"),
+    "other steps": (["--steps", "4"], "was distilled with 2 steps (sigma 2.5, 0.9) and needs that many; for 4, distil again with steps = 4"),
     "other evaluations": (["--nfe", "35"], "was distilled with 2 steps"),
     "another solver": (["--sampler", "heun"], "is a generator; leave this out"),
     "another start": (["--sigma-init", "5"], "starts at 2.5; leave this out"),
     "another D": (["--dim", "64"], "was trained with D = 128; leave this out"),
     "no D": (["--network", str(GOLDEN / "network-snapshot-1.200000-000512.pkl"), "--dim", "0"], "--dim 0: must be a positive number, or inf"),
-    "too many": (["--seeds", "0-4000000000"], "more than 10,000,000 images; make them in several folders"),
+    "too many": (["--seeds", "0-4000000000"], "more than 10,000,000 images; split them among several folders"),
     "class out of range": (["--class", "3"], "has the classes 0 to 2"),
     "no classes": (["--network", "digits_d128", "--class", "1"], "--class 1: digits_d128 was trained without classes, so none can be given"),
     "a teacher as generator": (["--network", "digits_d128", "--sampler", "generator"], "is a denoiser; leave this out"),
@@ -243,7 +243,7 @@ BAD = {
     "device": (["--device", "tpu"], "--device tpu: must be auto, cpu, cuda or cuda:N"),
     "seeds": (["--seeds", "a-b"], "--seeds a-b: write numbers and ranges"),
     "no such file": (["--network", "nowhere.pkl"], "nowhere.pkl: no such file"),
-    "no network": (["--network", "digits_features"], "is a classifier, wanted is a denoiser or generator"),
+    "no network": (["--network", "digits_features"], "is a classifier, expected a denoiser or generator"),
     "outdir": (["--outdir", "/proc/nowhere"], "--outdir /proc/nowhere: cannot be written"),
 }  # fmt: skip
 
@@ -261,15 +261,15 @@ def test_a_folder_of_other_images_is_refused(here: Cli, generator_file: Path, tm
     out = tmp_path / "out"
     assert here("generate", "--network", generator_file, "--seeds", "0-1", "--outdir", out).returncode == 0
     message = error_line(here("generate", "--network", generator_file, "--seeds", "0-1", "--outdir", out, "--class", "1"))
-    assert f"--outdir {out}: has images made with other settings (class: None there, 1 now); name another folder" in message
+    assert f"--outdir {out}: has images made with other settings (class: None there, 1 now); give another folder" in message
 
 
-def test_points_in_the_plane_are_no_pictures(here: Cli, tmp_path: Path) -> None:
+def test_points_in_the_plane_are_not_written_as_png(here: Cli, tmp_path: Path) -> None:
     from registry.builtin.points import PointDenoiser
 
     save_network(tmp_path / "points.pt", "generator", PointDenoiser((2, 1, 1), 8, 1), {"D": 128.0, "sigma_init": 2.5})
     args = ["generate", "--network", tmp_path / "points.pt", "--seeds", "0-20", "--outdir", tmp_path / "out"]
-    assert "images of 2×1×1 are no pictures; use npz or grid" in error_line(here(*args))
+    assert "images of shape 2×1×1 cannot be shown as pictures; use npz or grid" in error_line(here(*args))
     assert here(*args, "--format", "npz", "--format", "grid").returncode == 0
     assert np.load(tmp_path / "out" / "samples.npz")["arr_0"].dtype == np.float32
     assert Image.open(tmp_path / "out" / "grid.png").size[0] > 400

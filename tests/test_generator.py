@@ -1,4 +1,4 @@
-"""K-step generators: schedules, what the chain computes, where gradients go, what is kept for them; and runs with K > 1."""
+"""K-step generators: schedules, the chain's result, its gradients and their memory; and runs with K > 1."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_schedules_fall_from_sigma_init(steps: int, sigma_init: float) -> None:
         assert all(a > b > 0.002 for a, b in itertools.pairwise(levels))
 
 
-def test_uniform_is_the_linspace_of_the_authors_code() -> None:
+def test_uniform_equals_the_linspace_in_the_authors_code() -> None:
     wanted = torch.linspace(0.002, 2.5, 5, dtype=torch.float64)[1:].flip(0)
     torch.testing.assert_close(torch.tensor(generator_levels(4, "uniform", 2.5), dtype=torch.float64), wanted)
 
@@ -57,7 +57,7 @@ def test_karras_is_equally_spaced_in_the_seventh_root() -> None:
     torch.testing.assert_close(roots.diff(), roots.diff().mean().expand(4))
 
 
-def test_a_list_is_taken_as_it_is() -> None:
+def test_a_list_is_used_unchanged() -> None:
     assert generator_levels(3, LEVELS, 2.5) == LEVELS
 
 
@@ -97,8 +97,8 @@ def test_an_image_depends_on_its_seed_only() -> None:
     torch.testing.assert_close(g.sample([7]), whole[7:8], rtol=0, atol=1e-6)
 
 
-def test_an_exact_denoiser_gains_from_steps() -> None:
-    """Each application of the exact denoiser of N(0, ¼) shrinks the variance lost; K steps end nearer to ¼ (theory: it rises with K)."""
+def test_an_exact_denoiser_gains_from_more_steps() -> None:
+    """With the exact denoiser of N(0, ¼), the images' variance rises with K towards ¼."""
     variance = 0.25
 
     class Exact(torch.nn.Module):
@@ -148,7 +148,7 @@ def test_recomputed_activations_give_the_same_gradients_for_less_memory() -> Non
         found[recompute] = gradients(g)
     assert torch.equal(found[False][0], found[True][0])
     torch.testing.assert_close(found[False][1], found[True][1], rtol=1e-5, atol=1e-6)
-    assert kept[True] < kept[False] / 2.5  # of three applications, one's activations stay until the backward pass
+    assert kept[True] < kept[False] / 2.5  # of three applications, only one keeps its activations until the backward pass
 
 
 def test_recomputing_draws_the_same_dropout() -> None:
@@ -163,7 +163,7 @@ def test_recomputing_draws_the_same_dropout() -> None:
 
 
 def test_gradient_through_all_is_that_of_the_whole_chain() -> None:
-    """Against a difference quotient in a direction, in float64."""
+    """Compared with a difference quotient in one direction, in float64."""
     torch.manual_seed(0)
     net = tiny_network().double()
     g = Generator(net, GaussianNoise(), (1, 8, 8), sigmas=LEVELS)
@@ -182,7 +182,7 @@ def test_gradient_through_all_is_that_of_the_whole_chain() -> None:
 
 
 def test_last_trains_one_application_of_the_chain_per_image() -> None:
-    """Every image is the chain's result after a random number of applications; only the last of them carries gradient."""
+    """Every image is the chain's result after a random number of applications. Only the last application has a gradient."""
     g = generator(sigmas=LEVELS, gradient="last", label_dim=3)
     seeds = range(60)
     images, _ = g(Streams(seeds))
@@ -192,7 +192,7 @@ def test_last_trains_one_application_of_the_chain_per_image() -> None:
     counts = match.sum(1)
     assert bool((counts > 8).all())  # 20 each on average: drawn per image
 
-    # The input of the application that carries gradient is fixed: the gradient is that of one application at its own level.
+    # The input of the application with the gradient is detached, so the gradient is that of one application at its own level.
     calls = []
     handle = g.net.register_forward_pre_hook(lambda net, args: calls.append((args[0].requires_grad, torch.is_grad_enabled())))
     g(Streams(range(3)))
@@ -202,7 +202,7 @@ def test_last_trains_one_application_of_the_chain_per_image() -> None:
 
 @settings(deadline=None, max_examples=5)
 @given(seed=st.integers(0, 2**31))
-def test_parts_of_a_batch_give_the_gradient_of_the_whole(seed: int) -> None:
+def test_parts_of_a_batch_give_the_gradient_of_the_whole_batch(seed: int) -> None:
     for gradient in ("all", "last"):
         g = generator(sigmas=LEVELS[:2], gradient=gradient)
         whole = gradients(g, range(seed, seed + 4))[1]
@@ -237,7 +237,7 @@ def test_a_state_of_other_steps_is_not_resumed(cli: Cli, recipe_file: Write, tmp
 
 @pytest.mark.parametrize("setting", ["generator.schedule=karras", "generator.steps=3", "noise.sigma_init=3.0"])
 def test_other_noise_levels_are_another_run(setting: str, recipe_file: Write, plugins: Plugins) -> None:
-    """A generator goes on at the levels that it began with."""
+    """A generator must continue at the levels that it began with."""
     path = str(recipe_file(append="[generator]\nsteps = 2\n"))
     assert identity(resolve(path, plugins).tables()) == identity(
         resolve(path, plugins, ["generator.gradient=last", "train.lr=1"]).tables()

@@ -1,4 +1,4 @@
-"""Equivalences of the loop: a batch and its parts, a run and its halves, one process and two; and its guards."""
+"""The loop gives the same result for a batch and its parts, a run and its halves, one process and two; and its guards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from registry.core.errors import UserError
 from registry.core.streams import Streams
 from registry.files.formats import load_network
 from registry.recipe.tables import TrainConfig
-from registry.runs.checkpoints import load_state, save_state
+from registry.runs.checkpoints import newest_state, read_state, restore_state, save_state
 from registry.runs.distill import distill
 from registry.train import loop
 from registry.train.step import Learner, cosine_rate, mode, reduce, repair_gradients, shares
@@ -43,6 +43,10 @@ def distillation(
 
 def parts(game: loop.Distillation) -> dict[str, Any]:
     return {"student": game.student, "generator": game.generator, "ema": game.average}
+
+
+def resume(path: Path, game: loop.Distillation) -> int:
+    return restore_state(path, read_state(path, parts(game)), parts(game))
 
 
 def run(game: loop.Distillation, iterations: int) -> loop.Distillation:
@@ -70,7 +74,7 @@ def test_accumulation_gives_the_same_as_the_whole_batch(batch_gpu: int, label_di
 
 @pytest.mark.parametrize("options", [{}, {"lr_decay": 0.5, "student_steps": 2, "batch_gpu": 4}])
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, options: dict[str, Any]) -> None:
-    """n + n iterations equal 2n, with dropout and labels in play."""
+    """n + n iterations equal 2n, with dropout and labels."""
     torch.manual_seed(1)
     whole = run(distillation(dropout=0.3, label_dim=2, **options), 6)
     torch.manual_seed(1)
@@ -79,13 +83,13 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, options: dict[
     torch.manual_seed(99)
     torch.randn(7)
     second = distillation(dropout=0.3, label_dim=2, **options)
-    second.nimg, _ = load_state(tmp_path / "state.pt", parts(second))
+    second.nimg = resume(tmp_path / "state.pt", second)
     run(second, 3)
     assert second.nimg == whole.nimg
     assert all(torch.equal(a, everything(second)[name]) for name, a in everything(whole).items())
 
 
-def test_state_does_not_grow_and_belongs_to_its_networks(tmp_path: Path) -> None:
+def test_a_state_does_not_grow_and_fits_only_its_networks(tmp_path: Path) -> None:
     game = run(distillation(), 1)
     sizes = []
     for i in range(3):
@@ -96,7 +100,13 @@ def test_state_does_not_grow_and_belongs_to_its_networks(tmp_path: Path) -> None
         sizes.append((tmp_path / f"{i}.pt").stat().st_size)
     assert max(sizes) - min(sizes) < 1000
     with pytest.raises(UserError, match="does not fit this recipe's networks"):
-        load_state(tmp_path / "0.pt", parts(distillation(label_dim=4)))
+        resume(tmp_path / "0.pt", distillation(label_dim=4))
+
+
+def test_the_newest_state_is_the_one_with_the_most_images(tmp_path: Path) -> None:
+    for name in ("training-state-000500.pt", "training-state-999999.pt", "training-state-1000000.pt", "training-state-copy.pt"):
+        (tmp_path / name).touch()
+    assert newest_state(tmp_path) == tmp_path / "training-state-1000000.pt"  # though as text it comes first
 
 
 def test_seed_decides_everything() -> None:
@@ -106,7 +116,7 @@ def test_seed_decides_everything() -> None:
 
 
 def test_two_processes_equal_one(recipe_file: Write, tmp_path: Path) -> None:
-    """torchrun with two ranks on the CPU leaves the networks of one process."""
+    """torchrun with two ranks on the CPU gives the same networks as one process."""
     path = recipe_file()
     for command, outdir in (
         ([sys.executable, "-m", "registry.cli"], "one"),
@@ -118,11 +128,11 @@ def test_two_processes_equal_one(recipe_file: Write, tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     folders = [next((tmp_path / outdir).iterdir()) for outdir in ("one", "two")]
-    assert all(len(list(p.parent.iterdir())) == 1 for p in folders)  # rank 0 alone makes a folder
+    assert all(len(list(p.parent.iterdir())) == 1 for p in folders)  # only rank 0 makes a folder
     one, two = (load_network(f / "network-snapshot-1.000000-000000.pkl", "generator")[0].state_dict() for f in folders)
     for name, wanted in one.items():
         if name.endswith("qkv.bias"):
-            continue  # the softmax does not see the key's bias: its gradient is rounding noise, which Adam makes full steps of
+            continue  # the softmax ignores the key's bias: its gradient is rounding noise, which Adam turns into full steps
         torch.testing.assert_close(two[name], wanted, rtol=0, atol=2e-5)
     for a, b in zip(*((json.loads(line) for line in (f / "stats.jsonl").read_text().splitlines()) for f in folders), strict=True):
         assert a["Loss/student"]["mean"] == pytest.approx(b["Loss/student"]["mean"], rel=1e-3)
@@ -130,7 +140,7 @@ def test_two_processes_equal_one(recipe_file: Write, tmp_path: Path) -> None:
 
 
 class Poisoned(IPFMLoss):
-    """A loss that is NaN for one image, or has infinite gradients."""
+    """A loss that is NaN for one image or has infinite gradients."""
 
     def __init__(self, what: str) -> None:
         super().__init__(1.0)
@@ -174,7 +184,7 @@ def test_reduce_sums_values_and_averages_over_the_whole_batch() -> None:
     assert reduce(values, 8)[0] == values.sum() / 8
 
 
-def test_guards_are_told_in_the_log(recipe_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guards_are_reported_in_the_log(recipe_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: Poisoned("image"))
     result = distill(str(recipe_file()))
     assert "WARNING generator: 2 images with non-finite loss dropped" in (result.folder / "log.txt").read_text()
@@ -182,7 +192,7 @@ def test_guards_are_told_in_the_log(recipe_file: Write, monkeypatch: pytest.Monk
     assert first["Guard/generator_dropped"]["mean"] == 2
 
 
-def test_students_steps_and_what_moves_when() -> None:
+def test_student_steps_and_which_networks_change() -> None:
     game = distillation(student_steps=3)
     teacher = {k: v.clone() for k, v in game.teacher.state_dict().items()}
     run(game, 2)
@@ -193,7 +203,7 @@ def test_students_steps_and_what_moves_when() -> None:
 
 
 def test_modes_are_those_of_the_reference_and_are_restored() -> None:
-    """Generator: eval in the student's step, train in its own; student the other way round."""
+    """Each network is in train mode in its own step and in eval mode in the other's."""
     seen: list[tuple[bool, bool, bool]] = []
 
     class Watching(IPFMLoss):
@@ -230,7 +240,7 @@ def test_learning_rate_falls_as_a_cosine_over_the_last_share() -> None:
     assert cosine_rate(1, 0) == 1
 
 
-def test_tally_has_mean_and_spread() -> None:
+def test_tally_has_mean_and_standard_deviation() -> None:
     learner = Learner(torch.nn.Linear(1, 1, bias=False), batch=2, lr=1e-3)
     weight = learner.net.weight
     for value in (1.0, 3.0):
@@ -263,8 +273,8 @@ def test_no_data_set_is_opened(recipe_file: Write, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_batch_stays_in_train_and_meets_the_plugins_loss(tmp_path: Path) -> None:
-    """In one iteration, images are local variables in at most five files of train/ and in the plugin's loss; networks aside."""
+def test_a_batch_stays_in_train_and_the_plugins_loss(tmp_path: Path) -> None:
+    """In one iteration, images are local variables in just five files of train/ and in the plugin's loss, apart from networks."""
     game, seen = distillation(), set()
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:

@@ -54,7 +54,9 @@ def test_golden_objective_and_weight(alpha: float, suffix: str, dtype: torch.dty
     torch.testing.assert_close(1 / w, g.at("weight_factor" + suffix), rtol=tolerance, atol=0)
     wanted = g.at(f"loss{suffix}/sid_alpha{alpha:g}")
     assert relative_error(w * sid_objective(y, y_real, y_fake, alpha), wanted) < tolerance
-    squares = w * ((y_real - y) ** 2 + (y_fake - y) ** 2)  # IPFM's form is a difference of these, so it rounds at their size
+    squares = w * (
+        (y_real - y) ** 2 + (y_fake - y) ** 2
+    )  # IPFM's form is a difference of these, so its rounding error scales with them
     assert ((w * ipfm_objective(y, y_real, y_fake, alpha) - wanted).abs() <= tolerance * (squares + wanted.abs())).all()
     if alpha == 0.5:
         assert relative_error(2 * w * ipfm_objective(y, y_real, y_fake, alpha), g.at(f"loss{suffix}/idmd")) < tolerance

@@ -1,4 +1,4 @@
-"""Distances against independent numbers and against what they must do."""
+"""Distances compared with independent numbers and known properties."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_sliced_wasserstein_of_a_shift_and_of_a_scale() -> None:
     assert sliced_wasserstein(x[:1000], x) < 0.4
 
 
-def test_real_digits_against_themselves_and_against_noise() -> None:
+def test_real_digits_compared_with_themselves_and_with_noise() -> None:
     images = load_images("digits").x()
     frechet = build_frechet(FrechetConfig(reference="digits"), domain())
     sliced = build_sliced_wasserstein(SlicedWassersteinConfig(reference="digits"), domain())
     assert frechet(images)["frechet"] == pytest.approx(0, abs=1e-4)
     assert frechet(images)["classes"] == 10
-    assert frechet(images[load_images("digits").classes != 3])["classes"] == 9  # a class that is missing is noticed
+    assert frechet(images[load_images("digits").classes != 3])["classes"] == 9  # a missing class is noticed
     blurred = images + 0.5 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     for metric in (frechet, sliced):
         column = metric.columns[0]
@@ -85,9 +85,9 @@ def test_coverage() -> None:
 
 
 def test_reference_that_does_not_fit() -> None:
-    with pytest.raises(UserError, match=r"reference = 'digits': its images are 1×8×8, the network's are 3×32×32"):
+    with pytest.raises(UserError, match=r"reference = 'digits': its images are 1×8×8; the network's are 3×32×32"):
         build_frechet(FrechetConfig(reference="digits"), domain((3, 32, 32)))
-    with pytest.raises(UserError, match="does not carry its images; name a data set"):
+    with pytest.raises(UserError, match="does not include its images; give a data set"):
         build_sliced_wasserstein(SlicedWassersteinConfig(), domain())
     with pytest.raises(ValueError, match="no such data set"):
         SlicedWassersteinConfig(reference="nowhere")

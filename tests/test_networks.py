@@ -1,4 +1,4 @@
-"""The networks against independent implementations: weights in, numbers out, gradients back."""
+"""The networks compared with independent implementations: outputs and gradients for the same weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_forward_and_input_gradient(name: str, suffix: str, dtype: torch.dtype, 
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_names_are_the_published_ones_and_no_label_is_zeros(name: str) -> None:
+def test_names_are_the_published_ones_and_a_missing_label_means_zeros(name: str) -> None:
     g = golden(name)
     net = network_of(g, g.meta["kwargs"])
     assert list(net.state_dict()) == [k.removeprefix("state/") for k in g.keys if k.startswith("state/")]
@@ -61,8 +61,8 @@ def test_every_encoder_and_decoder_uses_all_its_weights(encoder: str, decoder: s
     assert not [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
 
 
-def test_initial_laws_of_song() -> None:
-    """xavier uniform; 1e-5 of it in front of residual sums; √0.2 of it for qkv; biases zero."""
+def test_initial_weights_of_song() -> None:
+    """Xavier uniform, scaled by 1e-5 before residual sums and by √0.2 for qkv; biases are zero."""
     torch.manual_seed(0)
     block = UNetBlockOf(SongUNet(16, 3, 3, model_channels=64, channel_mult=[1], num_blocks=1, attn_resolutions=[16]))
     bound = math.sqrt(6 / (64 * 9 + 64 * 9))
@@ -79,8 +79,8 @@ def UNetBlockOf(net: SongUNet) -> UNetBlock:
     return block
 
 
-def test_initial_laws_of_adm() -> None:
-    """kaiming uniform × √⅓, biases too; zero in front of residual sums; the denoiser starts as c_skip·x."""
+def test_initial_weights_of_adm() -> None:
+    """Kaiming uniform × √⅓, also for biases; zero before residual sums; the denoiser starts as c_skip·x."""
     torch.manual_seed(0)
     net = EDMPrecond(16, 3, 10, model_type="DhariwalUNet", model_channels=64, channel_mult=[1], num_blocks=1)
     conv = net.model.enc["16x16_conv"]  # type: ignore[union-attr, operator, index]

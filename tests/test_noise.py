@@ -1,4 +1,4 @@
-"""Kernels against their exact laws."""
+"""Kernels compared with their exact distributions."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def radius2(D: float, N: int, draws: int = 10_000) -> np.ndarray:
     """R²/r² of kernel draws at sigma = 1 around 0, in float64."""
     noise = ElectrostaticNoise(D)
     parts = [
-        noise.kernel((1, 1, N), Streams(range(i, i + 1000)), torch.float64).square().sum((1, 2, 3)) for i in range(0, draws, 1000)
+        noise.draw((1, 1, N), Streams(range(i, i + 1000)), torch.float64).square().sum((1, 2, 3)) for i in range(0, draws, 1000)
     ]
     return (torch.cat(parts) / D).numpy()
 
 
 @pytest.mark.parametrize("D", DIMENSIONS)
 @pytest.mark.parametrize("N", SIZES)
-def test_radius_follows_the_exact_law(D: float, N: int) -> None:
-    """R²/(R²+r²) ~ Beta(N/2, D/2): ten thousand draws, Kolmogorov-Smirnov (in R²/r², whose tails are resolved)."""
+def test_radius_follows_the_exact_distribution(D: float, N: int) -> None:
+    """R²/(R²+r²) ~ Beta(N/2, D/2): Kolmogorov-Smirnov with ten thousand draws (of R²/r², which resolves the tails)."""
     found = stats.kstest(radius2(D, N), stats.betaprime(N / 2, D / 2).cdf)
     assert found.pvalue > 1e-3, found
 
@@ -45,16 +45,16 @@ def test_large_D_tends_to_the_gaussian(D: float) -> None:
     assert found.pvalue > 1e-3
 
 
-def test_wrong_law_is_noticed() -> None:
-    """The test above can fail: a Gaussian radius is refused at D = 128, and so is the clamped Beta at D = 0.5."""
-    gaussian = GaussianNoise().kernel((1, 1, 64), Streams(range(10_000)), torch.float64).square().sum((1, 2, 3)).numpy() / 128
+def test_a_wrong_distribution_is_noticed() -> None:
+    """The test above can fail: it rejects a Gaussian radius at D = 128 and a clamped Beta at D = 0.5."""
+    gaussian = GaussianNoise().draw((1, 1, 64), Streams(range(10_000)), torch.float64).square().sum((1, 2, 3)).numpy() / 128
     assert stats.kstest(gaussian, stats.betaprime(32, 64).cdf).pvalue < 1e-6
     b = np.clip(stats.beta(32, 0.25).rvs(10_000, random_state=0), 1e-3, 1 - 1e-3)
     assert stats.kstest(b / (1 - b), stats.betaprime(32, 0.25).cdf).pvalue < 1e-6
 
 
 def test_direction_is_uniform_and_independent_of_the_radius() -> None:
-    x = ElectrostaticNoise(4.0).kernel((1, 1, 3), Streams(range(10_000)), torch.float64).flatten(1)
+    x = ElectrostaticNoise(4.0).draw((1, 1, 3), Streams(range(10_000)), torch.float64).flatten(1)
     u = x / x.norm(dim=1, keepdim=True)
     for coordinate in u.T:  # on the sphere in three dimensions every coordinate is uniform in [−1, 1]
         assert stats.kstest(coordinate.numpy(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
@@ -116,7 +116,7 @@ def test_golden_sigma_of_t(t_max: int) -> None:
     torch.testing.assert_close(karras_sigma(t).float(), g.at(f"sigma/tmax{t_max}/sigma"), rtol=5e-6, atol=0)
 
 
-def test_noise_levels_follow_their_laws() -> None:
+def test_noise_levels_follow_their_distributions() -> None:
     noise, rng = GaussianNoise(NoiseConfig(t_max=500)), lambda: Streams(range(10_000))
     student = stats.kstest(np.log(noise.student_sigma(rng()).numpy()), stats.norm(-1.2, 1.2).cdf)
     levels = noise.generator_sigma(rng()).double().numpy() ** (1 / 7)
@@ -127,7 +127,7 @@ def test_noise_levels_follow_their_laws() -> None:
 
 
 def test_golden_prior_latents() -> None:
-    """PFGM++'s prior from its recorded draws is our kernel's: |g|·√((D/2)/g_D) has the law of √D·√(b/(1−b))."""
+    """At D = inf, our prior draws PFGM++'s recorded latents exactly."""
     g = golden("kernel")
     latents = torch.stack([torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(s)) for s in range(4)])
     assert torch.equal(latents, g.at("prior/dinf/latents"))
@@ -143,7 +143,7 @@ DRAWS: dict[str, Callable[[Streams], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("draw", DRAWS)
-def test_an_image_draws_the_same_in_any_company(draw: str) -> None:
+def test_an_image_draws_the_same_in_any_batch(draw: str) -> None:
     whole = DRAWS[draw](Streams.derived("7/student0", range(12)))
     parts = torch.cat([DRAWS[draw](Streams.derived("7/student0", range(i, i + 4))) for i in (0, 4, 8)])
     assert torch.equal(whole, parts)

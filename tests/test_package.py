@@ -1,4 +1,4 @@
-"""The package as a whole: what imports what, what it weighs, and that it works as a wheel anywhere."""
+"""The package as a whole: its imports, the size of its files, and that it works as an installed wheel."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import pytest
 from registry.plugins.loading import load_plugins
 from tests.conftest import ROOT, environment
 
-# From the ground up. A folder imports from folders on lower floors, and within itself without a circle.
+# From the lowest up. A folder may import from folders on lower floors, and within itself without cycles.
 FLOORS = [
     {"core"}, {"plugins", "edm"}, {"files"}, {"recipe"}, {"show"}, {"train"}, {"sample"}, {"measure"}, {"runs"},
     {"", "api", "testing"}, {"builtin", "ipfm_plugin"}, {"cli"},
 ]  # fmt: skip
-LONG = {"registry.edm.networks"}  # its source travels in one piece inside the files that we write
-MIRRORED = {"teacher", "noise", "loss", "__init__", "__main__"}  # the two plugins of ours, file by file
+LONG = {"registry.edm.networks"}  # its source is embedded in one piece in the files that we write
+MIRRORED = {"teacher", "noise", "loss", "__init__", "__main__"}  # our two plugins have files with the same names
 
 
 def modules() -> dict[str, Path]:
@@ -35,13 +35,13 @@ def modules() -> dict[str, Path]:
 
 
 def room(module: str) -> str:
-    """The folder of registry that a module stands in; api, testing and registry itself stand alone, as does the other package."""
+    """The folder of registry that holds a module. api, testing and registry itself stand alone, as does the other package."""
     parts = module.split(".")
     return parts[0] if parts[0] != "registry" else parts[1] if len(parts) > 1 else ""
 
 
 def imports(path: Path) -> set[str]:
-    """Modules of ours that a file imports: at its top, inside functions, for type checkers; the module itself, not its names."""
+    """Our modules that a file imports: at its top, inside functions and for type checkers. Modules only, not their names."""
     known, found = modules(), set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -56,14 +56,14 @@ def imports(path: Path) -> set[str]:
     return found & set(known)
 
 
-def test_every_folder_has_its_floor() -> None:
+def test_every_folder_is_on_one_floor() -> None:
     rooms = [name for floor in FLOORS for name in floor]
     assert len(rooms) == len(set(rooms))
     assert {room(name) for name in modules()} == set(rooms)
 
 
 def test_every_import_goes_down_or_stays_in_its_folder() -> None:
-    """All import statements, those inside functions too."""
+    """This covers all import statements, including those inside functions."""
     floor = {name: i for i, names in enumerate(FLOORS) for name in names}
     wrong = [
         f"{name} (floor {floor[room(name)]}) imports {imported} (floor {floor[room(imported)]})"
@@ -74,16 +74,16 @@ def test_every_import_goes_down_or_stays_in_its_folder() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_no_folder_has_a_circle() -> None:
+def test_there_are_no_import_cycles() -> None:
     graph = {name: imports(path) - {name} for name, path in modules().items()}
     try:
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:
-        pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+        pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
 
 
-def test_a_circle_and_an_arrow_upwards_would_be_seen(tmp_path: Path) -> None:
-    """What the tests above rest on: an import inside a function and one for type checkers count."""
+def test_cycles_and_upward_imports_would_be_found(tmp_path: Path) -> None:
+    """The tests above rely on this: imports inside functions and for type checkers count."""
     file = tmp_path / "file.py"
     file.write_text(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from registry.cli import main\n"
@@ -92,8 +92,8 @@ def test_a_circle_and_an_arrow_upwards_would_be_seen(tmp_path: Path) -> None:
     assert imports(file) == {"registry.cli", "registry.train.loop", "registry.runs.distill"}
 
 
-def test_files_and_functions_are_of_a_size_that_can_be_read() -> None:
-    """No file of one line or above 400, no function above 60 but for constructors of networks, no name twice."""
+def test_files_and_functions_are_short_enough_to_read() -> None:
+    """Files have 4 to 400 lines, functions at most 60 (networks excepted), and no file name is used twice."""
     names: dict[str, list[str]] = {}
     for module, path in modules().items():
         text = path.read_text()
@@ -108,8 +108,8 @@ def test_files_and_functions_are_of_a_size_that_can_be_read() -> None:
     assert not twice, twice
 
 
-def test_the_host_knows_no_name_that_only_a_plugin_brings() -> None:
-    """No component's name outside its plugin: hints are computed from what is registered, and the loop never asks which method it runs."""
+def test_the_host_contains_no_names_of_plugins_components() -> None:
+    """No component's name appears outside its plugin: hints come from the registry, and the loop does not know its method."""
     brought = {
         entry.component.name
         for entry in load_plugins(blocked=()).registered
@@ -130,7 +130,7 @@ def test_the_host_knows_no_name_that_only_a_plugin_brings() -> None:
 
 
 ALSO_OTHERWISE = {
-    "registry.cli.options": {"pfgmpp"},  # --rng pfgmpp: the latents of a project's script, which edm/latents.py has
+    "registry.cli.options": {"pfgmpp"},  # --rng pfgmpp: the latents of PFGM++'s script, in edm/latents.py
     "registry.sample.sampler": {"pfgmpp"},
     "registry.files.describe": {"pfgmpp"},  # a key of that project's pickles
     "registry.edm.architectures": {"pfgmpp"},
@@ -140,8 +140,8 @@ ALSO_OTHERWISE = {
 }
 
 
-def test_flags_and_tables_are_known_to_the_command_and_the_recipes_reader_alone() -> None:
-    """Messages of libraries name a setting; the surface adds `--flag` or `[table]`."""
+def test_only_the_command_and_the_recipe_reader_know_flags_and_tables() -> None:
+    """Other messages name only a setting; the command and the recipe reader add `--flag` or `[table]`."""
     for module, path in modules().items():
         if room(module) in ("cli", "recipe"):
             continue
@@ -157,8 +157,8 @@ def test_flags_and_tables_are_known_to_the_command_and_the_recipes_reader_alone(
             )
 
 
-def test_nothing_is_fetched_from_an_object_by_a_guessed_name() -> None:
-    """What the host asks of a plugin's object is in its contract: no getattr or hasattr but on modules."""
+def test_attributes_are_not_looked_up_by_guessed_names() -> None:
+    """What the host needs from a plugin's object is in its contract: getattr and hasattr are used only on modules."""
     for module, path in modules().items():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
@@ -173,8 +173,8 @@ MAY_GUESS = {
 }  # fmt: skip
 
 
-def test_plugins_import_from_the_api_alone() -> None:
-    """The examples and the IPFM plugin need nothing but `registry.api` and `registry.testing`."""
+def test_plugins_import_only_from_the_api() -> None:
+    """The examples and the IPFM plugin need only `registry.api` and `registry.testing`."""
     files = [*(ROOT / "ipfm_plugin").glob("*.py"), *(ROOT / "examples").rglob("*.py")]
     assert len(files) > 8
     for path in files:
@@ -187,7 +187,7 @@ def test_plugins_import_from_the_api_alone() -> None:
 
 
 def test_the_api_defines_nothing() -> None:
-    """Every name of `registry.api` is somebody else's, and exists."""
+    """Every name in `registry.api` exists and is defined in another module."""
     import registry.api
 
     for name in registry.api.__all__:
@@ -206,11 +206,11 @@ def test_shipped_files_are_small_and_plain() -> None:
     for path in (ROOT / "recipes").rglob("*.pt"):
         assert path.stat().st_size < 1_000_000
         assert torch.load(path, weights_only=True)["format"] == "distill/1"
-        assert path.with_suffix(".toml").is_file(), "its recipe lies beside it"
+        assert path.with_suffix(".toml").is_file(), "its recipe is beside it"
 
 
 def test_the_wheel_works_in_a_fresh_environment_elsewhere(tmp_path: Path) -> None:
-    """Build it, install it outside the repository, and distil a shipped recipe by its bare name."""
+    """Build the wheel, install it outside the repository, and run a shipped recipe by its bare name."""
     dist, elsewhere = tmp_path / "dist", tmp_path / "else where"
     elsewhere.mkdir()
     subprocess.run(
@@ -226,7 +226,7 @@ def test_the_wheel_works_in_a_fresh_environment_elsewhere(tmp_path: Path) -> Non
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     site = next(venv.glob("lib/python*/site-packages"))
-    # The dependencies come from the environment of these tests; the package itself does not (path files there are not followed).
+    # The dependencies come from the tests' environment, but the package itself does not (.pth files there are not followed).
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     pip = [sys.executable, "-m", "pip", "--python", venv / "bin" / "python", "install", "--quiet", "--no-deps", "--no-index", wheel]
     subprocess.run([str(a) for a in pip], check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""The recipes of the papers: their settings, and three iterations of each on a narrow teacher of the true architecture."""
+"""The papers' recipes: their settings, and three iterations of each with a narrow teacher of the real architecture."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.conftest import HERE, ROOT, environment
 
 
 class Paper(NamedTuple):
-    """One run of the papers; what IPFM's leaves open is told in recipes/README.md."""
+    """One run from the papers. recipes/README.md lists what the IPFM paper leaves open."""
 
     teacher: str
     D: float
@@ -75,7 +75,7 @@ def D_of(source: str) -> float:
 
 CIFAR = dict(img_resolution=32, channel_mult=[2, 2, 2], attn_resolutions=[16], augment_dim=9, model_channels=4)
 FACES = dict(img_resolution=64, channel_mult=[1, 2, 2, 2], attn_resolutions=[16], augment_dim=9, model_channels=4)
-NETWORKS: dict[str, dict[str, Any]] = {  # narrow: true but for model_channels and num_blocks; adm has attention from 64 channels up
+NETWORKS: dict[str, dict[str, Any]] = {  # real except for model_channels and num_blocks, which are small; adm has attention from 64 channels up
     "edm:cifar10-uncond": ARCHITECTURES["ddpmpp"] | CIFAR,
     "edm:cifar10-cond": ARCHITECTURES["ddpmpp"] | CIFAR | dict(label_dim=10),
     "edm:ffhq": ARCHITECTURES["ddpmpp"] | FACES,
@@ -100,7 +100,7 @@ def resolved(name: str, plugins: Plugins, *sets: str, loss: str | None = None) -
 
 @pytest.fixture
 def nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place for teachers, without any."""
+    """An empty folder for teachers."""
     folder = tmp_path / "no teachers"
     folder.mkdir()
     monkeypatch.setenv("DISTILL_TEACHERS", str(folder))
@@ -167,7 +167,7 @@ def test_a_swap_changes_teacher_noise_and_loss_only(name: str, plugins: Plugins)
     plain, swapped = (resolved(name, plugins, loss=loss).tables() for loss in (None, other(name)))
     changed = {table for table in plain if plain[table] != swapped[table]}
     assert {"noise", "loss"} <= changed <= {"teacher", "noise", "loss"}
-    assert swapped["noise"] | {"use": 0} == plain["noise"] | {"use": 0}  # the levels stay
+    assert swapped["noise"] | {"use": 0} == plain["noise"] | {"use": 0}  # the levels do not change
     assert swapped["teacher"]["source"] == SWAPPED[name]
     assert {k: swapped["teacher"][k] for k in ("dropout", "fp16")} == {k: plain["teacher"][k] for k in ("dropout", "fp16")}
     assert swapped["loss"]["use"] == other(name)
@@ -185,19 +185,19 @@ def test_the_table_of_recipes_names_all_of_them() -> None:
 
 
 def narrow_teacher(source: str) -> EDMPrecond:
-    """A random network like the published one of that name, but narrow and shallow."""
+    """A random network like the published one with this name, but narrow and shallow."""
     D = D_of(source) or 0
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = EDMPrecond(img_channels=3, pfgmpp=math.isfinite(D), D=D, **(dict(num_blocks=1, dropout=0.2) | NETWORKS[source]))
-        for p in net.parameters():  # the constructors' initial values silence most layers
+        for p in net.parameters():  # with their initial values, most layers output zeros
             p.data.add_(0.05 * torch.randn_like(p))
     return net.eval()
 
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher of every published name: EDM's as their files are called, PFGM++'s where the short names find them."""
+    """A teacher for each published name: EDM's under their file names, PFGM++'s where the short names look for them."""
     folder = tmp_path_factory.mktemp("teachers")
     for source in NETWORKS:
         name = URLS[source].rpartition("/")[2] if source in URLS else f"{source.removeprefix('pfgmpp:')}.pkl"
@@ -222,11 +222,11 @@ def test_three_iterations(
     file = [f"teacher.source={shelf / URLS[source].rpartition('/')[2]}"] if source in URLS else []
     few = ["generator.steps=2", "loss.alpha=0.5"] if name == "ipfm_cifar10_d2048" else []
     result = distill(name, sets=[*SHORT, *file, *few], loss=other(name) if swap else None, outdir=str(tmp_path))
-    told = [json.loads(line) for line in (result.folder / "stats.jsonl").read_text().splitlines()]
-    assert len(told) == 3
-    assert all(math.isfinite(entry[f"Loss/{who}"]["mean"]) for entry in told for who in ("student", "generator"))
-    assert told[-1]["Loss/generator"]["mean"] != 0  # the student has left the teacher
-    assert not any(entry[f"Guard/{who}_dropped"]["mean"] for entry in told for who in ("student", "generator"))
+    entries = [json.loads(line) for line in (result.folder / "stats.jsonl").read_text().splitlines()]
+    assert len(entries) == 3
+    assert all(math.isfinite(entry[f"Loss/{who}"]["mean"]) for entry in entries for who in ("student", "generator"))
+    assert entries[-1]["Loss/generator"]["mean"] != 0  # the student differs from the teacher
+    assert not any(entry[f"Guard/{who}_dropped"]["mean"] for entry in entries for who in ("student", "generator"))
 
     (snapshot,) = result.folder.glob("network-snapshot-*.pkl")
     net, facts = load_network(snapshot, "generator")
@@ -244,24 +244,24 @@ def test_three_iterations(
 # ----------------------------------------------------------------------------------------- teachers that are fetched by hand
 
 
-def test_a_teacher_is_found_as_a_file_or_as_the_newest_of_a_folder(nothing_there: Path) -> None:
+def test_a_teacher_is_found_as_a_file_or_as_the_newest_file_of_a_folder(nothing_there: Path) -> None:
     name, stem = "pfgmpp:ffhq_ddpm_D_128", "ffhq_ddpm_D_128"
     (nothing_there / stem).mkdir()
     for file in (
         f"{stem}/training-state-009000.pt", f"{stem}/training-state-100000.pt", f"{stem}/network-snapshot-100000.pkl", f"{stem}.pt", f"{stem}.pkl",
     ):  # fmt: skip
         (nothing_there / file).write_bytes(b"")
-        assert open_path(name) == nothing_there / file  # each goes before those that came earlier
+        assert open_path(name) == nothing_there / file  # each takes precedence over the ones before it
 
 
-def test_without_a_folder_of_its_own_the_cache_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_teachers_folder_the_cache_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISTILL_TEACHERS", raising=False)
     monkeypatch.setenv("DISTILL_CACHE_DIR", str(tmp_path))
     (tmp_path / "cifar10_ncsnpp_D_inf.pt").write_bytes(b"")
     assert open_path("pfgmpp:cifar10_ncsnpp_D_inf") == tmp_path / "cifar10_ncsnpp_D_inf.pt"
 
 
-def test_a_file_as_pfgmpp_wrote_it_is_opened_by_its_short_name(build: Callable[..., Teacher], nothing_there: Path) -> None:
+def test_a_file_written_by_pfgmpp_is_opened_by_its_short_name(build: Callable[..., Teacher], nothing_there: Path) -> None:
     golden = HERE / "golden" / "teacher_pfgmpp_converted.pkl"  # a training state, pickled again
     (nothing_there / "ffhq_ddpm_D_128.pkl").write_bytes(golden.read_bytes())
     teacher = build("pfgmpp", source="pfgmpp:ffhq_ddpm_D_128")
@@ -269,11 +269,13 @@ def test_a_file_as_pfgmpp_wrote_it_is_opened_by_its_short_name(build: Callable[.
 
 
 @pytest.mark.parametrize("name", PFGMPP)
-def test_a_teacher_that_is_not_there_yet(name: str, nothing_there: Path, tmp_path: Path) -> None:
+def test_a_teacher_that_is_not_downloaded_yet(name: str, nothing_there: Path, tmp_path: Path) -> None:
     assert locate(name) == name
     with pytest.raises(UserError) as caught:
         open_path(name)
-    assert str(caught.value).startswith(f"{name}: not downloaded yet, which only you can do: take {name[7:]} from the Google Drive")
+    assert str(caught.value).startswith(
+        f"{name}: not downloaded yet, and it must be downloaded by hand: take {name[7:]} from the Google Drive"
+    )
     assert f"and put it at {nothing_there / name[7:]}.pkl (or .pt, or a folder" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -298,7 +300,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_teacher_is_told_before_anything_is_opened(case: str, plugins: Plugins, nothing_there: Path) -> None:
+def test_a_wrong_teacher_is_reported_before_anything_is_opened(case: str, plugins: Plugins, nothing_there: Path) -> None:
     sets, wanted = WRONG[case]
     with pytest.raises(UserError) as caught:
         resolve("ipfm_ffhq_d128", plugins, sets)
@@ -314,13 +316,13 @@ def test_edms_plugin_refuses_a_name_of_finite_dimension(plugins: Plugins) -> Non
     assert resolve("sid_ffhq64", plugins, ["teacher.source=pfgmpp:ffhq_ddpm_D_inf"])
 
 
-def test_the_published_name_tells_D(plugins: Plugins) -> None:
+def test_a_published_name_determines_D(plugins: Plugins) -> None:
     config = plugins.find("teacher", "pfgmpp").component.config
     assert [config.model_validate({"source": name}).D for name in PFGMPP] == list(PFGMPP.values())  # type: ignore[attr-defined]
     assert config.model_validate({"source": "digits_d128"}).D is None  # type: ignore[attr-defined]
 
 
-# -------------------------------------------------------------------------------- what is otherwise than in the file
+# -------------------------------------------------------------------------------- settings that override the file
 
 
 def dropouts(net: torch.nn.Module) -> set[float]:
@@ -334,14 +336,14 @@ def outputs(net: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("suffix", [".pkl", ".pt", ".safetensors"])
-def test_dropout_is_that_of_student_and_generator_alone(suffix: str, build: Callable[..., Teacher], tmp_path: Path) -> None:
+def test_dropout_applies_only_to_student_and_generator(suffix: str, build: Callable[..., Teacher], tmp_path: Path) -> None:
     source = str(HERE / "golden" / "teacher_edm_ddpmpp.pkl")
     plain, teacher = build("edm", source=source), build("edm", source=source, dropout=0.4)
     assert dropouts(plain.denoiser) == dropouts(plain.copy()) == dropouts(teacher.denoiser) == {0.13}
     assert teacher.provenance == plain.provenance
     before = torch.get_rng_state()
     student = teacher.copy()
-    assert torch.equal(torch.get_rng_state(), before)  # nothing was drawn for weights that are then replaced
+    assert torch.equal(torch.get_rng_state(), before)  # no random numbers were drawn for weights that are then replaced
     assert dropouts(student) == {0.4}
     assert torch.equal(outputs(student), outputs(teacher.denoiser))
     assert torch.equal(outputs(teacher.denoiser), outputs(plain.denoiser))
@@ -357,7 +359,7 @@ def test_dropout_is_that_of_student_and_generator_alone(suffix: str, build: Call
 
 
 @pytest.mark.parametrize("fp16", [True, False])
-def test_fp16_is_that_of_all_three_networks(fp16: bool, build: Callable[..., Teacher], tmp_path: Path) -> None:
+def test_fp16_applies_to_all_three_networks(fp16: bool, build: Callable[..., Teacher], tmp_path: Path) -> None:
     source = str(HERE / "golden" / "teacher_edm_adm.pkl")  # a file that says float16
     teacher = build("edm", source=source, fp16=fp16, dropout=0.0)
     assert build("edm", source=source).denoiser.use_fp16 is True
@@ -379,7 +381,7 @@ def test_fp16_runs_in_float16(build: Callable[..., Teacher]) -> None:
 
 
 def test_a_file_of_another_D_is_refused(build: Callable[..., Teacher]) -> None:
-    """Also one that says nothing of D, as EDM's: to take it for a PFGM++ teacher would be a silent mistake."""
+    """This includes EDM's files, which do not state D: using one as a PFGM++ teacher would be a silent mistake."""
     for source, D in (
         ("digits_dinf", 128.0),
         ("digits_d128", math.inf),
@@ -390,11 +392,14 @@ def test_a_file_of_another_D_is_refused(build: Callable[..., Teacher]) -> None:
             build("pfgmpp", source=source, D=D)
 
 
-def test_a_dry_run_tells_where_the_teacher_comes_from(
+def test_a_dry_run_says_where_the_teacher_comes_from(
     here: Callable[..., subprocess.CompletedProcess[str]], nothing_there: Path
 ) -> None:
     by_hand = here("--recipe", "ipfm_ffhq_d128", "--dry-run").stdout
-    assert "# the teacher: pfgmpp:ffhq_ddpm_D_128: not downloaded yet, which only you can do: take ffhq_ddpm_D_128 from" in by_hand
+    assert (
+        "# the teacher: pfgmpp:ffhq_ddpm_D_128: not downloaded yet, and it must be downloaded by hand: take ffhq_ddpm_D_128 from"
+        in by_hand
+    )
     assert f"put it at {nothing_there / 'ffhq_ddpm_D_128'}.pkl" in by_hand
     assert (
         f"# the teacher: downloaded from {URLS['edm:ffhq']} when the run starts"

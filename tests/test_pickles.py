@@ -1,4 +1,4 @@
-"""The golden snapshots and training states are read bit for bit, and files that do not fit are refused by name."""
+"""The golden snapshots and training states are read bit for bit, and files that do not fit are refused with a reason."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def original_modules() -> Iterator[types.ModuleType]:
 
 
 def persistent(module: nn.Module) -> Any:
-    """A network of ours as the public repositories would hold it."""
+    """One of our networks as the public repositories would store it."""
     children = {name: persistent(child) for name, child in module._modules.items() if child is not None}
     if isinstance(module, nn.ModuleDict):
         container = nn.ModuleDict()
@@ -133,7 +133,7 @@ def write(path: Path, content: Any, layout: int | str = 4) -> Path:
 
 @pytest.fixture
 def snapshot(tmp_path: Path) -> Any:
-    """Writes a snapshot of a small network, after a function has changed it, and gives its path."""
+    """Writes a snapshot of a small network changed by a function, and gives its path."""
 
     def make(change: Any = None, net: nn.Module | None = None, layout: int | str = 4) -> Path:
         record = persistent(net or tiny_network(D=math.inf))
@@ -145,7 +145,7 @@ def snapshot(tmp_path: Path) -> Any:
 
 
 def refusal(path: Path, key: str = "ema") -> str:
-    """The one line with which a file's network is refused."""
+    """The one-line message with which a file's network is refused."""
     with pytest.raises(PickleError) as caught:
         network_of(read_pickle(path)[key], path)
     message = str(caught.value)
@@ -209,14 +209,14 @@ def test_optimizer_states_are_equal_bit_for_bit(file: str, key: str) -> None:
 
 
 @pytest.mark.parametrize("file", ["training-state-pfgmpp-000012.pt", "training-state-ipfm-000512.pt"])
-def test_states_of_a_gpu_load_on_the_cpu(file: str) -> None:
+def test_states_saved_on_a_gpu_load_on_the_cpu(file: str) -> None:
     assert b"cuda:0" in (GOLDEN / file).read_bytes()
     for value in content_of(file).values():
         if isinstance(value, Persistent):
             assert {t.device.type for t in value.tensors().values()} == {"cpu"}
 
 
-def test_what_else_the_files_hold_is_kept() -> None:
+def test_other_contents_of_the_files_are_kept() -> None:
     g = golden("teacher_edm_ddpmpp")
     for file in ("teacher_edm_ddpmpp.pkl", "teacher_edm_ddpmpp_oldnames.pkl"):
         content = content_of(file)
@@ -318,7 +318,7 @@ def test_networks_with_one_flat_dictionary_of_tensors(tmp_path: Path) -> None:
     found, about = network_of(read_pickle(path)["ema"], path)
     assert about["D"] == 128 and all(torch.equal(t, found.state_dict()[name]) for name, t in net.state_dict().items())
     write(path, {"ema": StandIn(meta | {"state": state | {"_parameters": {"model.map_layer0.bias": torch.ones(32)}}})})
-    assert "model.map_layer0.bias is a Tensor, not a tensor, or is there twice" in refusal(path)
+    assert refusal(path) == "has two tensors named model.map_layer0.bias"
 
 
 def test_networks_do_not_share_weights(snapshot: Any) -> None:
@@ -422,7 +422,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         put("_parameters", "bias", nn.Parameter(torch.ones(8).half())),
         UNFIT + f"{CONV}.bias is [8] torch.float16, not [8] torch.float32 (1 in all)",
     ),
-    "not a tensor": (put("_parameters", "bias", [1.0]), f"its {CONV}.bias is a list, not a tensor, or is there twice"),
+    "not a tensor": (put("_parameters", "bias", [1.0]), f"its {CONV}.bias is a list, not a tensor"),
     "array": (put("_parameters", "bias", np.ones(8)), f"its {CONV}.bias is a ndarray, not a tensor"),
     "not a module": (put("_modules", "more", {}), "its module more is a dict, not a module"),
     "unknown module": (put("_modules", "more", nn.ModuleDict()), f"has layers that do not fit its network: {CONV}.more is unknown"),
@@ -432,7 +432,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "version": (meta(version=7), "has persistent objects of version 7; known are 1 to 6"),
     "kwarg": (arguments(frobnicate=None), "a network whose argument frobnicate is wrong: Extra inputs are not permitted"),
     "twice": (attributes(_init_args=(8,)), "gives its network the argument img_resolution twice"),
-    "positional": (attributes(_init_args=(1,) * 9), "gives its network other positional arguments than img_resolution,"),
+    "positional": (attributes(_init_args=(1,) * 9), "gives its network positional arguments other than img_resolution,"),
     "kwargs": (attributes(_init_kwargs=[]), "_init_kwargs of its EDMPrecond is not a dictionary of names"),
     "type": (arguments(model_type="os.system"), "argument model_type is wrong: Input should be 'SongUNet' or 'DhariwalUNet'"),
     "other type": (arguments(model_type="DhariwalUNet"), "unexpected keyword argument"),
@@ -469,7 +469,7 @@ def test_what_is_not_a_network_is_refused(snapshot: Any) -> None:
             network_of(value, "here")
 
 
-def test_attributes_and_arguments_tell_what_the_network_is(snapshot: Any) -> None:
+def test_attributes_and_arguments_determine_the_network(snapshot: Any) -> None:
     def of(*changes: Any) -> tuple[EDMPrecond, dict[str, Any]]:
         path = snapshot(lambda record: [change(record) for change in changes])
         return network_of(read_pickle(path)["ema"], path)
@@ -479,7 +479,7 @@ def test_attributes_and_arguments_tell_what_the_network_is(snapshot: Any) -> Non
 
     for D, changes in {
         128.0: [arguments(D=7), attributes(pfgmpp=True, D=128)],  # PFGM++: the attribute wins
-        64.0: [without("pfgmpp", "D", "N"), arguments(pfgmpp=True, D=64)],  # … or else the argument
+        64.0: [without("pfgmpp", "D", "N"), arguments(pfgmpp=True, D=64)],  # … otherwise the argument
         math.inf: [arguments(D=128), attributes(pfgmpp=False, D=128)],
     }.items():
         net, about = of(*changes)

@@ -1,4 +1,4 @@
-"""Plugins in real packages on the path of a real process: good, broken, misspelt, duplicate, blocked."""
+"""Plugins in real packages, loaded by a real process: good, broken, misspelt, duplicate, blocked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Settings(Config):
 
 @hookimpl
 def register_losses():
-    return [Component("{name}", Settings, "nowhere:build", "a stranger's loss")]
+    return [Component("{name}", Settings, "nowhere:build", "a third party's loss")]
 """
 
 
@@ -57,7 +57,7 @@ BROKEN = {
     "misspelt hook": (GOOD.replace("register_losses", "register_loses"), "unknown hook 'register_loses' (did you mean 'register_losses'?)"),
     "wrong arguments": (GOOD.replace("register_losses()", "register_losses(x)"), "Argument(s) {'x'} are declared in the hookimpl but can not be"),
     "no components": (GOOD.replace("return [Component(", "return [(") , "register_losses must give registry.api.Component objects"),
-    "not a list": (GOOD.replace('return [Component("{name}", Settings, "nowhere:build", "a stranger\'s loss")]', "return 3"), "TypeError"),
+    "not a list": (GOOD.replace('return [Component("{name}", Settings, "nowhere:build", "a third party\'s loss")]', "return 3"), "TypeError"),
     "bad config": (GOOD.replace("(Config)", ""), "config must be a subclass of registry.api.Config"),
     "bad name": (GOOD.replace("{name}", "a b"), "a component's name is letters, digits"),
 }  # fmt: skip
@@ -74,18 +74,18 @@ def test_a_broken_plugin_is_named_and_breaks_nothing(kind: str, package: Callabl
     for name in ("ipfm", "sid", "electrostatic", "gaussian", "pfgmpp", "edm", "frechet"):
         assert name in listed.stdout
     assert cli("check", "quickstart", env=env).returncode == 0
-    if kind == "does not import":  # a recipe that does need it hears why it is not there
+    if kind == "does not import":  # a recipe that needs it gets the reason why it is missing
         message = error_line(cli("--recipe", "quickstart", "--set", "loss.use=broken_loss", "--dry-run", env=env))
         assert "no loss is called 'broken_loss'" in message
         assert "plugin 'broken' failed to load: ModuleNotFoundError" in message
 
 
-def test_a_strangers_component_is_found_checked_and_listed(package: Callable[..., dict[str, str]], cli: Cli) -> None:
+def test_a_third_partys_component_is_found_checked_and_listed(package: Callable[..., dict[str, str]], cli: Cli) -> None:
     env = package("stranger", GOOD.replace("{name}", "kl"))
     assert any("kl" in line and "stranger" in line and "1.2.3" in line for line in cli("plugins", env=env).stdout.splitlines())
     assert (
         cli("check", "quickstart", "--set", "loss.use=kl", "--set", "loss.beta=0.25", env=env).returncode == 1
-    )  # alpha is not its key
+    )  # alpha is not one of its keys
     dry = cli("--recipe", "quickstart", "--loss", "kl", "--dry-run", env=env)
     assert dry.returncode == 0, dry.stderr
     assert "beta = 0.5" in dry.stdout
@@ -111,7 +111,7 @@ def test_two_plugins_of_one_name(package: Callable[..., dict[str, str]], cli: Cl
     assert "plugin twin 1.2.3 not loaded: package two names its plugin 'twin', as does package one" in listed.replace("\n", " ")
 
 
-def test_blocked(cli: Cli) -> None:
+def test_a_blocked_plugin_is_not_loaded(cli: Cli) -> None:
     env = {"DISTILL_BLOCK_PLUGINS": "ipfm"}
     assert "plugin ipfm 0.1.0 not loaded: blocked by DISTILL_BLOCK_PLUGINS" in cli("plugins", env=env).stdout
     message = cli("check", "quickstart", env=env).stderr
@@ -119,7 +119,7 @@ def test_blocked(cli: Cli) -> None:
     assert "blocked by DISTILL_BLOCK_PLUGINS" in message
 
 
-def test_both_plugins_of_ours_use_every_kind_of_hook_they_need() -> None:
+def test_our_plugins_use_the_hooks_they_need() -> None:
     assert {kind for kind, _ in components(registry.builtin, "builtin")} == set(HOOKS)
     assert {kind for kind, _ in components(ipfm_plugin, "ipfm")} == {"teacher", "noise", "loss", "published"}
 
@@ -131,7 +131,7 @@ def test_every_hook_is_documented() -> None:
 
 
 def test_every_component_can_be_built_by_its_name(plugins: Plugins) -> None:
-    """`build` given as text points at something."""
+    """Every `build` given as text names a function."""
     import importlib
 
     for entry in plugins.registered:

@@ -1,4 +1,4 @@
-"""The promises of the quickstart and of the toy, by the commands of the README. Minutes each: `make test-slow`."""
+"""The quickstart and the toy keep their promises, with the README's commands. Each takes minutes: `make test-slow`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_toy_finds_all_points(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("D", ["128", "2048", "inf"])
 def test_kept_rows_belong_to_the_shipped_teachers(D: str, plugins: Plugins) -> None:
-    """The numbers beside a shipped teacher are those of its weights, and within the promise of 1.5 times the floor."""
+    """The numbers beside a shipped teacher belong to its weights and are within the promised 1.5 times the floor."""
     from registry.builtin.metrics import build_frechet
     from registry.files.teachers import teacher_from_file
 

@@ -1,4 +1,4 @@
-"""The README and the pages of docs/: code is run as it stands there, with shorter settings; commands and links exist."""
+"""The README and the pages of docs/: code runs as written there, with shorter settings; commands and links exist."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_ten_lines_of_python(tmp_path: Path) -> None:
 
 
 def test_the_plugin_on_one_screen(tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    """The loss of the README, installed as a package, distils."""
+    """The README's loss, installed as a package, can be used to distil."""
     site = tmp_path / "site"
     info = site / "my_loss-1.0.dist-info"
     info.mkdir(parents=True)

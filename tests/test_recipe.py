@@ -1,4 +1,4 @@
-"""Recipes: what is read, what is laid over it, and what a person is told when it is wrong."""
+"""Recipes: what is read, what overrides it, and the messages for mistakes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from registry.core.errors import UserError
+from registry.core.settings import NoiseConfig
 from registry.files.locate import shipped
-from registry.plugins.loading import Plugins
+from registry.plugins.component import Component
+from registry.plugins.loading import Plugins, Registered
 from registry.recipe.reading import expect, lay_over, parse_set, resolve
 from registry.recipe.resolved import FeaturesRecipe, PretrainRecipe, Recipe, dumps
 from registry.recipe.tables import EvalConfig, LogConfig, TrainConfig
@@ -37,7 +39,7 @@ def test_shipped_recipes_resolve_and_survive_being_written(path: Path, plugins: 
     again.write_text(dumps(recipe.tables()))
     assert resolve(str(again), plugins).tables() == recipe.tables()
     name = path.relative_to(ROOT / "recipes").with_suffix("").as_posix()
-    assert resolve(name, plugins).path == path  # found by its bare name, too
+    assert resolve(name, plugins).path == path  # also found by its bare name
 
 
 def test_each_kind_of_recipe_has_its_command(plugins: Plugins) -> None:
@@ -65,7 +67,7 @@ def test_precedence(recipe_file: Write, plugins: Plugins) -> None:
     assert (swapped.loss.name, swapped.noise.name, swapped.teacher.name) == ("sid", "gaussian", "edm")
     noise = swapped.noise.table()
     assert (noise["sigma_init"], noise["t_max"], noise["sigma_min"], noise["rho"]) == (3.0, 700, 0.01, 7.0)
-    assert "D" not in noise  # a key of the noise that left, unknown to the one that came
+    assert "D" not in noise  # a key of the old noise that the new one does not have
     assert swapped.loss.table()["alpha"] == 0.7
     assert (swapped.train.seed, swapped.log.outdir) == (5, "elsewhere")
 
@@ -88,7 +90,7 @@ def test_set_reads_values_as_toml(text: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("text", ["train", "train=3", "train.batch", ".batch=3", "a..b=1"])
-def test_set_that_cannot_be_read(text: str) -> None:
+def test_a_set_that_cannot_be_read(text: str) -> None:
     with pytest.raises(UserError, match=r"write it as table\.key=value"):
         parse_set(text)
 
@@ -148,13 +150,13 @@ def test_errors_of_the_command_line_say_so(recipe_file: Write, plugins: Plugins)
     assert errors(recipe_file(), plugins, "train.batch=x") == ["--set train.batch=x: [train] batch = 'x': must be a valid integer"]
 
 
-def test_a_table_that_is_no_table(recipe_file: Write, plugins: Plugins) -> None:
+def test_a_value_where_a_table_belongs(recipe_file: Write, plugins: Plugins) -> None:
     path = recipe_file()
     path.write_text("generator = 3\n" + path.read_text())
     assert errors(path, plugins) == [f"{path}: [generator] is 3; it must be a table"]
 
 
-def test_files_that_are_no_recipes(tmp_path: Path, plugins: Plugins) -> None:
+def test_files_that_are_not_recipes(tmp_path: Path, plugins: Plugins) -> None:
     (tmp_path / "broken.toml").write_text("[train\nbatch = 3")
     (tmp_path / "binary.toml").write_bytes(b"\x80\x81\xff")
     assert "not valid TOML" in errors(tmp_path / "broken.toml", plugins)[0]
@@ -170,7 +172,7 @@ def test_lay_over_merges_tables_and_replaces_values() -> None:
     assert base == {"a": {"x": 1, "y": 2}, "b": 3}
 
 
-def test_written_recipes_hold_what_toml_is_bad_at() -> None:
+def test_written_recipes_keep_values_that_are_hard_to_write() -> None:
     tables = {"a": {"inf": math.inf, "neg": -math.inf, "small": 1e-5, "path": 'C:\\new "x"', "list": [1.5, 2.0], "flag": True}}
     assert tomllib.loads(dumps(tables)) == tables
 
@@ -185,8 +187,8 @@ def test_shipped_files_are_found_where_the_package_is() -> None:
     assert shipped() == ROOT / "recipes"
 
 
-def test_a_resolved_recipe_can_be_measured_otherwise(tmp_path: Path, plugins: Plugins) -> None:
-    """What a run leaves says a reference once, so that one --set changes it everywhere."""
+def test_a_resolved_recipe_can_be_measured_against_another_reference(tmp_path: Path, plugins: Plugins) -> None:
+    """A resolved recipe states the reference once, so one --set changes it everywhere."""
     (tmp_path / "images").mkdir()
     (tmp_path / "again.toml").write_text(dumps(resolve("quickstart", plugins).tables()))
     again = resolve(str(tmp_path / "again.toml"), plugins)
@@ -194,3 +196,47 @@ def test_a_resolved_recipe_can_be_measured_otherwise(tmp_path: Path, plugins: Pl
     other = resolve(str(tmp_path / "again.toml"), plugins, [f"eval.reference={tmp_path / 'images'}"])
     assert isinstance(other, Recipe)
     assert {str(getattr(m.config, "reference", None)) for m in other.metrics} == {str(tmp_path / "images")}
+
+
+@pytest.mark.parametrize(
+    ("swap", "wanted"),
+    [
+        ("[swap]\nsid = 3\n", "[swap] sid = 3: must be a table"),
+        ('[swap.sid]\nloss = "sid"\n', "[swap] sid.loss = 'sid': must be a table"),
+    ],
+)
+def test_a_swap_that_is_not_a_table_is_an_error(swap: str, wanted: str, tmp_path: Path, plugins: Plugins) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text((shipped() / "quickstart.toml").read_text().partition("[swap.sid]")[0] + swap)
+    with pytest.raises(UserError) as caught:
+        resolve(str(path), plugins, loss="sid")
+    assert wanted in str(caught.value)
+
+
+def test_a_swap_cannot_name_another_loss(tmp_path: Path, plugins: Plugins) -> None:
+    path = tmp_path / "r.toml"
+    text = (shipped() / "quickstart.toml").read_text()
+    assert "loss = { alpha = 1.0 }" in text
+    path.write_text(text.replace("loss = { alpha = 1.0 }", 'loss = { use = "ipfm", alpha = 1.0 }'))
+    found = resolve(str(path), plugins, loss="sid")
+    assert isinstance(found, Recipe)
+    assert found.loss.name == "sid"
+
+
+def test_a_noise_of_finite_D_under_an_edm_teacher_is_seen_before_anything_is_built(plugins: Plugins) -> None:
+    with pytest.raises(UserError, match=r"\[noise\] use = 'electrostatic': has D = 128, but the teacher has D = inf"):
+        resolve("quickstart", plugins, ["noise.use=electrostatic", "noise.D=128"], loss="sid")
+
+
+def test_a_component_that_cannot_say_what_it_serves_breaks_no_hint(plugins: Plugins) -> None:
+    """If a third party's `misfit` needs a setting without a default, the hint omits that component."""
+
+    class Needs(NoiseConfig):
+        width: float
+
+        def misfit(self, D: float) -> str | None:
+            return None if self.width > D else "is narrow"
+
+    more = Plugins([*plugins.registered, Registered("noise", Component("needs", Needs, "nowhere:build", ""), "stranger", "1")])
+    with pytest.raises(UserError, match="use electrostatic"):
+        resolve("quickstart", more, ["noise.use=gaussian"])

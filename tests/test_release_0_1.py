@@ -1,4 +1,4 @@
-"""What version 0.1 wrote, before the code was moved into folders: snapshots, states and recipes still open and go on."""
+"""Files written by version 0.1, before the code was moved into folders, still work: snapshots, states and recipes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUN = "run_folders/00001-toy"
 
 
 @pytest.mark.parametrize("file", ["generator.safetensors", "network-snapshot-1.000000-000000.pkl"])
-def test_a_snapshot_tells_the_same_and_gives_the_same_images(file: str) -> None:
+def test_a_snapshot_has_the_same_facts_and_gives_the_same_images(file: str) -> None:
     _, facts = load_network(OLD / file, "generator")
     assert (facts.kind, facts.D, facts.sigma_init, facts.nimg, facts.image_shape) == ("generator", 128.0, 2.5, 48, (1, 8, 8))
     assert facts.others["steps"] == 2
@@ -41,7 +41,7 @@ def test_a_state_and_a_snapshot_of_a_plugins_network_are_sampled(file: str) -> N
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-def test_a_run_goes_on_from_its_state_and_ends_where_it_ended(tmp_path: Path, plugins: Plugins) -> None:
+def test_a_run_continues_from_its_state_to_the_same_result(tmp_path: Path, plugins: Plugins) -> None:
     folder = tmp_path / "00001-toy"
     shutil.copytree(OLD / RUN, folder)
     (folder / "training-state-000002.pt").unlink()

@@ -1,4 +1,4 @@
-"""Samplers and averages against independent implementations."""
+"""Samplers and averages compared with independent implementations."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_golden_heun(D: str, run: int) -> None:
 
 
 def test_golden_one_step_generator_from_seeds() -> None:
-    """SiD's generation script: latents, then a class, of one stream per seed."""
+    """As in SiD's generation script: latents, then a class, from one stream per seed."""
     g = golden("onestep")
     net = network_of(g, g.meta["kwargs"])
     generator = Generator(net, GaussianNoise(), (3, 8, 8), label_dim=5)
@@ -87,7 +87,7 @@ def test_golden_average() -> None:
         torch.testing.assert_close(ema.state_dict()["weight"][0], wanted, rtol=0, atol=1e-12)
 
 
-def test_average_comes_and_goes_and_leaves_nothing_behind() -> None:
+def test_swapping_in_the_average_leaves_nothing_behind() -> None:
     net = tiny_network()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     ema = EMA(net)
@@ -105,7 +105,7 @@ def test_average_of_another_network_is_refused() -> None:
         EMA(torch.nn.Linear(2, 2)).load_state_dict(EMA(tiny_network()).state_dict())
 
 
-def test_heun_takes_two_evaluations_a_step_but_the_last() -> None:
+def test_heun_takes_two_evaluations_per_step_except_the_last() -> None:
     calls = []
 
     def denoiser(x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:

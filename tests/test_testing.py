@@ -1,4 +1,4 @@
-"""The checks for authors of plugins: the components that are shipped pass, and every wrong one is caught by its own sentence."""
+"""The checks for plugin authors: shipped components pass, and every wrong one is caught with its own message."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_check_changes_nothing() -> None:
 
 
 class Wrong(nn.Module):
-    """A good denoiser, with its answer or its arguments spoilt."""
+    """A good denoiser with its output or its arguments spoilt."""
 
     def __init__(self, spoil: Callable[..., Tensor], label_dim: int = 0) -> None:
         super().__init__()
@@ -107,13 +107,13 @@ ANSWERS: dict[str, tuple[str, Callable[..., Tensor]]] = {
     "dtype": ("is torch.float64", lambda net, x, s, c: net(x, s, c).double()),
     "tuple": ("is a tuple", lambda net, x, s, c: (net(x, s, c), None)),
     "not finite": ("is not finite", lambda net, x, s, c: net(x, s, c) / (column(s) > 0.01)),
-    "random": ("answers differently when asked again", lambda net, x, s, c: net(x, s, c) + 0.1 * torch.randn_like(x)),
+    "random": ("gives different results for the same input", lambda net, x, s, c: net(x, s, c) + 0.1 * torch.randn_like(x)),
     "batch statistics": ("depends on the batch", lambda net, x, s, c: net(x, s, c) - 0.1 * x.mean(0)),
     "one sigma for all": ("depends on the batch", lambda net, x, s, c: net(x, s[:1].expand(len(x)), c)),
     "float32 only": ("float64", lambda net, x, s, c: net(x, s, c) if x.dtype == torch.float32 else 0.9 * x),
     "no gradient": ("no gradient flows", lambda net, x, s, c: net(x, s, c).detach()),
     "a constant": ("is zero", lambda net, x, s, c: 0 * net(x, s, c)),
-    "epsilon": ("it must leave it almost as it is", lambda net, x, s, c: (x - net(x, s, c)) / column(s)),
+    "epsilon": ("it must leave it almost unchanged", lambda net, x, s, c: (x - net(x, s, c)) / column(s)),
     "identity": ("from pure noise", lambda net, x, s, c: x + 0 * net(x, s, c)),
     "the wrong sign": ("from pure noise", lambda net, x, s, c: 2 * x - net(x, s, c)),
     "half the noise": ("from pure noise", lambda net, x, s, c: (x + net(x, s, c)) / 2),
@@ -153,7 +153,7 @@ FACTS: dict[str, tuple[str, Callable[[], Teacher]]] = {
     "list": ("must be a tuple", lambda: teacher_of(image_shape=[1, 8, 8])),
     "two numbers": ("must be a tuple", lambda: teacher_of(image_shape=(8, 8))),
     "labels": ("labels do not change", lambda: teacher_of(label_dim=3, denoiser=Wrong(lambda net, x, s, c: net(x, s)))),
-    "label_dim": ("0 is no labels", lambda: teacher_of(denoiser=tiny_network(), label_dim=None)),
+    "label_dim": ("0 means no labels", lambda: teacher_of(denoiser=tiny_network(), label_dim=None)),
     "sigma_data": ("standard deviation", lambda: teacher_of(sigma_data=0.0)),
     "no hash": ("teacher.weights", lambda: teacher_of(path=Path("teacher.pt"))),
     "nothing to train": (
@@ -161,7 +161,7 @@ FACTS: dict[str, tuple[str, Callable[[], Teacher]]] = {
         lambda: Teacher(analytic.build(AnalyticConfig()).denoiser, D=math.inf, image_shape=(2, 1, 1)),
     ),
     "shared": ("share parameters", lambda: (lambda t: teacher_of(denoiser=t.denoiser, trainable=shared(t)))(teacher_of())),
-    "another function": ("another function", lambda: teacher_of(denoiser=Copied())),
+    "another function": ("does not compute the same function", lambda: teacher_of(denoiser=Copied())),
 }
 
 
@@ -181,15 +181,15 @@ def test_a_noise_of_another_dimension_is_caught() -> None:
 
 
 class GlobalDraws(GaussianNoise):
-    def kernel(self, shape: Sequence[int], rng: Streams, dtype: torch.dtype = torch.float32) -> Tensor:
+    def draw(self, shape: Sequence[int], rng: Streams, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(len(rng), *shape, dtype=dtype)
 
 
 class OneForAll(GaussianNoise):
-    """The first image's draw for the whole batch."""
+    """Uses the first image's draw for the whole batch."""
 
-    def kernel(self, shape: Sequence[int], rng: Streams, dtype: torch.dtype = torch.float32) -> Tensor:
-        return super().kernel(shape, rng, dtype)[:1].expand(len(rng), *shape)
+    def draw(self, shape: Sequence[int], rng: Streams, dtype: torch.dtype = torch.float32) -> Tensor:
+        return super().draw(shape, rng, dtype)[:1].expand(len(rng), *shape)
 
 
 class Rescaled(GaussianNoise):
@@ -220,7 +220,7 @@ class DoublePrecision(GaussianNoise):
 
 
 class Unaligned(ElectrostaticNoise):
-    """r = sigma, without the √D of the alignment."""
+    """r = sigma, without the alignment's factor √D."""
 
     def scale(self, rng: Streams) -> Tensor | None:
         scale = super().scale(rng)
@@ -228,14 +228,14 @@ class Unaligned(ElectrostaticNoise):
 
 
 class NoTail(ElectrostaticNoise):
-    """The Gaussian under the name of a finite D."""
+    """A Gaussian that claims a finite D."""
 
     def scale(self, rng: Streams) -> Tensor | None:
         return None
 
 
 class BeyondItself(GaussianNoise):
-    """Starts above its highest level."""
+    """The generator starts above the highest level."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ class BeyondItself(GaussianNoise):
 
 
 NOISES: dict[str, tuple[str, Callable[[], Noise]]] = {
-    "global random numbers": ("noise.prior draws from elsewhere", GlobalDraws),
+    "global random numbers": ("noise.prior does not draw only from", GlobalDraws),
     "one draw for all": ("in a batch than alone", OneForAll),
     "rescaled": ("the derivative of noise.perturb", Rescaled),
     "flat prior": (r"noise.prior gives shape \[4, 64\], not \[4, 1, 8, 8\]", FlatPrior),
@@ -268,7 +268,7 @@ def test_a_wrong_noise_is_caught(what: str) -> None:
 
 
 class WrongGenerator(IPFMLoss):
-    """A good loss, with the generator's values spoilt."""
+    """A good loss with the generator's values spoilt."""
 
     def __init__(self, spoil: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__(0.5)
@@ -279,7 +279,7 @@ class WrongGenerator(IPFMLoss):
 
 
 class WrongStudent(IPFMLoss):
-    """A good loss, with the student's values spoilt."""
+    """A good loss with the student's values spoilt."""
 
     def __init__(self, spoil: Callable[[Tensor, Any], Tensor]) -> None:
         super().__init__(0.5)
@@ -290,16 +290,16 @@ class WrongStudent(IPFMLoss):
 
 
 LOSSES: dict[str, tuple[str, Callable[[], IPFMLoss]]] = {
-    "generator reduced": ("loss.generator's answer has shape", lambda: WrongGenerator(lambda v, x: v.mean())),
-    "generator summed by image": ("loss.generator's answer has shape", lambda: WrongGenerator(lambda v, x: v.sum((1, 2, 3)))),
-    "generator not finite": ("loss.generator's answer is not finite", lambda: WrongGenerator(lambda v, x: v / 0)),
-    "generator detached": ("no gradient of x", lambda: WrongGenerator(lambda v, x: v.detach())),
+    "generator reduced": ("loss.generator's output has shape", lambda: WrongGenerator(lambda v, x: v.mean())),
+    "generator summed by image": ("loss.generator's output has shape", lambda: WrongGenerator(lambda v, x: v.sum((1, 2, 3)))),
+    "generator not finite": ("loss.generator's output is not finite", lambda: WrongGenerator(lambda v, x: v / 0)),
+    "generator detached": ("no gradient with respect to x", lambda: WrongGenerator(lambda v, x: v.detach())),
     "generator at rest": ("is zero for some image", lambda: WrongGenerator(lambda v, x: 0 * v)),
     "generator of a batch": ("value in a batch than alone", lambda: WrongGenerator(lambda v, x: v / v.detach().abs().mean())),
     "gradient of a batch": ("gradient of loss.generator depends", lambda: WrongGenerator(lambda v, x: v + 1e3 * (x - x.detach()) * x.mean())),
-    "generator random": ("answers differently when asked again", lambda: WrongGenerator(lambda v, x: v * (1 + torch.rand(())))),
-    "student reduced": ("loss.student's answer has shape", lambda: WrongStudent(lambda v, net: v.mean())),
-    "student detached": ("no gradient of the student's parameters", lambda: WrongStudent(lambda v, net: v.detach())),
+    "generator random": ("gives different results for the same input", lambda: WrongGenerator(lambda v, x: v * (1 + torch.rand(())))),
+    "student reduced": ("loss.student's output has shape", lambda: WrongStudent(lambda v, net: v.mean())),
+    "student detached": ("no gradient with respect to the student's parameters", lambda: WrongStudent(lambda v, net: v.detach())),
     "student at rest": ("the student's gradient is zero", lambda: WrongStudent(lambda v, net: 0 * v)),
     "student of a batch": ("value in a batch than alone", lambda: WrongStudent(lambda v, net: v / v.detach().max())),
 }  # fmt: skip
@@ -316,7 +316,7 @@ def test_a_wrong_loss_is_caught(what: str) -> None:
 
 
 class Brightness:
-    """How far the mean of the pixels is from 0; right, until something of it is spoilt."""
+    """The mean of the pixels. Correct until part of it is spoilt."""
 
     columns: tuple[str, ...] = ("brightness",)
 
@@ -362,7 +362,7 @@ def test_a_wrong_metric_is_caught(what: str) -> None:
 
 PLUGINS: dict[str, tuple[str, str]] = {
     "empty": ("registers nothing", ""),
-    "no such function": ("names no function", "Component('x', Config, 'math:nothing', '')"),
+    "no such function": ("does not name a function", "Component('x', Config, 'math:nothing', '')"),
     "unexplained": ("beta in Mute lacks", "Component('x', Mute, 'math:sqrt', '')"),
     "torch": ("imports torch", "Component('x', Config, 'math:sqrt', '')"),
 }

@@ -1,4 +1,4 @@
-"""The exact denoiser of a finite set, and what it says of the game: values, limits and gradients that theory fixes."""
+"""The exact denoiser of a finite set, and the values, limits and gradients that theory predicts with it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ring(count: int = 8) -> Tensor:
 
 @pytest.mark.parametrize("D", DIMENSIONS)
 def test_exact_denoiser_is_the_posterior_mean(D: float) -> None:
-    """Among draws that fall near x, the average of their origins is f(x): a check by counting, without the formula."""
+    """The average origin of the draws that fall near x is f(x): a check by counting, without the formula."""
     points, n = ring(3), 400_000
     origin = points[torch.arange(n) % 3]
     z = torch.randn(n, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -50,7 +50,7 @@ def test_exact_denoiser_is_the_posterior_mean(D: float) -> None:
 
 @pytest.mark.parametrize("D", DIMENSIONS)
 def test_exact_denoiser_limits(D: float) -> None:
-    """Far above the data it is their mean; far below, the nearest point; and it is stable at the extremes."""
+    """At large sigma it is the data's mean, at small sigma the nearest point; and it is stable at the extremes."""
     points = ring()
     exact = ExactDenoiser(points, D)
     x = points + 0.01
@@ -67,7 +67,7 @@ def test_exact_denoiser_tends_to_the_softmax() -> None:
 
 @pytest.mark.parametrize("D", [128.0, math.inf])
 def test_exact_denoiser_minimises_the_denoising_loss(D: float) -> None:
-    """The same draws: no nearby denoiser does better than the exact one."""
+    """With the same draws, no nearby denoiser does better than the exact one."""
     points, noise = ring(), noise_of(D)
     x = points[torch.arange(4096) % 8]
     exact = ExactDenoiser(points, D)
@@ -83,7 +83,7 @@ def test_exact_denoiser_minimises_the_denoising_loss(D: float) -> None:
 
 
 def overlap(D: float, n: int = 20_000) -> tuple[ExactDenoiser, ExactDenoiser, Tensor, GaussianNoise]:
-    """A teacher of eight points and a generator that makes three others, with the exact student of the latter."""
+    """A teacher of eight points, the exact student of a generator that makes three others, and its images and noise."""
     fake = 0.7 * ring(3)
     return ExactDenoiser(ring(), D), ExactDenoiser(fake, D), fake[torch.arange(n) % 3].clone(), noise_of(D)
 
@@ -114,11 +114,11 @@ def test_with_an_exact_student_the_objective_is_the_distance_of_the_fields(D: fl
 
 @pytest.mark.parametrize("D", [4.0, 128.0, math.inf])
 def test_a_generator_equal_to_the_data_gets_gradient_zero(D: float) -> None:
-    """With the exact student of the data itself f = f*: value and gradient vanish for every draw, so in expectation too."""
+    """With the exact student of the data, f = f*, so value and gradient vanish for every draw and in expectation."""
     points = ring()
     for alpha in (0.5, 1.0):
         x = points[torch.arange(800) % 8].clone().requires_grad_()
-        student = ExactDenoiser(points.flip(0), D)  # the same set in another order: another network, the same function
+        student = ExactDenoiser(points.flip(0), D)  # the same set in another order: a different network but the same function
         values = IPFMLoss(alpha).generator(ExactDenoiser(points, D), student, x, None, noise_of(D), Streams(range(800)))
         (gradient,) = torch.autograd.grad(values.sum(), x)
         assert values.abs().max() < 1e-9
@@ -126,7 +126,7 @@ def test_a_generator_equal_to_the_data_gets_gradient_zero(D: float) -> None:
 
 
 def test_a_generator_off_the_data_is_pulled_towards_it() -> None:
-    """The gradient at shifted points has the sign of the shift: descending it moves them back."""
+    """The gradient at shifted points has the sign of the shift, so gradient descent moves them back."""
     points, shift = ring(), 0.3
     x = (points[torch.arange(8000) % 8] + torch.tensor([shift, 0.0]).reshape(1, 2, 1, 1)).clone().requires_grad_()
     student = ExactDenoiser(points + torch.tensor([shift, 0.0]).reshape(1, 2, 1, 1), 128.0)

@@ -1,4 +1,4 @@
-"""Three iterations of the authors' loop, on recorded draws: ours takes the same steps."""
+"""With recorded draws, our loop takes the same steps as three iterations of the authors' loop."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from registry.recipe.tables import TrainConfig
 from registry.train import loop
 from tests.conftest import golden, network_of
 
-# kind of the recorded run -> our loss, and the factor by which the authors' loss is larger (idmd = 2·L_½)
+# kind of the recorded run: our loss, and the factor by which the authors' loss is larger (idmd = 2·L_½)
 LOSSES: dict[str, tuple[Loss, float]] = {"sid": (SiDLoss(1.2), 1.0), "idmd": (IPFMLoss(0.5), 2.0)}
 
 
 class Recorded(GaussianNoise):
-    """The draws of the steps of an iteration, played back."""
+    """Plays back the recorded draws of an iteration's steps."""
 
     def __init__(self, D: float) -> None:
         super().__init__()
         self.D = D
 
     def play(self, g: SimpleNamespace, *keys: str) -> None:
-        """The draws of these steps, one after the other; each begins with a prior."""
+        """Load the draws of these steps in order. Each step begins with a prior."""
         self.steps = iter([[g.at(f"{key}/{name}") for name in ("z", "sigma", "noise")] for key in keys])
 
     def prior(self, shape: object, sigma: float, rng: Streams) -> Tensor:
@@ -119,7 +119,7 @@ def check_weights(g: SimpleNamespace, prefix: str, weights: dict[str, Tensor], p
     for name, wanted in g.state(prefix).items():
         error = (weights[name] - wanted).abs()
         if name.endswith("qkv.bias"):
-            error = error[[i for i in range(len(error)) if i % 3 != 1]]  # the softmax does not see the key's bias
+            error = error[[i for i in range(len(error)) if i % 3 != 1]]  # the softmax ignores the key's bias
         if precision == "f64":
             assert error.max() < 1e-9, (name, error.max())
         else:

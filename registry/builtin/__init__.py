@@ -1,4 +1,4 @@
-"""The built-in plugin: EDM teachers, Gaussian noise, the SiD loss, and the metrics. It uses the hooks like any other."""
+"""The built-in plugin: EDM teachers, Gaussian noise, the SiD loss, and the metrics. It uses the hooks like any other plugin."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 
 
 def only_diffusion(D: float, what: str) -> str | None:
-    """The `misfit` of what is defined at D = inf alone."""
+    """The `misfit` of a component that is defined only at D = inf."""
     return None if math.isinf(D) else f"{what} (D = inf)"
 
 
@@ -43,10 +43,10 @@ class AnalyticConfig(Config):
     points: str = Field("ring", description="the finite set: ring, spiral, grid (points in the plane), digits, or images")
     count: int = Field(8, ge=1, description="number of points in the plane, or of images taken from the set")
     D: Dimension = Field(math.inf, description="auxiliary dimension, a positive real or inf")
-    sigma_data: Positive = Field(0.5, description="standard deviation that the preconditioning assumes")
+    sigma_data: Positive = Field(0.5, description="standard deviation of the data, assumed by the preconditioning")
     width: int = Field(128, ge=8, description="hidden units of the student's and the generator's network")
     depth: int = Field(3, ge=1, description="hidden layers of that network")
-    warmup: int = Field(500, ge=0, description="iterations that fit that network to the exact denoiser beforehand")
+    warmup: int = Field(500, ge=0, description="iterations of fitting that network to the exact denoiser before distilling")
     seed: int = Field(0, ge=0, description="seed of that network")
 
     def known_D(self) -> float | None:
@@ -76,11 +76,13 @@ class SlicedWassersteinConfig(Config):
 
 
 class InceptionConfig(Config):
-    inception: File | None = Field(None, description="the network inception-2015-12-05.pt; by default the one in the cache folder")
+    inception: File | None = Field(
+        None, description="the network's file, inception-2015-12-05.pt; default: the one in the cache folder"
+    )
 
 
 class FIDConfig(InceptionConfig):
-    reference: Reference = Field("teacher", description="real images, or statistics of them: an .npz file or its URL")
+    reference: Reference = Field("teacher", description="real images, or their statistics: an .npz file or its URL")
 
 
 class KIDConfig(InceptionConfig):
@@ -89,7 +91,7 @@ class KIDConfig(InceptionConfig):
 
 class CoverageConfig(Config):
     reference: Literal["teacher"] = Field("teacher", description="an exact teacher's own points")
-    radius: Positive = Field(0.1, description="a point counts as reached if an image lies nearer than this")
+    radius: Positive = Field(0.1, description="a point counts as reached if an image is closer than this")
 
 
 @hookimpl
@@ -135,7 +137,7 @@ def register_metrics() -> list[Component]:
         ),
         Component(
             "coverage", CoverageConfig, "registry.builtin.metrics:build_coverage",
-            "which points of an exact teacher are reached, and how far images are from them",
+            "the share of an exact teacher's points that are reached, and how far images are from them",
         ),
     ]  # fmt: skip
 

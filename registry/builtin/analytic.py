@@ -19,6 +19,7 @@ from registry.train.losses import edm_weight
 
 
 def build(config: AnalyticConfig) -> Teacher:
+    """The teacher for these settings. Raises UserError if the set of points is unknown."""
     if config.points in ("ring", "spiral", "grid"):
         images = points_in_the_plane(config.points, config.count)
     else:
@@ -53,7 +54,7 @@ def build(config: AnalyticConfig) -> Teacher:
 
 
 def warm_up(net: nn.Module, exact: ExactDenoiser, iterations: int, seed: int, sigma_data: float, batch: int = 256) -> nn.Module:
-    """Fit a network to the exact denoiser at all noise levels: it takes the place of a pre-trained teacher's weights."""
+    """Fit a network to the exact denoiser at all noise levels. The result replaces a pre-trained teacher's weights."""
     optimiser = torch.optim.Adam(net.parameters(), lr=2e-3)
     points, device = exact.points, exact.points.device
     for i in range(iterations):

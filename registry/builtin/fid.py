@@ -30,11 +30,11 @@ from registry.measure.inception import (
 from registry.show.journal import Journal
 
 PROTOCOL = 50_000
-"""Images that a published FID or KID is measured with (EDM)."""
+"""The number of images behind a published FID or KID (EDM)."""
 
 
 class FID(Metric):
-    """Fréchet Inception distance to statistics of real images; `real` gives the floor, where it is known."""
+    """Fréchet Inception distance to the statistics of real images. `real` gives the floor, if the images are known."""
 
     columns = ("fid",)
     protocol = PROTOCOL
@@ -67,7 +67,7 @@ class KID(Metric):
 
     def __init__(self, inception: Inception, real: Real) -> None:
         self.inception, self.real = inception, real
-        _ = real.rows  # now, with all processes: one alone compares
+        _ = real.rows  # compute these now, in all processes: later only one process compares
         self.details: dict[str, Any] = {"mode": MODE, "reference_hash": real.hash, "inception_hash": inception.hash}
         self.details |= {"reference_images": len(real.pixels)}
         self.fingerprint = f"images {real.hash}, Inception {inception.hash}"
@@ -83,7 +83,7 @@ class KID(Metric):
 
 
 class Real:
-    """Real images as Inception sees them: pixels uint8 [n, C, H, W], and what follows from them, when it is asked for."""
+    """Real images as pixels uint8 [n, C, H, W], with their hash, features and statistics, computed when needed."""
 
     def __init__(self, pixels: Tensor, inception: Inception, origin: str) -> None:
         self.pixels, self.inception, self.origin = pixels, inception, origin
@@ -96,7 +96,7 @@ class Real:
 
     @functools.cached_property
     def rows(self) -> Tensor:
-        """Features [n, 2048]. All processes take part."""
+        """Features [n, 2048]. All processes must use this."""
         journal, device = Journal(), distributed.device()
         journal.log(f"Inception features of the {len(self.pixels)} images of {self.origin}")
 
@@ -107,7 +107,7 @@ class Real:
             return torch.cat(distributed.share(len(self.pixels), 100, embed, bar.at))
 
     def statistics(self) -> Statistics:
-        """Mean and covariance of the features, from the cache if they are there. All processes take part."""
+        """Mean and covariance of the features, from the cache if they are there. All processes must call this."""
         path = cache_folder() / "statistics" / f"{self.hash}-{self.inception.hash}.npz"
         known: Statistics | None = distributed.from_rank0(_read_if_whole(path))
         if known is None:
@@ -124,14 +124,14 @@ def build_fid(config: FIDConfig, domain: Domain) -> FID:
         real = real_images(config.reference, inception, domain)
         return FID(inception, real.statistics(), real)
     statistics = read_statistics(config.reference)
-    named = re.search(r"(\d+)x\1\.npz$", config.reference)  # EDM's files tell it by their names alone
+    named = re.search(r"(\d+)x\1\.npz$", config.reference)  # EDM's files state it only in their names
     resolution = statistics.img_resolution or (int(named[1]) if named else None)
-    for what, told, wanted in (
-        ("images at resolution", resolution, domain.image_shape[-1]),
-        ("another Inception file, of hash", statistics.inception, inception.hash),
+    for what, stated, wanted in (
+        ("from images at resolution", resolution, domain.image_shape[-1]),
+        ("with another Inception file, with hash", statistics.inception, inception.hash),
     ):
-        if told is not None and told != wanted:
-            raise SettingError("reference", f"its statistics are of {what} {told}, wanted is {wanted}", config.reference)
+        if stated is not None and stated != wanted:
+            raise SettingError("reference", f"its statistics were made {what} {stated}, expected {wanted}", config.reference)
     return FID(inception, statistics)
 
 
@@ -142,10 +142,10 @@ def build_kid(config: KIDConfig, domain: Domain) -> KID:
 
 
 def real_images(reference: str, inception: Inception, domain: Domain) -> Real:
-    """The real images of a metric. Raises SettingError if there are none, or if they have another shape."""
+    """The real images of a metric. Raises SettingError if there are none or they have another shape."""
     pixels = reference_images(reference, domain).pixels()
     if len(pixels) < 2:
-        raise SettingError("reference", f"has {len(pixels)} image; a covariance takes 2 or more", reference)
+        raise SettingError("reference", f"has {len(pixels)} image; a covariance needs at least 2", reference)
     real = Real(pixels, inception, reference)
     return _in_use.setdefault((real.hash, inception.hash), real)
 
@@ -170,4 +170,4 @@ def _keep(statistics: Statistics, path: Path) -> None:
     try:
         statistics.save(path)
     except UserError as error:
-        Journal().log(f"the reference's statistics could not be kept: {error}")
+        Journal().log(f"the reference's statistics could not be saved: {error}")

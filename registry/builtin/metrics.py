@@ -16,7 +16,7 @@ from registry.measure.distances import frechet_distance, moments, sliced_wassers
 
 
 class Frechet(Metric):
-    """Fréchet distance of classifier features to all real images, and how many classes the images fall into.
+    """Fréchet distance to all real images in classifier features, and the number of classes present.
 
     A class is present if it has at least 1 % of the images.
     """
@@ -83,7 +83,7 @@ class Coverage(Metric):
 
 
 def fingerprint(values: Tensor) -> str:
-    """What kept numbers depend on besides the settings: the real images, or their features. Robust against rounding."""
+    """Identifies the real images, or their features, on which saved numbers depend. Insensitive to rounding."""
     rounded = (values.flatten(1).double().mean(0) * 1e3).round().int()
     return f"{len(values)} images, {hashlib.sha256(rounded.numpy().tobytes()).hexdigest()[:12]}"
 
@@ -96,7 +96,7 @@ def build_frechet(config: FrechetConfig, domain: Domain) -> Frechet:
     if made_for != (real.shape[1], real.shape[2]):
         raise SettingError(
             "features",
-            f"made for {made_for[0]} channels at resolution {made_for[1]}, the images have {real.shape[1]} at {real.shape[2]}",
+            f"made for {made_for[0]} channels at resolution {made_for[1]}; the images have {real.shape[1]} at {real.shape[2]}",
             config.features,
         )
     return Frechet(classifier, real)

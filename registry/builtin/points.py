@@ -17,8 +17,8 @@ from registry.train.kernels import log_kernel
 class ExactDenoiser(nn.Module):
     """E[x₀ | x] for x₀ uniform on a finite set [M, C, H, W] under the kernel of dimension D.
 
-    The posterior weights are ∝ exp(−|x − y|²/(2·sigma²)) at D = inf and ∝ (|x − y|² + r²)^(−(N+D)/2) else, normalised
-    in log space (EDM App. B.3; PFGM++ Theorem 4.1).
+    The posterior weights are ∝ exp(−|x − y|²/(2·sigma²)) at D = inf and ∝ (|x − y|² + r²)^(−(N+D)/2), r = sigma·√D,
+    otherwise. They are normalised in log space (EDM App. B.3; PFGM++ Theorem 4.1).
     """
 
     points: Tensor
@@ -64,13 +64,13 @@ class PointDenoiser(nn.Module):
 
 
 def waves(x: Tensor) -> Tensor:
-    """x with its sines and cosines at four frequencies, so that a smooth network can have sharp edges: [B, n] -> [B, 9n]."""
+    """x with its sines and cosines at four frequencies, which let a smooth network form sharp edges: [B, n] -> [B, 9n]."""
     phases = torch.cat([x * 2.0**k for k in range(4)], 1)
     return torch.cat([x, phases.sin(), phases.cos()], 1)
 
 
 def points_in_the_plane(name: str, count: int) -> Tensor:
-    """`count` points of a figure in [−1, 1]², as images [count, 2, 1, 1]: ring, spiral or grid."""
+    """`count` points of a figure in [−1, 1]², as images [count, 2, 1, 1]: ring, spiral or grid. Raises ValueError."""
     i = torch.arange(count, dtype=torch.float32)
     if name == "ring":
         angle = 2 * math.pi * i / count
@@ -84,5 +84,5 @@ def points_in_the_plane(name: str, count: int) -> Tensor:
         axis = torch.linspace(-1, 1, side) if side > 1 else torch.zeros(1)
         xy = torch.cartesian_prod(axis, axis)[:count]
     else:
-        raise ValueError(f"{name!r} is no figure; known are ring, spiral and grid")
+        raise ValueError(f"{name!r} is not a known figure; known are ring, spiral and grid")
     return xy[:, :, None, None]

@@ -14,29 +14,29 @@ from registry.show.pictures import to_uint8
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """Real images [M, C, H, W], on the CPU: exactly as the data set or the teacher has them."""
+    """Real images [M, C, H, W] on the CPU, exactly as in the data set or the teacher."""
 
     images: Tensor
     levels: float | None
-    """Of uint8 pixels: x = pixels/levels − 1. None if `images` are in [−1, 1] already."""
+    """For uint8 pixels: x = pixels/levels − 1. None if `images` are already in [−1, 1]."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def x(self) -> Tensor:
-        """In [−1, 1]."""
+        """The images in [−1, 1]: [M, C, H, W]."""
         return self.images if self.levels is None else self.images.to(torch.float32) / self.levels - 1
 
     def pixels(self) -> Tensor:
-        """uint8, as EDM converts samples."""
+        """The images as uint8 [M, C, H, W], as EDM converts samples."""
         return self.images if self.levels == 127.5 else to_uint8(self.x())
 
 
 def reference_images(reference: str, domain: Domain) -> ReferenceImages:
-    """The images that `reference` names. Raises SettingError if there are none, or if they have another shape."""
+    """The images that `reference` names. Raises SettingError if there are none or they have another shape."""
     if reference == "teacher":
         if domain.images is None:
-            raise SettingError("reference", f"the teacher {domain.origin} does not carry its images; name a data set")
+            raise SettingError("reference", f"the teacher {domain.origin} does not include its images; give a data set")
         found = ReferenceImages(domain.images.cpu(), None)
     else:
         data = load_images(reference)
@@ -44,11 +44,11 @@ def reference_images(reference: str, domain: Domain) -> ReferenceImages:
     shape = tuple(found.images.shape[1:])
     if shape != tuple(domain.image_shape):
         its, wanted = ("×".join(map(str, s)) for s in (shape, domain.image_shape))
-        raise SettingError("reference", f"its images are {its}, the network's are {wanted}", reference)
+        raise SettingError("reference", f"its images are {its}; the network's are {wanted}", reference)
     return found
 
 
 def half(real: Tensor, repeat: int) -> Tensor:
-    """A random half of the real images, another one for every repeat."""
+    """A random half of the real images, a different one for each repeat."""
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(repeat))
     return real[order[: max(2, len(real) // 2)]]

@@ -7,5 +7,5 @@ from registry.builtin import EDMConfig
 
 
 def build(config: EDMConfig) -> Teacher:
-    """The denoiser of the file; the host refuses one of finite D, as the settings say."""
+    """The denoiser in the file. The host refuses finite D, using `EDMConfig.misfit`. Raises UserError."""
     return teacher_from_file(**dict(config))

@@ -1,8 +1,9 @@
 """The command `distill`. Flags are known here, and nowhere below but in `registry.recipe`.
 
-group              the command itself: errors become one line and an exit code; how to add a subcommand
+group              `distill` itself; errors become one line and an exit code; how to add a subcommand
 options            options that several commands share
-run_commands       distill, pretrain, features, check
+preview            --dry-run
+run_commands       pretrain, features, check
 image_commands     generate, evaluate
 file_commands      inspect, convert, dataset
 plugin_commands    plugins
@@ -10,7 +11,7 @@ plugin_commands    plugins
 
 from __future__ import annotations
 
-from registry.cli import file_commands, image_commands, plugin_commands  # noqa: F401  (each registers its commands)
-from registry.cli.run_commands import main
+from registry.cli import file_commands, image_commands, plugin_commands, run_commands  # noqa: F401  (each adds its commands)
+from registry.cli.group import main
 
 __all__ = ["main"]

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from registry.cli.run_commands import main
+from registry.cli.group import main
 
 
 @main.command()

@@ -1,6 +1,7 @@
-"""The command itself: a group that also runs alone, and turns errors into one line and an exit code.
+"""The command `distill` itself: it distils a recipe, has subcommands, and turns errors into one line and an exit code.
 
-A new subcommand is a function in one of the modules beside this one, decorated with `@main.command()`.
+To add a subcommand, write a function in one of the *_commands modules beside this one and decorate it with `@main.command()`.
+A new module must be imported in `registry/cli/__init__.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,13 @@ from typing import Any
 
 import click
 
+from registry.cli.options import recipe_options
+from registry.cli.preview import preview
 from registry.core.errors import Interrupted, SettingError, UserError
+from registry.core.version import version
+from registry.plugins.loading import load_plugins
+from registry.recipe.reading import expect, resolve
+from registry.recipe.resolved import Recipe
 
 DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
@@ -70,3 +77,45 @@ def report(message: str, code: int, debug: bool = False) -> int:
         traceback.print_exc()
     click.echo(f"distill: {message}" if "\n" not in message else message, err=True)
     return code
+
+
+@click.group(cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@recipe_options
+@click.option("--loss", metavar="NAME", help="Use another loss (`distill plugins` lists them) and apply the recipe's [swap.NAME].")
+@click.option("--fresh-teacher", is_flag=True, help="Measure the teacher again instead of using its kept numbers.")
+@click.version_option(version(), prog_name="distill")
+@click.pass_context
+def main(
+    context: click.Context,
+    recipe: str | None,
+    sets: tuple[str, ...],
+    seed: int | None,
+    outdir: str | None,
+    resume: str | None,
+    dry_run: bool,
+    loss: str | None,
+    fresh_teacher: bool,
+) -> None:
+    """Turn slow diffusion (EDM) and electrostatic (PFGM++) teachers into generators of one to four evaluations.
+
+    \b
+    distill --recipe quickstart                          distil the shipped digits teacher
+    distill --recipe quickstart --loss sid               the same, with SiD
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if recipe is None:
+        if sets or loss or resume or dry_run or fresh_teacher or outdir or seed is not None:
+            raise click.UsageError("Missing option '--recipe'.")
+        click.echo(context.get_help())
+        return
+    plugins = load_plugins()
+    resolved = expect(resolve(recipe, plugins, sets, loss, seed, outdir), Recipe)
+    if dry_run:
+        preview(resolved)
+        return
+    from registry.core import distributed
+    from registry.runs.distill import distill
+
+    distill(resolved, resume=resume, fresh_teacher=fresh_teacher)
+    distributed.stop()

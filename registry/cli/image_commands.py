@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from registry.cli.group import main
 from registry.cli.options import sampler_options
-from registry.cli.run_commands import main
 from registry.core.errors import Interrupted
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import resolve_evaluation

@@ -40,7 +40,7 @@ sampler_options = options(
     click.option("--steps", type=click.IntRange(min=1), help="Heun steps; a generator has its own, which must agree."),
     click.option("--nfe", type=click.IntRange(min=1), help="Network evaluations per image: 2·steps − 1 for Heun."),
     click.option("--sigma-init", type=float, help="Where a foreign generator starts, if not at 2.5."),
-    click.option("--dim", "D", type=float, help="D of a foreign network whose file does not tell it."),
+    click.option("--dim", "D", type=float, help="D of a foreign network whose file does not say."),
     click.option(
         "--rng", type=click.Choice(["distill", "pfgmpp"]), default="distill", help="Latents: ours, or PFGM++'s for a seed."
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from registry.cli.run_commands import main
+from registry.cli.group import main
 from registry.plugins.loading import load_plugins
 
 

@@ -1,59 +1,16 @@
-"""The commands that take a recipe: distill, pretrain, features, check."""
+"""The other commands that take a recipe: pretrain, features, check."""
 
 from __future__ import annotations
 
 import click
 
-from registry.cli.group import Group
+from registry.cli.group import main
 from registry.cli.options import override, recipe_options
+from registry.cli.preview import preview
 from registry.core.errors import UserError
-from registry.core.version import version
-from registry.files.locate import whereabouts
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
-from registry.recipe.resolved import FeaturesRecipe, PretrainRecipe, Recipe, dumps, plain
-
-
-@click.group(cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@recipe_options
-@click.option("--loss", metavar="NAME", help="Use another loss: sid, ipfm, or a plugin's; applies the recipe's [swap.NAME].")
-@click.option("--fresh-teacher", is_flag=True, help="Measure the teacher again instead of using its kept numbers.")
-@click.version_option(version(), prog_name="distill")
-@click.pass_context
-def main(
-    context: click.Context,
-    recipe: str | None,
-    sets: tuple[str, ...],
-    seed: int | None,
-    outdir: str | None,
-    resume: str | None,
-    dry_run: bool,
-    loss: str | None,
-    fresh_teacher: bool,
-) -> None:
-    """Turn slow diffusion (EDM) and electrostatic (PFGM++) teachers into generators of one to four evaluations.
-
-    \b
-    distill --recipe quickstart                          distil the shipped digits teacher
-    distill --recipe quickstart --loss sid               the same, with SiD
-    """
-    if context.invoked_subcommand is not None:
-        return
-    if recipe is None:
-        if sets or loss or resume or dry_run or fresh_teacher or outdir or seed is not None:
-            raise click.UsageError("Missing option '--recipe'.")
-        click.echo(context.get_help())
-        return
-    plugins = load_plugins()
-    resolved = expect(resolve(recipe, plugins, sets, loss, seed, outdir), Recipe)
-    if dry_run:
-        preview(resolved)
-        return
-    from registry.core import distributed
-    from registry.runs.distill import distill
-
-    distill(resolved, resume=resume, fresh_teacher=fresh_teacher)
-    distributed.stop()
+from registry.recipe.resolved import FeaturesRecipe, PretrainRecipe
 
 
 @main.command()
@@ -112,15 +69,3 @@ def check(recipes: tuple[str, ...], sets: tuple[str, ...], loss: str | None) -> 
             click.echo(f"{resolved.path}: ok")
     if wrong:
         raise UserError(f"{wrong} of {len(recipes)} recipes cannot run")
-
-
-def preview(recipe: Recipe | PretrainRecipe) -> None:
-    """Print the resolved recipe, and what would run."""
-    click.echo(dumps(recipe.tables()).rstrip())
-    images, batch = recipe.train.duration_kimg * 1000, recipe.train.batch
-    click.echo(f"\n# {-int(-images // batch):,} iterations of {batch} images; runs in {recipe.log.outdir}/NNNNN-{recipe.path.stem}")
-    source = plain(recipe.teacher.config).get("source") if isinstance(recipe, Recipe) else None
-    if source is not None:
-        click.echo(f"# the teacher: {whereabouts(source)}")
-    chosen = (recipe.teacher, recipe.noise, recipe.loss) if isinstance(recipe, Recipe) else (recipe.noise,)
-    click.echo("# " + ", ".join(f"{c.kind} {c.name!r} of plugin {c.owner}" for c in (*chosen, *recipe.metrics)))

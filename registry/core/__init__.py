@@ -1,8 +1,8 @@
 """The ground floor: what everything else may import, and what imports nothing of this project.
 
-errors       what goes wrong, said in one line: UserError, SettingError, Interrupted
+errors       exceptions with messages of one line: UserError, SettingError, Interrupted
 settings     the base of every component's settings, kinds of numbers, the settings that all kernels share
-contracts    what a teacher, a noise, a loss and a metric are to the host
+contracts    the interfaces of a teacher, a noise, a loss and a metric
 streams      one random stream per image
 levels       every schedule of sigma
 distributed  torchrun's processes, and this process's device

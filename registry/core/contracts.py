@@ -1,4 +1,4 @@
-"""The contracts: what a teacher, a noise, a loss and a metric are to the host, and all that the host asks of them.
+"""The contracts: the interfaces that the host expects of a teacher, a noise, a loss and a metric.
 
 Imports no torch, so that a plugin's module can name these types without loading it.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Domain:
-    """What a network's images are. Noise, loss and metrics are built for a domain."""
+    """What must be known about a network's images. Noise, loss and metrics are built for a domain."""
 
     D: float
     """Auxiliary dimension: a positive real, `inf` for diffusion."""
@@ -44,7 +44,7 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class Rebuildable(Protocol):
-    """A network that tells its constructor's arguments, as plain values: with them and its tensors a file can hold it."""
+    """A network that exposes its constructor's arguments as plain values, so that a file can rebuild it."""
 
     @property
     def init_kwargs(self) -> dict[str, Any]: ...
@@ -57,9 +57,9 @@ class Teacher(Domain):
     denoiser: nn.Module
     """A module that is called as a `Denoiser`."""
     trainable: Callable[[], nn.Module] | None = None
-    """Makes a trainable denoiser of the student's and the generator's kind, initialised from the teacher; by default a copy."""
+    """Makes a trainable denoiser for student and generator, initialised from the teacher; by default a copy of `denoiser`."""
     path: Path | None = None
-    """The file it was read from. Its measured numbers are kept beside it, as long as `weights` is the same."""
+    """The file it was read from. Its measured numbers are kept beside the file, for as long as `weights` is the same."""
     weights: str = ""
     """A short hash of its weights (`weights_hash`); needed with `path`."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -107,9 +107,14 @@ class RealBatch(NamedTuple):
 class Loss(Protocol):
     """The two sides of the game. Both give unreduced values [B, C, H, W]; the loop alone reduces, scales, differentiates.
 
-    A loss that also wants real images says so in its settings (`Config.wants_data`) and takes one more argument at the end of
-    both methods, `real: RealBatch`. A loss that trains a network of its own is a `torch.nn.Module`, too: its parameters learn
-    in the student's step, with the student's optimiser, stand still in the generator's, and are saved and resumed.
+    A loss that wants real images says so in its settings (`Config.wants_data`), and then both methods take one more argument:
+
+        student(student, x, labels, noise, rng, real: RealBatch) -> [B, C, H, W]
+        generator(teacher, student, x, labels, noise, rng, real: RealBatch) -> [B, C, H, W]
+
+    A loss that trains a network of its own is a `torch.nn.Module`, too. Its parameters learn in the student's step with the
+    student's optimiser, are held fixed in the generator's step, and are saved and resumed. The loop sums values over C, H and W:
+    a value [B, 1, 1, 1] that is added to values [B, C, H, W] counts C·H·W times.
     """
 
     def student(self, student: Denoiser, x: Tensor, labels: Tensor | None, noise: Noise, rng: Streams) -> Tensor:
@@ -141,7 +146,7 @@ class Metric(ABC):
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
-        """images [n, C, H, W] in about [−1, 1], float32 on any device -> rows [n, d] on the CPU, each of its image alone."""
+        """images [n, C, H, W] in about [−1, 1], float32 on any device -> rows [n, d] on the CPU, each from its own image only."""
 
     @abstractmethod
     def compare(self, rows: Tensor) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What goes wrong, said in one line."""
+"""Exceptions with messages of one line."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend. Its message is one line: what was wrong, where, and what would be right."""
+    """Something the user can fix. Its message is one line: what was wrong, where, and what would be right."""
 
 
 class SettingError(UserError):
-    """A setting that cannot be, under the name of the argument or field that holds it.
+    """An invalid setting, under the name of the argument or field that holds it.
 
     The code that raises it knows nothing of flags and recipes. The surface adds where the setting was made: for a recipe the
     `table`, on the command line the flag. In Python the name is already that of the argument.

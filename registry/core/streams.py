@@ -62,5 +62,5 @@ class Streams:
 
 
 def derived_seed(purpose: str, index: int = 0) -> int:
-    """A 32-bit seed that depends on purpose and index, and looks unrelated for any two of them."""
+    """A 32-bit seed from a hash of purpose and index. Two of n seeds are equal with probability of about n²/2^33."""
     return int.from_bytes(blake2b(f"{purpose}/{index}".encode(), digest_size=4).digest(), "little")

@@ -26,9 +26,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 def build_network(
     arch: str, D: float, image_shape: Sequence[int], label_dim: int, seed: int, *, use_fp16: bool = False, **settings: Any
 ) -> EDMPrecond:
-    """A denoiser of dimension D for images (C, H, H), with initial weights of this seed. Raises ValueError.
+    """A denoiser of dimension D for images of shape (C, H, H), with initial weights drawn from `seed`. Raises ValueError.
 
-    `settings` are model_channels, channel_mult, num_blocks, attn_resolutions and dropout, in EDM's terms.
+    `settings` are EDM's model_channels, channel_mult, num_blocks, attn_resolutions and dropout.
     """
     channels, resolution, _ = image_shape
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Making data sets in EDM's layout: a folder or uncompressed ZIP of square PNGs with dataset.json."""
+"""Makes data sets in EDM's layout: a folder or uncompressed ZIP of square PNGs with dataset.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from registry.edm.datasets import IMAGES, grey_or_rgb, readable_labels
 
 
 class Picture(NamedTuple):
-    """One image on its way into a data set, with its class number or None."""
+    """One image to be written to a data set, with its class number or None."""
 
     name: str
     image: Image.Image
@@ -35,29 +35,30 @@ def make_dataset(
     folder_labels: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> str:
-    """Make a data set from a folder of images or from CIFAR-10's python tarball; gives one line about it. Raises UserError.
+    """Make a data set from a folder of images or CIFAR-10's python tarball; returns a one-line summary. Raises UserError.
 
-    `dest` is a .zip or a folder and must not exist. With `crop` images are made square by taking their centre, otherwise they
-    must be square; then they are resized (Lanczos) to `resolution`. Labels come from dataset.json in the folder, or with
-    `folder_labels` from the names of the sub-folders in alphabetical order, or from CIFAR-10 itself. A failure leaves nothing
-    behind.
+    `dest` is a .zip or a folder and must not exist. With `crop`, each image is cropped to its central square; without it, images
+    must be square. They are then resized (Lanczos) to `resolution`. Labels come from dataset.json in the folder, from the
+    sub-folder names in alphabetical order with `folder_labels`, or from CIFAR-10 itself. `progress` is called with the number
+    of images written. A failure leaves nothing behind.
     """
     target = Path(dest).expanduser()
     if target.exists():
-        raise UserError(f"{dest}: exists already; name another file or folder, or remove it")
+        raise UserError(f"{dest}: already exists; give another file or folder, or remove it")
     if target.suffix != ".zip" and target.suffix:
         raise UserError(f"{dest}: a data set is a .zip or a folder, not a {target.suffix}")
     temporary = target.with_name(f".{target.name}.partial")
     labels: list[list[Any]] = []
     shape: tuple[str, tuple[int, int]] | None = None
-    _remove(temporary)  # of a run that was killed
+    _remove(temporary)  # left over from a run that was killed
     try:
         with _Target(temporary, target.suffix == ".zip") as write:
             for i, picture in enumerate(_pictures(Path(source).expanduser(), folder_labels)):
                 image = _square(picture, resolution, crop)
                 if shape is not None and (image.mode, image.size) != shape:
                     raise SettingError(
-                        "resolution", f"{source}: {picture.name} is {_words(image)}, others are not; give one for all"
+                        "resolution",
+                        f"{source}: {picture.name} is {_words(image)}, unlike the images before it; give one resolution for all",
                     )
                 shape = image.mode, image.size
                 name = f"{i // 1000:05d}/img{i:08d}.png"
@@ -78,12 +79,12 @@ def make_dataset(
         _remove(temporary)
     assert shape is not None
     classes = len({label for _, label in labels}) if known else 0
-    told = f"{classes} classes" if classes else "no labels"
-    return f"{dest}: {len(labels)} images of {shape[1][0]}×{shape[1][1]}, {shape[0]}, {told}"
+    labelled = f"{classes} classes" if classes else "no labels"
+    return f"{dest}: {len(labels)} images of {shape[1][0]}×{shape[1][1]}, {shape[0]}, {labelled}"
 
 
 class _Target:
-    """A ZIP (uncompressed, as EDM wants it) or a folder, as a function that writes a file into it."""
+    """A ZIP (uncompressed, as EDM requires) or a folder. As a context manager it gives a function that writes a file into it."""
 
     def __init__(self, path: Path, zipped: bool) -> None:
         self.path, self.archive = path, None
@@ -117,14 +118,14 @@ def _words(image: Image.Image) -> str:
 
 
 def _square(picture: Picture, resolution: int | None, crop: bool) -> Image.Image:
-    """8-bit grey or RGB, square, of the resolution asked for."""
+    """The image as 8-bit grey or RGB, square, at the given resolution. Raises SettingError."""
     image = grey_or_rgb(picture.image)
     side = min(image.size)
     if crop:
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
     elif image.width != image.height:
-        raise SettingError("crop", f"{picture.name} is {_words(image)}, not square; this takes the centre of such images")
+        raise SettingError("crop", f"{picture.name} is {_words(image)}, not square; set it to take the centre of each image")
     if resolution and image.size != (resolution, resolution):
         image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
     return image
@@ -160,7 +161,7 @@ def _folder(source: Path, folder_labels: bool) -> Iterator[Picture]:
 
 
 class _CifarUnpickler(pickle.Unpickler):
-    """CIFAR-10's batches are Python 2 pickles of a dictionary with one numpy array; nothing else is admitted."""
+    """Reads CIFAR-10's batches, which are Python 2 pickles of a dictionary with one numpy array. Refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")):
@@ -169,7 +170,7 @@ class _CifarUnpickler(pickle.Unpickler):
             return np.ndarray
         if (module, name) == ("numpy", "dtype"):
             return _byte_dtype
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which CIFAR-10 does not")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which CIFAR-10's files do not")
 
 
 def _empty_array(*_: object) -> np.ndarray[Any, Any]:
@@ -178,7 +179,7 @@ def _empty_array(*_: object) -> np.ndarray[Any, Any]:
 
 def _byte_dtype(code: Any, *_: object) -> np.dtype[Any]:
     if code not in (b"u1", "u1"):
-        raise pickle.UnpicklingError("its array is not of bytes")
+        raise pickle.UnpicklingError("its array does not hold bytes")
     return np.dtype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Images to learn from: EDM's data-set layout (folder or ZIP with dataset.json) and scikit-learn's digits."""
+"""Loads training images: EDM's data-set layout (folder or ZIP with dataset.json) and scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class Images:
         return self.pixels.to(torch.float32) / self.levels - 1
 
     def one_hot(self, index: Tensor) -> Tensor | None:
-        """Labels of the images at `index` as one-hot rows, or None."""
+        """Labels of the images at `index` [B] as one-hot rows [B, label_dim], or None without classes."""
         if self.classes is None:
             return None
         return torch.nn.functional.one_hot(self.classes[index], self.label_dim).to(torch.float32)
 
 
 def load_images(source: str) -> Images:
-    """`digits`, or a folder or uncompressed ZIP of square images in EDM's layout. Raises UserError."""
+    """Load `digits`, or a folder or uncompressed ZIP of square images in EDM's layout. Raises UserError."""
     if source == "digits":
         return _digits()
     path = Path(source).expanduser()
@@ -70,7 +70,7 @@ def load_images(source: str) -> Images:
 
 
 def _digits() -> Images:
-    """The 1,797 real 8×8 digits that scikit-learn carries (UCI), 17 grey levels, ten classes."""
+    """The 1,797 real 8×8 digits that come with scikit-learn (UCI): 17 grey levels, ten classes."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -81,7 +81,7 @@ def _digits() -> Images:
 
 
 def grey_or_rgb(image: Image.Image) -> Image.Image:
-    """The image with 8 bits a channel: palettes, transparency and other depths converted."""
+    """The image with 8 bits per channel. Palettes, transparency and other bit depths are converted."""
     if image.mode in ("L", "RGB"):
         return image
     if image.mode.startswith("I"):  # 16 bits and more
@@ -103,7 +103,9 @@ def _read(origin: str, names: list[str], read: Callable[[str], bytes]) -> Images
         if array.shape[1] != array.shape[2]:
             raise UserError(f"{origin}: {name} is {array.shape[2]}×{array.shape[1]}; images must be square")
         if arrays and array.shape != arrays[0].shape:
-            raise UserError(f"{origin}: {name} has shape {array.shape}, {pictures[0]} has {arrays[0].shape}; all must agree")
+            raise UserError(
+                f"{origin}: {name} has shape {array.shape}, {pictures[0]} has {arrays[0].shape}; all must have the same shape"
+            )
         arrays.append(array.astype(np.uint8))
     return Images(torch.from_numpy(np.stack(arrays)), _classes(origin, names, pictures, read), origin)
 
@@ -116,12 +118,12 @@ def _classes(origin: str, names: list[str], pictures: list[str], read: Callable[
         return None
     missing = [n for n in pictures if n not in of]
     if missing:
-        raise UserError(f"{origin}: dataset.json has no label for {missing[0]} ({len(missing)} images without one)")
+        raise UserError(f"{origin}: dataset.json has no label for {missing[0]} ({len(missing)} images have none)")
     return torch.tensor([of[n] for n in pictures])
 
 
 def readable_labels(origin: str, content: bytes) -> dict[str, int] | None:
-    """The class numbers by file name that a dataset.json tells, None if it tells none. Raises UserError."""
+    """The class numbers by file name in a dataset.json, or None if it has no labels. Raises UserError."""
     try:
         labels: Any = json.loads(content)["labels"]
         return None if labels is None else {name: int(number) for name, number in labels}

@@ -1,7 +1,7 @@
 """The networks of the EDM family: SongUNet (ddpmpp, ncsnpp), DhariwalUNet (adm), and EDM's preconditioning.
 
-State-dict names and arithmetic are those of the published checkpoints; the code is ours. This module needs
-torch alone and imports nothing of this project, because its source also travels inside the files we write.
+State-dict names and arithmetic match the published checkpoints; the code is ours. This module needs only torch
+and imports nothing from this project, because its source is also embedded in the files we write.
 
 Shapes: images x [B, C, H, W], noise levels sigma [B] or scalar, class labels [B, label_dim], augmentation
 labels [B, augment_dim]. Sources: EDM (Karras et al. 2022, Table 1 and Appendix F.2), DDPM++ and NCSN++ (Song et
@@ -24,7 +24,7 @@ from torch.nn.functional import silu
 
 
 class Init(NamedTuple):
-    """A law for initial weights, with the factors that multiply weights and biases drawn from it."""
+    """A distribution for initial weights, with the factors that multiply the weights and biases drawn from it."""
 
     law: Literal["xavier_uniform", "kaiming_uniform", "kaiming_normal"] = "kaiming_normal"
     weight: float = 1.0
@@ -56,7 +56,7 @@ class Linear(nn.Module):
 
 
 class Conv2d(nn.Module):
-    """A k×k convolution that may also resample by 2 with a fixed separable filter; kernel 0 = resampling only."""
+    """A k×k convolution that may also resample by 2 with a fixed separable filter; kernel 0 means resampling only."""
 
     resample_filter: Tensor | None
 
@@ -124,8 +124,8 @@ class GroupNorm(nn.Module):
         if self.num_groups < 1 or num_channels % self.num_groups:
             raise ValueError(
                 f"group norm: {num_channels} channels cannot be split into {self.num_groups} groups of equal size; "
-                "choose model_channels and channel_mult such that every layer, skips included, has a multiple of "
-                "4 channels, and of 32 above 128"
+                "choose model_channels and channel_mult so that every layer, including skips, has a multiple of "
+                "4 channels, and a multiple of 32 above 128"
             )
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(num_channels))
@@ -136,7 +136,7 @@ class GroupNorm(nn.Module):
 
 
 class PositionalEmbedding(nn.Module):
-    """[cos, sin] of x times the frequencies (1/10000)^(i/(c/2 − e)), e = 1 if the last one is 1/10000."""
+    """[cos, sin] of x times the frequencies (1/10000)^(i/(c/2 − e)); with e = 1 (`endpoint`) the last is 1/10000."""
 
     def __init__(self, num_channels: int, endpoint: bool = False) -> None:
         super().__init__()
@@ -164,7 +164,10 @@ class FourierEmbedding(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """Residual block of all three architectures, with optional resampling, self-attention and adaptive scale."""
+    """The residual block of all three architectures, with optional resampling, self-attention and adaptive scale.
+
+    x [B, in_channels, H, W], emb [B, emb_channels] -> [B, out_channels, H', W'], where H' is H, 2H or H/2.
+    """
 
     def __init__(
         self,
@@ -221,7 +224,7 @@ class UNetBlock(nn.Module):
         return x
 
     def _attention(self, qkv: Tensor) -> Tensor:
-        """softmax(qᵀk/√c) v over all positions; the softmax is never below float32 (scaled_dot_product_attention)."""
+        """softmax(qᵀk/√c) v over all positions; the softmax is computed in at least float32 (scaled_dot_product_attention)."""
         batch, _, height, width = qkv.shape
         qkv = qkv.reshape(batch, self.num_heads, -1, 3, height * width)
         q, k, v = (t.transpose(2, 3) for t in qkv.unbind(3))  # [B, heads, HW, C/heads]
@@ -314,7 +317,7 @@ class SongUNet(nn.Module):
                 channels = model_channels * mult
                 skips.append(channels)
 
-        # Decoder: the mirror image, one block more per level, each fed with a skip of the encoder.
+        # Decoder: the mirror image, with one more block per level, each fed a skip from the encoder.
         self.dec = nn.ModuleDict()
         for level, mult in reversed(list(enumerate(channel_mult))):
             res = img_resolution >> level
@@ -381,7 +384,7 @@ class SongUNet(nn.Module):
 
 
 class DhariwalUNet(nn.Module):
-    """ADM (Dhariwal and Nichol 2021), as EDM parametrises it. A block narrower than 64 channels has no attention."""
+    """ADM (Dhariwal and Nichol 2021), as EDM parametrises it. Blocks narrower than 64 channels have no attention."""
 
     def __init__(
         self,
@@ -476,7 +479,7 @@ class DhariwalUNet(nn.Module):
 
 
 def _check_sizes(img_resolution: int, channel_mult: Sequence[int], model_channels: int) -> None:
-    """Every level halves the resolution exactly. Raises ValueError."""
+    """Check that every level halves the resolution exactly and that channels fit. Raises ValueError."""
     if not channel_mult or img_resolution % 2 ** (len(channel_mult) - 1):
         raise ValueError(
             f"img_resolution {img_resolution} cannot be halved {len(channel_mult) - 1} times (channel_mult {list(channel_mult)}); "
@@ -487,7 +490,7 @@ def _check_sizes(img_resolution: int, channel_mult: Sequence[int], model_channel
 
 
 def _keep_labels(class_labels: Tensor, label_dropout: float) -> Tensor | float:
-    """1 for the rows whose label is kept, 0 for those that are dropped (classifier-free training)."""
+    """1 for rows whose label is kept, 0 for the others (classifier-free training): [B, 1], or 1.0 without dropout."""
     if not label_dropout:
         return 1.0
     keep = torch.rand(class_labels.shape[0], 1, device=class_labels.device) >= label_dropout
@@ -502,9 +505,9 @@ UNETS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": Dhari
 class EDMPrecond(nn.Module):
     """The denoiser f(x; sigma) = c_skip·x + c_out·F(c_in·x; ln(sigma)/4) around a U-Net F (EDM Table 1).
 
-    Takes x [B, C, H, W] and sigma [B] (or a scalar), gives the denoised image [B, C, H, W] in the weights'
-    precision (float32; float64 after `.double()`). A conditional network that gets no label sees zeros. With
-    `use_fp16` the U-Net, and it alone, runs in float16 on CUDA. `D`, `N` and `pfgmpp` are PFGM++'s attributes.
+    Takes x [B, C, H, W] and sigma [B] (or a scalar) and returns the denoised image [B, C, H, W] in the weights'
+    precision (float32; float64 after `.double()`). A conditional network without labels gets zeros. With `use_fp16`,
+    only the U-Net runs in float16 on CUDA. `D`, `N` and `pfgmpp` are PFGM++'s attributes.
     """
 
     def __init__(
@@ -569,18 +572,18 @@ class EDMPrecond(nn.Module):
 
     @property
     def init_kwargs(self) -> dict[str, Any]:
-        """The constructor's arguments: with the state dict, all that this network is."""
+        """The constructor's arguments. Together with the state dict they define this network completely."""
         return dict(self._init_kwargs)
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """The nearest noise level that the network knows: EDM's networks know all of them."""
+        """The nearest noise level that the network accepts. EDM's networks accept every level, so this is sigma itself."""
         return torch.as_tensor(sigma)
 
     def _weights_dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 
-    # Travelling. In the files we write, this object is its constructor's arguments, its tensors, and this module's source
-    # text, in the frame that EDM's torch_utils.persistence understands. Whoever reads it there can pickle it again.
+    # Pickling. The files we write store this object as its constructor's arguments, its tensors and this module's source
+    # text, in the form that EDM's torch_utils.persistence reads. A script that loads it there can pickle it again.
 
     def travelling_state(self, source: str) -> dict[str, Any]:
         """What `__setstate__` rebuilds this network from: plain values, tensors on the CPU, and `source`."""
@@ -600,7 +603,7 @@ class EDMPrecond(nn.Module):
         source = self.__dict__.get("_source")
         if source is None:
             return super().__reduce_ex__(protocol)
-        from torch_utils import persistence  # of the project that reads our file
+        from torch_utils import persistence  # the module of the project that reads our file
 
         meta = {"type": "class", "version": 6, "module_src": source, "class_name": "EDMPrecond"}
         return persistence._reconstruct_persistent_obj, (meta | {"state": self.travelling_state(source)},)

@@ -1,7 +1,7 @@
-"""Network snapshots that the unmodified scripts of EDM, SiD and PFGM++ open, and ours.
+"""Writes network snapshots that the unmodified scripts of EDM, SiD and PFGM++ can open, and so can we.
 
-`pickle.load(file)["ema"]` gives a network wherever `torch_utils` and `dnnlib` are importable, with nothing of this project
-there: the file carries the source text of `registry.edm.networks`, which needs torch alone.
+`pickle.load(file)["ema"]` gives a network wherever `torch_utils` and `dnnlib` are importable. This project need not be
+installed there: the file carries the source text of `registry.edm.networks`, which needs only torch.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from registry.edm import networks
 from registry.edm.networks import EDMPrecond
 
 EXTRA = "distill"
-"""Key of the snapshot's dictionary under which our own facts travel; other projects' scripts do not look at it."""
+"""The key in the snapshot's dictionary that holds our own facts. Other projects' scripts ignore it."""
 
 
 def _reconstruct_persistent_obj(meta: dict[str, Any]) -> Any:
-    """Stands for the function of this name in torch_utils.persistence, which is not ours to import."""
+    """A placeholder for the function of this name in torch_utils.persistence, which we cannot import."""
     raise NotImplementedError
 
 
 class _Persistent:
-    """Pickles as a persistent object of EDM: a call of _reconstruct_persistent_obj with one dictionary."""
+    """Pickles as one of EDM's persistent objects: a call of _reconstruct_persistent_obj with one dictionary."""
 
     def __init__(self, meta: dict[str, Any]) -> None:
         self._meta = meta
@@ -34,7 +34,7 @@ class _Persistent:
         return _reconstruct_persistent_obj, (self._meta,)
 
 
-_PythonPickler: Any = pickle._Pickler  # the C pickler insists on importing what it names
+_PythonPickler: Any = pickle._Pickler  # the C pickler would import the global that it names
 
 
 class _Pickler(_PythonPickler):  # type: ignore[misc]
@@ -49,7 +49,7 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
 
 
 def snapshot(net: EDMPrecond, about: Mapping[str, Any]) -> bytes:
-    """A network snapshot: {"ema": net, "distill": about}, `about` being plain values."""
+    """The bytes of a network snapshot: {"ema": net, "distill": about}. `about` holds plain values."""
     source = Path(networks.__file__).read_text(encoding="utf-8")
     meta = {"type": "class", "version": 6, "module_src": source, "class_name": "EDMPrecond"}
     buffer = io.BytesIO()

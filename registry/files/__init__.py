@@ -1,12 +1,12 @@
-"""Files: where they are, what is in them, and how they are written. Nothing found in a file is executed.
+"""Files: where they are, what is in them, and how they are written. Nothing in a file is executed.
 
-atomic      every write: whole or not at all
-locate      from what the user typed to a path: beside the recipe, shipped, published, a URL
+atomic      writes files whole or not at all
+locate      finds the path for what the user typed: beside the recipe, shipped, published, a URL
 paths       kinds of paths as settings, and the settings of a teacher that is read from a file
-downloads   URLs, kept in the cache
-facts       what a file tells about its network
+downloads   fetches URLs into the cache
+facts       what a file says about its network
 plain       our own containers: plain tensors (.pt) and safetensors
-formats     a network from any readable file, and into any of ours
-teachers    a teacher from a file
-describe    what is in a file, for people
+formats     reads a network from any supported file, and writes it in our formats
+teachers    builds a teacher from a file
+describe    a readable summary of a file's contents
 """

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Writes files whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from registry.core.errors import SettingError, UserError
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
-    """Write a file whole or not at all: a temporary file in the same folder, moved into place. Raises UserError.
+    """Write a file whole or not at all, by moving a temporary file in the same folder into place. Raises UserError.
 
-    `durable` waits until it is on the disk, so that not even a power failure leaves half of it.
+    With `durable`, wait until the content is on the disk, so that even a power failure cannot leave half a file.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
 
 
 def check_folder(folder: Path, setting: str) -> None:
-    """Raise SettingError if no folder could be made there; leaves nothing behind."""
+    """Check that the folder exists or can be made. Raises SettingError. Leaves nothing behind."""
     try:
         existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         if not existing.is_dir():

@@ -1,4 +1,4 @@
-"""What is in a file, told without executing it: who wrote it, which networks, and whether opening it elsewhere is safe."""
+"""Describes a file without executing it: who wrote it, which networks it holds, and whether opening it elsewhere is safe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from registry.files.plain import NETWORK_KINDS, STATE, load, load_safetensors
 
 @dataclass
 class Description:
-    """Facts about a file; `globals` are (module, name, would execute), empty where a layout cannot refer to any."""
+    """Facts about a file. `globals` holds (module, name, would execute); it is empty if the layout cannot refer to any."""
 
     path: Path
     layout: str
@@ -31,7 +31,7 @@ class Description:
 
     @property
     def verdict(self) -> str:
-        """Whether it is safe: here, and with the loaders of the project that it is of."""
+        """Whether the file is safe to open here, and with the loader of the project that wrote it."""
         bad = [f"{module}.{name}" for module, name, executes in self.globals if executes]
         if bad:
             return f"DANGEROUS: loading it elsewhere would run {', '.join(bad[:5])}; distill refuses it"
@@ -41,7 +41,7 @@ class Description:
 
 
 def describe(source: str) -> Description:
-    """Describe a file of networks or a training state. Raises UserError if it is none."""
+    """Describe a file of networks or a training state. Raises UserError for any other file."""
     path = open_path(source)
     layout = layout_of(path)
     if layout == "edm":
@@ -62,7 +62,9 @@ def describe(source: str) -> Description:
 def _pickle(path: Path) -> Description:
     names = list_globals(path)
     zipped = path.open("rb").read(2) == b"PK"
-    found = Description(path, "training state (torch)" if zipped else "network snapshot (pickle)", "nobody known", globals=names)
+    found = Description(
+        path, "training state (torch)" if zipped else "network snapshot (pickle)", "an unknown program", globals=names
+    )
     if any(executes for _, _, executes in names):
         return found
     found.writer = "EDM"
@@ -84,14 +86,13 @@ def _pickle(path: Path) -> Description:
         found.facts["kimg"] = f"{content['step'] / 1000:g}"
     kimg = re.search(r"-(\d{6})\.\w+$", path.name)
     if kimg and "kimg" not in found.facts:
-        found.facts["kimg"] = f"{int(kimg[1])} (by its name)"
+        found.facts["kimg"] = f"{int(kimg[1])} (from the file name)"
     found.facts["contents"] = ", ".join(content)
     return found
 
 
 def _network(key: str, name: str, kwargs: Mapping[str, Any], shapes: Mapping[str, Any], D: Any) -> dict[str, str]:
-    """One network in words."""
-
+    """One network as readable text by heading."""
     encoder = {"positional": "ddpmpp", "fourier": "ncsnpp"}.get(str(kwargs.get("embedding_type", "positional")), "")
     arch = {"SongUNet": encoder, "DhariwalUNet": "adm"}.get(str(kwargs.get("model_type", "")), "")
     mult = kwargs.get("channel_mult")
@@ -110,7 +111,7 @@ def _network(key: str, name: str, kwargs: Mapping[str, Any], shapes: Mapping[str
 
 
 def _facts(about: Mapping[str, Any]) -> dict[str, str]:
-    """What our files tell of themselves."""
+    """What our files say about themselves."""
     facts = {
         k: str(about[k]) for k in ("sigma_init", "steps", "sigmas", "sigma_data", "teacher", "data", "recipe_hash") if k in about
     }

@@ -1,7 +1,7 @@
-"""Files from URLs: kept in a cache, fetched once among all processes, resumed when broken off, checked, moved into place whole.
+"""Downloads files from URLs into a cache: once for all processes, resumed if interrupted, checked, then moved into place.
 
-urllib and filelock do the work; what is ours is the order of things. (pooch, the library for this, can neither resume a
-download nor lock the cache between processes, and both matter for files of 300 MB on eight ranks.)
+urllib and filelock do most of the work. pooch, the usual library, can neither resume a download nor lock the cache between
+processes; both matter for 300 MB files on eight ranks.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 TRIES, PATIENCE, BLOCK = 5, 30.0, 1 << 20
-"""Attempts, seconds without a byte that end one, bytes read at a time."""
+"""Number of attempts; seconds without data before one ends; bytes per read."""
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: DISTILL_CACHE_DIR, else the platform's place for caches."""
+    """Where downloads are kept: DISTILL_CACHE_DIR, or the platform's cache folder."""
     return Path(os.environ.get("DISTILL_CACHE_DIR") or platformdirs.user_cache_dir("distill"))
 
 
 def fetch(url: str, sha256: str | None = None) -> Path:
-    """The file behind an http(s) URL, from the cache if it is there whole. Raises UserError.
+    """The file behind an http(s) URL, from the cache if it is complete there. Raises UserError.
 
-    The cache holds the file, and beside it its length and hash as they were when it came whole; an entry that does not
-    agree with them, or with `sha256`, is fetched again.
+    The cache holds the file and, beside it, its length and hash from when the download finished. A file that does not match
+    these, or `sha256`, is fetched again.
     """
     folder = cache_folder()
     name = Path(urlsplit(url).path).name or "file"
@@ -51,16 +51,16 @@ def fetch(url: str, sha256: str | None = None) -> Path:
             if not _is_whole(path, sha256):
                 _download(url, path, sha256)
     except Timeout as error:
-        raise UserError(f"{url}: another process holds {error.lock_file}") from None
+        raise UserError(f"{url}: another process holds the lock {error.lock_file}") from None
     except OSError as error:
         raise UserError(
-            f"{url}: cannot be kept in {folder}: {error.strerror or error} (DISTILL_CACHE_DIR names another place)"
+            f"{url}: cannot be saved in {folder}: {error.strerror or error} (set DISTILL_CACHE_DIR to another folder)"
         ) from None
     return path
 
 
 def _is_whole(path: Path, sha256: str | None) -> bool:
-    """Whether the cache has this file, unharmed."""
+    """Whether the cache has this file, complete and undamaged."""
     try:
         noted = json.loads(_note(path).read_text())
         if path.stat().st_size != noted["length"] or (sha256 and sha256.lower() != noted["sha256"]):
@@ -76,7 +76,7 @@ def _note(path: Path) -> Path:
 
 
 def _download(url: str, path: Path, sha256: str | None) -> None:
-    """Fetch into a part file, in several tries that go on where the last one broke off, and move it into place."""
+    """Fetch into a part file, retrying from where the last attempt stopped, then move it into place. Raises UserError."""
     part = path.with_name(path.name + ".part")
     _note(path).unlink(missing_ok=True)
     reason = ""
@@ -87,7 +87,7 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
             _continue(url, part)
         except urllib.error.HTTPError as error:
             reason = f"the server answered {error.code} {error.reason}"
-            if error.code == 416:  # what we have is not a beginning of what the server has
+            if error.code == 416:  # our part is not the start of the server's file
                 part.unlink(missing_ok=True)
             elif 400 <= error.code < 500 and error.code not in (408, 425, 429):
                 break
@@ -99,9 +99,7 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if sha256 and found != sha256.lower():
             part.unlink()
-            raise UserError(
-                f"{url}: its sha256 is {found}, wanted is {sha256.lower()}; the file there is another one than expected"
-            )
+            raise UserError(f"{url}: its sha256 is {found}, expected {sha256.lower()}; the server has a different file")
         os.replace(part, path)
         part.with_name(part.name + ".tag").unlink(missing_ok=True)
         _note(path).write_text(json.dumps({"url": url, "length": path.stat().st_size, "sha256": found}))
@@ -110,12 +108,12 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
 
 
 class _Short(Exception):
-    """Fewer bytes came than were announced."""
+    """Fewer bytes arrived than were announced."""
 
 
 def _continue(url: str, part: Path) -> None:
-    """Append to the part file what is missing of it; start over where the server cannot go on."""
-    tag = part.with_name(part.name + ".tag")  # which version of the file the part is of
+    """Append the missing bytes to the part file, or start over if the server cannot resume."""
+    tag = part.with_name(part.name + ".tag")  # which version of the file the part belongs to
     have = part.stat().st_size if part.exists() and tag.exists() else 0
     headers = {"User-Agent": f"distill/{version()}", "Accept-Encoding": "identity"}
     resume = {"Range": f"bytes={have}-", "If-Range": tag.read_text()} if have else {}
@@ -131,12 +129,12 @@ def _continue(url: str, part: Path) -> None:
                 file.write(block)
                 bar.advance(task, len(block))
     if total is not None and part.stat().st_size != total:
-        raise _Short(f"only {part.stat().st_size} of {total} bytes came")
+        raise _Short(f"only {part.stat().st_size} of {total} bytes arrived")
 
 
 def _bar(url: str, total: int | None) -> Progress:
-    """A bar on a terminal; one line when piped."""
-    from rich.console import Console  # here, since it takes a moment to load and most commands download nothing
+    """A progress bar on a terminal; one line otherwise."""
+    from rich.console import Console  # imported here: it is slow to load, and most commands download nothing
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     console = Console(stderr=True)

@@ -1,4 +1,4 @@
-"""What a file tells about its network."""
+"""What a file says about its network."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """What a network's file tells about it. What a file does not tell is None or empty.
+    """What a network's file says about it. Facts that the file does not state are None or empty.
 
-    `told` are the facts that files of ours store (under "about"); the rest is found out when a file is read.
+    `told()` gives the facts that our files store (under "about"). The rest is determined when a file is read.
     """
 
     kind: str | None = None
-    """denoiser, generator or classifier; None in foreign files, which do not tell."""
+    """denoiser, generator or classifier; None for foreign files, which do not say."""
     D: float | None = None
     sigma_data: float | None = None
     label_dim: int | None = None
@@ -26,32 +26,32 @@ class NetworkFacts:
     """Noise levels sigma_K > … > sigma_1 of a generator."""
     teacher: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    """The tables of the recipe that it was trained with."""
+    """The tables of the recipe that the network was trained with."""
     nimg: int | None = None
-    """Images it was trained on."""
+    """Number of images it was trained on."""
     others: Mapping[str, Any] = field(default_factory=dict)
-    """Further facts of its file: steps, gradient, teacher_weights, recipe_hash, versions, data, held_out_accuracy, …"""
-    # Found out while reading:
+    """Further facts from its file: steps, gradient, teacher_weights, recipe_hash, versions, data, held_out_accuracy, …"""
+    # Determined while reading:
     key: str | None = None
-    """Which network of a file that has several."""
+    """Which of the file's networks this is, if it has several."""
     looks_like: str = "denoiser"
     """What a foreign file's layout suggests: denoiser or generator."""
     D_is_certain: bool = True
-    """Whether the file itself says what D is; a foreign file that does not is taken for a diffusion model's."""
+    """Whether the file itself states D. A foreign file that does not is assumed to hold a diffusion model."""
 
     @classmethod
-    def of(cls, told: Mapping[str, Any], **found: Any) -> NetworkFacts:
-        """From what a file stores, as plain values, and what reading it found out (which wins)."""
+    def of(cls, stored: Mapping[str, Any], **found: Any) -> NetworkFacts:
+        """Build from the plain values that a file stores and from what reading it determined; the latter takes precedence."""
         known = {f.name for f in fields(cls)} - {"kind", "others", "key", "looks_like", "D_is_certain"}
-        named = {k: v for k, v in told.items() if k in known}
-        others = {k: v for k, v in told.items() if k not in known}
+        named = {k: v for k, v in stored.items() if k in known}
+        others = {k: v for k, v in stored.items() if k not in known}
         for name in ("image_shape", "sigmas"):
             if name in named:
                 named[name] = tuple(named[name])
         return replace(cls(**named, others=others), **found)
 
     def told(self) -> dict[str, Any]:
-        """The facts that are stored in files of ours, as plain values."""
+        """The facts that our files store, as plain values."""
         own = {
             "D": self.D, "sigma_data": self.sigma_data, "sigma_init": self.sigma_init, "sigmas": self.sigmas,
             "image_shape": self.image_shape, "label_dim": self.label_dim, "teacher": self.teacher,
@@ -60,10 +60,10 @@ class NetworkFacts:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in own.items() if v is not None} | dict(self.others)
 
     def dimension(self) -> float:
-        """D, which is inf where nothing is told."""
+        """D, or inf if the file does not state it."""
         return math.inf if self.D is None else float(self.D)
 
     def table(self, name: str) -> Mapping[str, Any]:
-        """A table of the recipe that it was trained with; empty if it has none."""
+        """A table of the recipe that the network was trained with, or an empty one."""
         found = self.recipe.get(name, {})
         return found if isinstance(found, Mapping) else {}

@@ -1,4 +1,4 @@
-"""A network from any readable file, and into any of ours. Nothing found in a file is executed.
+"""Reads a network from any supported file and writes it in our formats. Nothing in a file is executed.
 
 Read: network snapshots and training states of EDM, PFGM++, SiD and IPFM (`registry.edm.pickles`), our plain tensors and
 training states (.pt), our safetensors. Written: .pkl, which the scripts of those projects open, .safetensors and .pt.
@@ -27,18 +27,18 @@ from registry.plugins.loading import load_plugins
 
 SUFFIXES = (".pt", ".pkl", ".safetensors")
 NETWORK_KEYS = ("ema", "G_ema", "net", "G", "fake_score")
-"""Networks of a pickle in the order in which one is looked for: averages first."""
+"""The keys of a pickle's networks in the order in which they are tried: averages first."""
 Build = Callable[[NetworkFacts], nn.Module] | None
-"""Makes a network of a class that nobody registers, from what its file tells."""
+"""Makes a network of a class that no plugin registers, from the facts in its file."""
 
 # ------------------------------------------------------------------------------------------------------- writing
 
 
 def save_network(path: Path, kind: str, net: nn.Module, about: Mapping[str, Any]) -> None:
-    """Save a network in the format that the suffix of `path` names, with what is to be known about it (plain values).
+    """Save a network in the format given by the suffix of `path`, with facts about it (plain values).
 
-    .pkl: a snapshot that the scripts of EDM, SiD and PFGM++ open; .safetensors: weights, all else as JSON in its metadata;
-    .pt: plain tensors. `kind` is denoiser, generator or classifier. Raises UserError.
+    .pkl: a snapshot that the scripts of EDM, SiD and PFGM++ open; .safetensors: weights, with everything else as JSON in the
+    metadata; .pt: plain tensors. `kind` is denoiser, generator or classifier. Raises UserError.
     """
     network = blueprint(net)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
@@ -46,23 +46,25 @@ def save_network(path: Path, kind: str, net: nn.Module, about: Mapping[str, Any]
     assert is_plain(facts), f"not plain: {about}"
     if path.suffix == ".pkl":
         if not isinstance(net, EDMPrecond):
-            raise UserError(f"{path}: EDM's pickles hold EDM's networks; a {network['class']} can be saved as .pt or .safetensors")
+            raise UserError(
+                f"{path}: EDM's pickles can hold only EDM's networks; a {network['class']} can be saved as .pt or .safetensors"
+            )
         write_atomically(path, snapshot(net, facts))
     elif path.suffix == ".safetensors":
         save_safetensors(path, weights, {"network": network, **facts})
     elif path.suffix == ".pt":
         save(path, kind, {"network": network, "weights": weights, "about": dict(about)})
     else:
-        raise UserError(f"{path}: unknown kind of file; networks are saved as .pkl, .safetensors or .pt")
+        raise UserError(f"{path}: unknown file type; networks are saved as .pkl, .safetensors or .pt")
 
 
 def blueprint(net: nn.Module) -> dict[str, Any]:
-    """What a network of ours is rebuilt from, besides its tensors: its class and the constructor's arguments."""
+    """What is needed, besides its tensors, to rebuild one of our networks: its class and the constructor's arguments."""
     return {"class": type(net).__name__, "kwargs": dict(net.init_kwargs) if isinstance(net, Rebuildable) else {}}
 
 
 def convert_network(source: str, target: str, key: str | None = None, kind: str | None = None) -> str:
-    """Read a network and save it in the format of `target`'s suffix; gives one line about it. Raises UserError."""
+    """Read a network and save it in the format of `target`'s suffix; returns a one-line summary. Raises UserError."""
     net, facts = load_network(source, key=key)
     kind = kind or facts.kind or facts.looks_like
     save_network(Path(target), kind, net, facts.told())
@@ -79,11 +81,11 @@ def load_network(
     sha256: str | None = None,
     build: Build = None,
 ) -> tuple[nn.Module, NetworkFacts]:
-    """A network in eval mode on the CPU, and what its file tells about it.
+    """A network in eval mode on the CPU, and what its file says about it.
 
-    `kinds` are the kinds wanted of our files; `key` picks a network of a file that has several (default: the first of
-    NETWORK_KEYS); `sha256` is checked if `source` is a URL; `build` makes a network of a class that no plugin registers.
-    Raises UserError; no tensor is ever left random.
+    `kinds` are the kinds accepted from our files. `key` picks a network from a file that has several (default: the first of
+    NETWORK_KEYS). `sha256` is checked if `source` is a URL. `build` makes a network of a class that no plugin registers.
+    Every tensor comes from the file. Raises UserError.
     """
     path = open_path(str(source), sha256)
     layout = layout_of(path)
@@ -93,17 +95,17 @@ def load_network(
         net, facts = _of_state(content, key, source, build)
     else:
         if key is not None:
-            raise SettingError("key", f"{source} holds one network, so none can be picked from it", key)
+            raise SettingError("key", f"{source} holds only one network; leave this out", key)
         content = load_safetensors(path, source) if layout == "safetensors" else load(source, *(kinds or NETWORK_KINDS))
         facts = NetworkFacts.of(content["about"], kind=content["kind"])
         net = _rebuild(content["network"], content["weights"], source, facts, build)
     if kinds and facts.kind is not None and facts.kind not in kinds:
-        raise UserError(f"{source}: is a {facts.kind}, wanted is a {' or '.join(kinds)}")
+        raise UserError(f"{source}: is a {facts.kind}, expected a {' or '.join(kinds)}")
     return net.eval(), facts
 
 
 def layout_of(path: Path) -> str:
-    """'edm' for pickles and torch files with modules in them, 'safetensors', or 'plain' for our own. Raises UserError."""
+    """'edm' for pickles and torch files that hold modules, 'safetensors', or 'plain' for our own. Raises UserError."""
     if path.is_dir():
         files = [p.name for p in sorted(path.glob("network-snapshot-*"), key=lambda p: p.name) if p.suffix in SUFFIXES]
         raise UserError(f"{path}: is a folder; give a file{f' in it, e.g. {path / files[-1]}' if files else ''}")
@@ -127,7 +129,7 @@ def network_keys(content: Mapping[str, Any]) -> list[str]:
 
 
 def _of_pickle(content: Mapping[str, Any], key: str | None, source: object) -> tuple[nn.Module, NetworkFacts]:
-    """A network of a pickle of the EDM family, or of one that we wrote."""
+    """A network from a pickle of the EDM family, or from one that we wrote. Raises UserError."""
     networks = network_keys(content)
     chosen = key or next((k for k in NETWORK_KEYS if k in networks), None)
     if chosen not in networks:
@@ -136,7 +138,7 @@ def _of_pickle(content: Mapping[str, Any], key: str | None, source: object) -> t
     net, found = network_of(content[chosen], str(source))
     ours = content.get(EXTRA)
     ours = ours if isinstance(ours, dict) else {}
-    # SiD's snapshots hold an average alone; in its states generators are called G…
+    # SiD's snapshots hold only an average; in its training states, generators are called G…
     looks_like = "generator" if chosen.startswith("G") or list(content) == ["ema"] else "denoiser"
     facts = NetworkFacts.of(
         ours.get("about", {}), kind=ours.get("kind"), key=chosen, looks_like=looks_like,
@@ -147,7 +149,7 @@ def _of_pickle(content: Mapping[str, Any], key: str | None, source: object) -> t
 
 
 def _of_state(state: Mapping[str, Any], key: str | None, source: object, build: Build) -> tuple[nn.Module, NetworkFacts]:
-    """A network of one of our training states: its average by default, else the raw one of that name."""
+    """A network from one of our training states: the average by default, or the raw network named by `key`. Raises UserError."""
     parts, networks = state["parts"], state["networks"]
     name = key or "ema"
     if name not in parts:
@@ -164,7 +166,7 @@ def _of_state(state: Mapping[str, Any], key: str | None, source: object, build: 
 def _rebuild(
     network: Mapping[str, Any], weights: Mapping[str, Tensor], source: object, facts: NetworkFacts, build: Build
 ) -> nn.Module:
-    """A network with exactly these tensors: EDM's, of a class that a plugin registers, or what `build` makes."""
+    """A network with exactly these tensors: EDM's, one of a registered class, or the one `build` makes. Raises UserError."""
     name, kwargs = network["class"], network["kwargs"]
     registered = load_plugins().item("network", name, NetworkClass) if name != "EDMPrecond" else None
     if name != "EDMPrecond" and registered is None and build is None:
@@ -187,7 +189,7 @@ def _rebuild(
 
 
 def weights_hash(net: nn.Module) -> str:
-    """A short hash of a network's parameters and buffers: names, shapes, values."""
+    """A short hash of a network's parameters and buffers: names, shapes, dtypes and values."""
     digest = hashlib.sha256()
     for name, tensor in net.state_dict().items():
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

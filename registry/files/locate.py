@@ -1,4 +1,4 @@
-"""Where files come from: what the user typed, beside the recipe, what travels with the package, or a URL."""
+"""Finds files: as typed by the user, beside the recipe, shipped with the package, or behind a URL."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import re
 from pathlib import Path
 
 from registry.core.errors import UserError, near
-from registry.files.downloads import cache_folder, fetch
 from registry.plugins.component import Published
 from registry.plugins.loading import load_plugins
 
 
 def shipped() -> Path:
-    """The folder of recipes and small teachers that travel with the package (in a checkout: `recipes/`)."""
+    """The folder of recipes and small teachers that ship with the package (in a checkout: `recipes/`)."""
     package = Path(__file__).parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def locate(name: str, folder: Path | None = None) -> str:
-    """A path that exists, or the bare name of a shipped file, as something `open_path` understands.
+    """An existing path, or the bare name of a shipped file, in a form that `open_path` accepts.
 
-    A URL and the short name of a published teacher are left as they are, whether the file is there or not. Otherwise this tries
+    A URL or the short name of a published teacher is returned unchanged, whether or not the file exists. Otherwise this tries
     the path as typed, then relative to `folder` (the recipe's), then the shipped files. Raises ValueError.
     """
     if is_url(name) or published(name):
@@ -38,12 +37,12 @@ def locate(name: str, folder: Path | None = None) -> str:
 
 
 def locate_data(name: str, folder: Path | None = None) -> str:
-    """`digits`, `teacher`, or a folder or ZIP that exists, as typed or relative to `folder`. Raises ValueError."""
+    """`digits`, `teacher`, or an existing folder or ZIP, as typed or relative to `folder`. Raises ValueError."""
     wanted = "give 'digits', or a folder or ZIP of images in EDM's layout"
     if name in ("digits", "teacher"):
         return name
     if name.endswith(".npz"):
-        raise ValueError(f"statistics of images serve the metric fid alone; {wanted}")
+        raise ValueError(f"image statistics work only with the metric fid; {wanted}")
     found = _existing(name, folder)
     if found is None:
         raise ValueError(f"no such data set{near(name, ['digits'])}; {wanted}")
@@ -51,14 +50,14 @@ def locate_data(name: str, folder: Path | None = None) -> str:
 
 
 def locate_reference(name: str, folder: Path | None = None) -> str:
-    """A data set, or statistics of one: an .npz file that exists, or its URL. Raises ValueError."""
+    """A data set, or its statistics: an existing .npz file or its URL. Raises ValueError."""
     if not name.endswith(".npz"):
         return locate_data(name, folder)
     return locate_file(name, folder)
 
 
 def locate_file(name: str, folder: Path | None = None) -> str:
-    """A file that exists, as typed or relative to `folder`; a URL is left as it is. Raises ValueError."""
+    """An existing file, as typed or relative to `folder`; a URL is returned unchanged. Raises ValueError."""
     if is_url(name):
         return name
     found = _existing(name, folder)
@@ -77,12 +76,14 @@ def is_url(name: str) -> bool:
 
 
 def published(name: str) -> Published | None:
-    """The published teacher of this short name, if a plugin registers one. Raises UserError if several plugins do."""
+    """The published teacher with this short name, if a plugin registers one. Raises UserError if several plugins do."""
     return load_plugins().item("published", name, Published) if ":" in name else None
 
 
 def open_path(source: str, sha256: str | None = None) -> Path:
-    """The path behind a located source; a URL is downloaded, or found in the cache. Raises UserError."""
+    """The path of a located source. A URL is downloaded or found in the cache. Raises UserError."""
+    from registry.files.downloads import fetch  # here, since urllib takes a moment to load and most commands do not need it
+
     if is_url(source):
         return fetch(source, sha256)
     if found := published(source):
@@ -92,7 +93,9 @@ def open_path(source: str, sha256: str | None = None) -> Path:
 
 
 def _downloaded_by_hand(teacher: Published) -> Path:
-    """The file of a teacher under DISTILL_TEACHERS or in the cache folder; the newest of a folder. Raises UserError."""
+    """A teacher's file under DISTILL_TEACHERS or in the cache folder, or the newest file in its folder. Raises UserError."""
+    from registry.files.downloads import cache_folder
+
     name = teacher.name.partition(":")[2]
     places = [Path(p).expanduser() for p in (os.environ.get("DISTILL_TEACHERS"), cache_folder()) if p]
     for path in (place / name for place in places):
@@ -104,13 +107,13 @@ def _downloaded_by_hand(teacher: Published) -> Path:
             return max(found, key=lambda p: (int((re.findall(r"\d+", p.stem) or [-1])[-1]), p.suffix == ".pkl"))
     path = places[0] / name
     raise UserError(
-        f"{teacher.name}: not downloaded yet, which only you can do: {teacher.by_hand}, and put it at {path}.pkl (or .pt, or a "
-        f"folder {path} with its network-snapshot-*.pkl or training-state-*.pt); DISTILL_TEACHERS can name another folder"
+        f"{teacher.name}: not downloaded yet, and it must be downloaded by hand: {teacher.by_hand}, and put it at {path}.pkl (or "
+        f".pt, or a folder {path} with its network-snapshot-*.pkl or training-state-*.pt); DISTILL_TEACHERS can name another folder"
     )
 
 
 def whereabouts(source: str) -> str:
-    """Where a teacher's file is, or comes from, or how to get it: one line for people. Fetches nothing."""
+    """One line for people: where a teacher's file is, where it comes from, or how to get it. Downloads nothing."""
     found = published(source)
     url = source if is_url(source) else found.url if found else None
     if url:
@@ -122,7 +125,7 @@ def whereabouts(source: str) -> str:
 
 
 def locate_recipe(name: str) -> Path:
-    """A recipe's path from a path or from the bare name of a shipped recipe. Raises UserError."""
+    """The path of a recipe, given as a path or as the bare name of a shipped recipe. Raises UserError."""
     path = Path(name).expanduser()
     if path.is_file():
         return path
@@ -130,7 +133,7 @@ def locate_recipe(name: str) -> Path:
     if found:
         return found
     if path.is_dir():
-        raise UserError(f"{name}: this is a folder, a recipe is a TOML file")
+        raise UserError(f"{name}: this is a folder; a recipe is a TOML file")
     known = sorted({p.stem for p in shipped().rglob("*.toml")})
     raise UserError(f"{name}: no such recipe{near(Path(name).stem, known)}; shipped: {', '.join(known)}")
 

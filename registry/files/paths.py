@@ -1,4 +1,4 @@
-"""Kinds of paths as settings, and the settings of a teacher that is read from a file. Imports no torch.
+"""The kinds of paths in settings, and the settings of a teacher read from a file. Does not import torch.
 
 A path is looked up when the settings are validated: as typed, then beside the recipe, then among the shipped files.
 """
@@ -16,7 +16,7 @@ from registry.files import locate
 
 
 def _looked_up(look_up: Callable[[str, Path | None], str]) -> AfterValidator:
-    """Validates a path with one of the functions of `locate`, beside the recipe too."""
+    """Validates a path with a function of `locate`, which also looks beside the recipe."""
 
     def validate(value: str, info: ValidationInfo) -> str:
         folder = (info.context or {}).get("folder")
@@ -26,7 +26,7 @@ def _looked_up(look_up: Callable[[str, Path | None], str]) -> AfterValidator:
 
 
 Source = Annotated[str, _looked_up(locate.locate)]
-"""A network's file: a path (as typed, or relative to the recipe), a URL, the name of a shipped or published one."""
+"""A network's file: a path (as typed, or relative to the recipe), a URL, or the name of a shipped or published network."""
 
 DataSource = Annotated[str, _looked_up(locate.locate_data)]
 """Images: `digits`, or a folder or ZIP (as typed, or relative to the recipe)."""
@@ -39,15 +39,17 @@ File = Annotated[str, _looked_up(locate.locate_file)]
 
 
 class FileTeacherConfig(Config):
-    """A teacher's file, and what of it should be different; for teachers of any D."""
+    """A teacher's file and the settings that override it. For teachers of any D."""
 
     source: Source = Field(description="the teacher's file: a path, a URL, or the name of a shipped or published teacher")
-    key: str | None = Field(None, description="which network of the file, e.g. ema; by default averages come first")
-    sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="hash of the file, checked when it is downloaded")
-    dropout: float | None = Field(None, ge=0, lt=1, description="of the student's and the generator's network; default: the file's")
-    fp16: bool | None = Field(None, description="run all three networks in float16 on CUDA; default: as the file has it")
+    key: str | None = Field(None, description="which network in the file, e.g. ema; default: an average if it has one")
+    sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="the file's hash, checked when it is downloaded")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="dropout of the student's and the generator's networks; default: the file's"
+    )
+    fp16: bool | None = Field(None, description="run all three networks in float16 on CUDA; default: as in the file")
 
     def known_D(self) -> float | None:
-        """D of a published teacher, which its short name tells."""
+        """D of a published teacher, known from its short name; None for others."""
         found = locate.published(self.source)
         return found.D if found else None

@@ -1,4 +1,4 @@
-"""Our own containers: plain tensors and values in a torch file (.pt), and safetensors with JSON in its metadata."""
+"""Our own file formats: plain tensors and values in a torch file (.pt), and safetensors with JSON in the metadata."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NETWORK_KINDS = ("denoiser", "generator", "classifier")
 
 
 def save(path: Path, kind: str, content: Mapping[str, Any]) -> None:
-    """Save plain values and tensors under our format mark."""
+    """Save plain values and tensors with our format mark. Raises UserError."""
     assert is_plain(content), f"not plain: {content}"
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "kind": kind, **content}, buffer)
@@ -34,7 +34,7 @@ def save(path: Path, kind: str, content: Mapping[str, Any]) -> None:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value holds nothing but tensors, numbers, text and containers of these: what `weights_only=True` loads."""
+    """Whether a value holds only tensors, numbers, text and containers of these, which `weights_only=True` can load."""
     if isinstance(value, Mapping):
         return all(is_plain(k) and is_plain(v) for k, v in value.items())
     if isinstance(value, list | tuple):
@@ -43,7 +43,7 @@ def is_plain(value: Any) -> bool:
 
 
 def load(source: str | Path, *kinds: str) -> dict[str, Any]:
-    """Load a file of ours, of one of these kinds. Raises UserError if it is anything else."""
+    """Load one of our files, of one of these kinds. Raises UserError for any other file."""
     path = open_path(str(source))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -54,16 +54,16 @@ def load(source: str | Path, *kinds: str) -> dict[str, Any]:
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it refers to {found[1]}" if found else str(error).strip().split("\n")[0]
-        raise UserError(f"{source}: not a plain-tensor file of distill, or damaged ({reason})") from None
+        raise UserError(f"{source}: not a plain-tensor file written by distill, or damaged ({reason})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{source}: not a file of distill (it has no mark {FORMAT!r})")
+        raise UserError(f"{source}: not a file written by distill (it lacks the mark {FORMAT!r})")
     if content.get("kind") not in kinds:
-        raise UserError(f"{source}: is a {content.get('kind')}, wanted is a {' or '.join(kinds)}")
+        raise UserError(f"{source}: is a {content.get('kind')}, expected a {' or '.join(kinds)}")
     return content
 
 
 def save_safetensors(path: Path, weights: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
-    """Save tensors, with plain values as JSON in the metadata."""
+    """Save tensors, with plain values as JSON in the metadata. Raises UserError."""
     from safetensors.torch import save as to_safetensors
 
     metadata = {MARK: json.dumps(_to_json({"format": FORMAT, **content}), allow_nan=False)}
@@ -71,7 +71,7 @@ def save_safetensors(path: Path, weights: Mapping[str, Tensor], content: Mapping
 
 
 def load_safetensors(path: Path, source: object, shapes_only: bool = False) -> dict[str, Any]:
-    """Our safetensors file as {kind, network, about, weights}; with `shapes_only` no tensor is loaded. Raises UserError."""
+    """Load our safetensors file as {kind, network, about, weights}; with `shapes_only`, weights hold shapes. Raises UserError."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -82,12 +82,12 @@ def load_safetensors(path: Path, source: object, shapes_only: bool = False) -> d
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{source}: not a safetensors file, or damaged ({error})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{source}: a safetensors file without the metadata of distill; its architecture is unknown")
+        raise UserError(f"{source}: a safetensors file without distill's metadata, so its architecture is unknown")
     return content | {"weights": weights}
 
 
 def _to_json(value: Any) -> Any:
-    """JSON has no infinity: it is stored as text."""
+    """Plain values as JSON. JSON has no infinity or NaN, so they are stored as text."""
     if isinstance(value, Mapping):
         return {k: _to_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""A teacher from a file."""
+"""Builds a teacher from a file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def teacher_from_file(
     dropout: float | None = None,
     fp16: bool | None = None,
 ) -> Teacher:
-    """A teacher from any readable file (see `load_network`), whatever its D. Raises UserError.
+    """A teacher of any D from any supported file (see `load_network`). Raises UserError.
 
-    `dropout` is that of the student and the generator, `fp16` whether all three networks run in float16 on CUDA; by default
-    both are as the file has them.
+    `dropout` applies to the student and the generator. `fp16` runs all three networks in float16 on CUDA. Both default to the
+    file's values.
     """
     net, facts = load_network(source, "denoiser", key=key, sha256=sha256)
     if not isinstance(net, EDMPrecond):
-        raise UserError(f"{source}: holds a {type(net).__name__}; a teacher is a network of EDM's kind (EDMPrecond)")
+        raise UserError(f"{source}: holds a {type(net).__name__}; a teacher must be an EDM network (EDMPrecond)")
     weights = weights_hash(net)
     if fp16 is not None:
         net = rebuilt(net, use_fp16=fp16)
@@ -46,7 +46,7 @@ def teacher_from_file(
 
 
 def rebuilt(net: EDMPrecond, **settings: Any) -> EDMPrecond:
-    """A copy with the network's own tensors, built with other settings, so that its files tell how it really is."""
+    """A copy with its own equal tensors, built with other settings, so that files saved from it state those settings."""
     with torch.device("meta"):  # draws no initial weights
         twin = EDMPrecond(**(net.init_kwargs | settings))
     twin.load_state_dict({name: tensor.clone() for name, tensor in net.state_dict().items()}, assign=True)

@@ -1,7 +1,7 @@
-"""A small classifier whose hidden layer serves as the feature space of the Fréchet distance on small images.
+"""A small classifier whose hidden layer is the feature space of the Fréchet distance for small images.
 
-On 8×8 digits Inception features would mean nothing (they are made for photographs, resized to 299×299); a classifier
-trained on the digits themselves sees what makes a digit a digit. It is trained once by a committed recipe and shipped.
+Inception features mean nothing for 8×8 digits: they are made for photographs, resized to 299×299. A classifier trained on the
+digits themselves has features that describe digits. A recipe in the repository trains it, and the result is shipped.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def embed(classifier: Classifier, images: Tensor, batch: int = 1000) -> Tensor:
 
 
 def train(x: Tensor, classes: Tensor, config: ClassifierConfig, progress: Callable[[int], None] | None = None) -> Classifier:
-    """Train on images x [n, C, R, R] with class numbers [n], noise added to the images; the same seed, the same network."""
+    """Train on images x [n, C, R, R] with added noise and class numbers [n]. The same seed gives the same network."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         net = Classifier(x.shape[-1], x.shape[1], int(classes.max()) + 1, config.width, config.features)
@@ -66,7 +66,7 @@ def train(x: Tensor, classes: Tensor, config: ClassifierConfig, progress: Callab
 
 
 def held_out_accuracy(x: Tensor, classes: Tensor, config: ClassifierConfig, share: float = 0.2) -> float:
-    """Accuracy on a random fifth of the images, of a classifier trained on the rest."""
+    """Accuracy, from 0 to 1, on a random `share` of the images, of a classifier trained on the rest."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(config.seed))
     held, rest = order[: round(share * len(x))], order[round(share * len(x)) :]
     net = train(x[rest], classes[rest], config)

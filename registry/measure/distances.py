@@ -24,9 +24,9 @@ def frechet_distance(mu_a: Tensor, sigma_a: Tensor, mu_b: Tensor, sigma_b: Tenso
 
 
 def frechet_distance_of_rows(rows: Tensor, mu: Tensor, sigma: Tensor) -> float:
-    """The same for features [n, d] against a Gaussian, without their covariance: quick and exact where n < d makes it singular.
+    """The same for features [n, d] against a Gaussian, without their covariance: fast, and exact even if n < d makes it singular.
 
-    With X the centred rows over √(n − 1), so that XᵀX is their covariance, the non-zero eigenvalues of XᵀX Σ are those of X Σ Xᵀ.
+    Let X be the centred rows divided by √(n − 1), so XᵀX is their covariance. XᵀX Σ and X Σ Xᵀ have the same non-zero eigenvalues.
     """
     rows = rows.double()
     centred = (rows - rows.mean(0)) / (len(rows) - 1) ** 0.5
@@ -38,7 +38,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 512, seed: int =
     """Sliced Wasserstein-2 distance of two point sets [n, d] and [m, d] (Bonneel et al. 2015).
 
     The root mean square, over fixed random directions, of the 1-D distance between the projections' quantile functions,
-    compared at the midpoints of min(n, m) equal steps. Multiplied by √d, so that a shift of every value by c gives about c·√d.
+    compared at the midpoints of min(n, m) equal steps. Multiplied by √d, so shifting every value by c gives about c·√d.
     """
     d = a.shape[1]
     rng = torch.Generator().manual_seed(seed)

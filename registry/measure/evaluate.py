@@ -1,4 +1,4 @@
-"""A network's file measured as the papers do it, with all that the numbers depend on."""
+"""Measures a network's file as the papers do, and records everything that the numbers depend on."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def evaluate(
     save_reference: Path | None = None,
     journal: Journal | None = None,
 ) -> dict[str, Any]:
-    """Measure `config.repeats` sets of images, print the table, and give what is kept in `output` (a .json file).
+    """Measure `config.repeats` sets of images, print the table, and return the content of `output` (a .json file).
 
-    `config` and `choices` are those of `registry.recipe.reading.resolve_evaluation`. By default the file is written beside the
-    network's; a .jsonl file of the same name gets a line per measurement, as EDM writes them. `save_reference` is where the
-    reference's Inception statistics go. Under torchrun all processes share the work, and the result does not depend on their
-    number. Raises UserError.
+    `config` and `choices` come from `registry.recipe.reading.resolve_evaluation`. By default the file is written beside the
+    network's file. A .jsonl file of the same name gets one line per measurement, as in EDM. The reference's Inception statistics
+    are saved to `save_reference`. Under torchrun, all processes share the work, and the result does not depend on their number.
+    Raises UserError.
     """
     journal, network = journal or Journal(), sampler.domain.origin
     path = output or beside(network, choices)
     if path.suffix != ".json":
-        raise SettingError("output", "the result is kept as .json", str(path))
+        raise SettingError("output", "the result is saved as .json", str(path))
     for setting, file in (("output", path), ("save_reference", save_reference)):
         if file is not None:
             check_folder(file.parent, setting)
@@ -70,12 +70,12 @@ def evaluate(
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
         journal.console.print(table_of_repeats(row, metrics, config))
         journal.console.print(particulars(content))
-    journal.log(f"kept in {path}")
+    journal.log(f"saved in {path}")
     return content
 
 
 def result(sampler: Sampler, config: EvalConfig, metrics: Metrics, row: Row) -> dict[str, Any]:
-    """What is kept of an evaluation: the numbers, and all that they depend on."""
+    """What is saved from an evaluation: the numbers, and everything that they depend on."""
     return {
         "network": sampler.domain.origin,
         "results": {label(c, m, config.samples): {k: summary(row.values[k]) for k in m.columns} for c, m in metrics},
@@ -93,18 +93,18 @@ def result(sampler: Sampler, config: EvalConfig, metrics: Metrics, row: Row) -> 
 
 
 def beside(network: str, choices: Sequence[Choice]) -> Path:
-    """NETWORK.metric-fid.json beside a network's file; in the current folder if it is a URL or a bare name."""
+    """NETWORK.metric-fid.json beside a network's file, or in the current folder if the network is a URL or a bare name."""
     path = Path(network).expanduser()
     folder = path.parent if path.is_file() else Path()
     return folder / f"{path.stem.replace(':', '-')}.metric-{'-'.join(choice.name for choice in choices)}.json"
 
 
 def keep_reference(metrics: Metrics, path: Path, journal: Journal) -> None:
-    """Write what the metrics compare with, for later use as a reference. Raises SettingError."""
+    """Save what the metrics compare with, for later use as a reference. Raises SettingError."""
     writing = path.suffix == ".npz" and distributed.rank() == 0
     if not distributed.from_rank0(writing and any(metric.save_reference(path) for _, metric in metrics)):
-        raise SettingError("save_reference", "statistics are those of the metric fid, and are kept as .npz", str(path))
-    journal.log(f"the reference's statistics are in {path}")
+        raise SettingError("save_reference", "only the metric fid has statistics to save, and they are saved as .npz", str(path))
+    journal.log(f"the reference's statistics are saved in {path}")
 
 
 def compared_with(metric: Metric) -> dict[str, Any]:
@@ -117,13 +117,13 @@ def span(seeds: range) -> str:
 
 
 def summary(values: list[float]) -> dict[str, Any]:
-    """EDM's protocol reports the minimum of three."""
+    """Values, minimum, mean and standard deviation. EDM's protocol reports the minimum of three."""
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"values": values, "min": min(values), "mean": statistics.fmean(values), "std": spread}
 
 
 def table_of_repeats(row: Row, metrics: Metrics, config: EvalConfig) -> Table:
-    """Every repeat, the minimum, and mean ± standard deviation."""
+    """A table of every repeat, the minimum, and mean ± standard deviation."""
     columns = headings(metrics, config.samples)
     table = Table("seeds", *columns.values())
     for repeat in range(config.repeats):
@@ -135,7 +135,7 @@ def table_of_repeats(row: Row, metrics: Metrics, config: EvalConfig) -> Table:
 
 
 def particulars(content: dict[str, Any]) -> Table:
-    """What was compared, and how."""
+    """A table of what was compared, and how."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in content["sampler"].items():
         table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))

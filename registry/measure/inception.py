@@ -1,7 +1,7 @@
-"""Inception features and their statistics, as EDM has them: clean-fid's mode legacy_tensorflow. FID and KID are made of these.
+"""Inception features and their statistics, as in EDM (clean-fid's mode legacy_tensorflow), and FID and KID from them.
 
-clean-fid does the arithmetic. Ours is where its network comes from (a file that you put there, never a silent download into a
-shared folder), and a check of every file before it is used.
+clean-fid does the arithmetic. This module finds its network (a file that the user provides, never a silent download into a
+shared folder) and checks every file before it is used.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ DIMENSION = 2048
 
 
 class Inception:
-    """The Inception-v3 of 2015 on raw pixels, which it resizes itself (clean-fid's InceptionV3W; EDM's fid.py)."""
+    """The Inception-v3 of 2015. It takes raw pixels and resizes them itself (clean-fid's InceptionV3W; EDM's fid.py).
+
+    Raises UserError if the file is not this network.
+    """
 
     def __init__(self, path: Path) -> None:
         from cleanfid.inception_torchscript import InceptionV3W
@@ -46,27 +49,27 @@ class Inception:
         try:
             with open(path, "rb") as file:
                 self.hash = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-            with tempfile.TemporaryDirectory() as folder:  # clean-fid opens a file of this name only
+            with tempfile.TemporaryDirectory() as folder:  # clean-fid opens only a file of this name
                 (Path(folder) / NAME).symlink_to(path.resolve())
                 self.net = InceptionV3W(folder, download=False, resize_inside=True).eval().requires_grad_(False)
             self.features(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
         except (RuntimeError, ValueError, AttributeError, TypeError, AssertionError):
-            raise UserError(f"{path}: not clean-fid's Inception network, or damaged; it is {URL}") from None
+            raise UserError(f"{path}: not clean-fid's Inception network, or damaged; download it from {URL}") from None
         nothing: Callable[[], Tensor | None] = lambda: None  # noqa: E731
         self._last = nothing, 0, torch.empty(0)
 
     @torch.no_grad()
     def features(self, pixels: Tensor, batch: int = 100) -> Tensor:
-        """Features [n, 2048] on the CPU of pixels uint8 [n, C, H, W], on whose device the network runs; grey is repeated."""
+        """Features [n, 2048] on the CPU of pixels uint8 [n, C, H, W]. The network runs on their device; grey becomes RGB."""
         self.net.to(pixels.device)
         rgb = pixels.repeat(1, 3 // pixels.shape[1], 1, 1)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same features on every device
             return torch.cat([self.net(part).float().cpu() for part in rgb.split(batch)])
 
     def embed(self, images: Tensor) -> Tensor:
-        """Features [n, 2048] of images [n, C, H, W] in [−1, 1], rounded as EDM does; kept for who asks next (FID, then KID)."""
+        """Features [n, 2048] of images [n, C, H, W] in [−1, 1], rounded as in EDM. FID and KID share the last result."""
         seen, version, rows = self._last
         if seen() is not images or version != images._version:
             rows = self.features(to_uint8(images))
@@ -75,8 +78,8 @@ class Inception:
 
 
 def open_inception(source: str | None, metric: str) -> Inception:
-    """The network in a file or behind a URL, else in the cache folder. Raises UserError that says where to get it."""
-    _cleanfid()  # what is wrong with it is said now, not after the sampling
+    """The network from a file or URL, or by default from the cache folder. Raises a UserError that says where to get it."""
+    _cleanfid()  # fail now, not after the sampling
     if source is not None:
         return _open(open_path(source))
     path = cache_folder() / NAME
@@ -93,21 +96,21 @@ _open = functools.cache(Inception)
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean [2048] and covariance [2048, 2048] (float64, ddof 1) of the features of real images, and what is known of these."""
+    """Mean [2048] and covariance [2048, 2048] (float64, ddof 1) of the features of real images, with known facts about them."""
 
     mu: Tensor
     sigma: Tensor
     img_resolution: int | None = None
     num_images: int | None = None
     inception: str | None = None
-    """Hash of the network's file."""
+    """Hash of the Inception network's file."""
 
     @functools.cached_property
     def hash(self) -> str:
         return hashlib.sha256(self.mu.numpy().tobytes() + self.sigma.numpy().tobytes()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:
-        """Write them as .npz: `mu` and `sigma`, which EDM's scripts read, and what is known of the images. Raises UserError."""
+        """Save as .npz: `mu` and `sigma`, which EDM's scripts read, and the known facts about the images. Raises UserError."""
         known: dict[str, Any] = {"img_resolution": self.img_resolution, "num_images": self.num_images, "inception": self.inception}
         known = {k: v for k, v in known.items() if v is not None}
         buffer = io.BytesIO()
@@ -116,12 +119,14 @@ class Statistics:
 
 
 def read_statistics(source: str) -> Statistics:
-    """Statistics from an .npz file or its URL: EDM's, or ours. Raises UserError."""
+    """Read statistics from an .npz file (EDM's or ours) or its URL. Raises UserError."""
     path = open_path(source)
     try:
         with np.load(path, allow_pickle=False) as file:
             if not {"mu", "sigma"} <= set(file.files):
-                raise UserError(f"{source}: no statistics: it has {', '.join(file.files) or 'nothing'}, wanted are mu and sigma")
+                raise UserError(
+                    f"{source}: not a file of statistics: it has {', '.join(file.files) or 'nothing'}, expected mu and sigma"
+                )
             mu, sigma = (torch.from_numpy(np.asarray(file[k], dtype=np.float64)) for k in ("mu", "sigma"))
             known: dict[str, Any] = {k: file[k].item() for k in ("img_resolution", "num_images", "inception") if k in file.files}
     except FileNotFoundError:
@@ -144,8 +149,8 @@ def read_statistics(source: str) -> Statistics:
 def frechet_inception_distance(rows: Tensor, mu: Tensor, sigma: Tensor) -> float:
     """FID of features [n, d] against a mean [d] and covariance [d, d] (Heusel et al. 2017), with ddof 1 and in float64.
 
-    clean-fid's, except where no more images than features make the covariance singular: a matrix root that need not exist
-    is not asked for there.
+    Computed by clean-fid if n > d. With n ≤ d the covariance is singular and its product's matrix root need not exist, so we
+    compute the distance without it.
     """
     if len(rows) <= rows.shape[1]:
         return frechet_distance_of_rows(rows, mu, sigma)
@@ -153,12 +158,12 @@ def frechet_inception_distance(rows: Tensor, mu: Tensor, sigma: Tensor) -> float
     with contextlib.redirect_stdout(io.StringIO()):  # it prints that it adds 1e-6 to the diagonals
         try:
             return float(_cleanfid().frechet_distance(*(t.numpy() for t in (*found, mu, sigma))))
-        except ValueError:  # the root is complex: the covariances are singular all the same, duplicates among the images
+        except ValueError:  # the root is complex: duplicate images make the covariances singular
             return frechet_distance(*found, mu, sigma)
 
 
 def kernel_inception_distance(rows: Tensor, real: Tensor) -> float:
-    """KID of features [n, d] and [m, d] (Bińkowski et al. 2018): clean-fid's mean over 100 random subsets, always the same ones."""
+    """KID of features [n, d] and [m, d] (Bińkowski et al. 2018): clean-fid's mean over 100 random subsets with a fixed seed."""
     state = np.random.get_state()
     np.random.seed(0)
     try:
@@ -169,10 +174,10 @@ def kernel_inception_distance(rows: Tensor, real: Tensor) -> float:
 
 @functools.cache
 def _cleanfid() -> Any:
-    """clean-fid's module fid, which imports torchvision.
+    """clean-fid's module fid, which imports torchvision. Raises UserError if torchvision cannot be imported.
 
-    Beside a torch without CUDA, PyPI's torchvision does not import, because its compiled operators do not load. clean-fid
-    needs none of them, and names that are only declared are enough. Raises UserError if it fails in any other way.
+    With a CPU-only torch, PyPI's torchvision cannot be imported, because its compiled operators do not load. clean-fid uses none
+    of them, so declaring the missing names is enough.
     """
     while True:
         try:
@@ -181,7 +186,7 @@ def _cleanfid() -> Any:
             missing = re.fullmatch(r"operator (torchvision::q?nms) does not exist", str(error))
             if not missing:
                 reason = " ".join(str(error).split())
-                raise UserError(f"clean-fid needs a torchvision that goes with torch {torch.__version__}: {reason}") from None
+                raise UserError(f"clean-fid needs a torchvision that matches torch {torch.__version__}: {reason}") from None
             torch.library.define(missing[1], "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         else:
             import cleanfid.fid

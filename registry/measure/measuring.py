@@ -1,4 +1,4 @@
-"""Seeds to images to every metric's numbers, shared among processes."""
+"""From seeds to images to every metric's numbers, shared among processes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from registry.recipe.tables import EvalConfig
 from registry.show.journal import Journal
 
 Sample = Callable[[range], Tensor]
-"""Image seeds to images [n, C, H, W]."""
+"""Turns image seeds into images [n, C, H, W]."""
 
 
 def measure(
     metrics: Metrics, sample: Sample, seeds: range, batch: int = 100, done: Callable[[int], None] | None = None
 ) -> dict[str, float]:
-    """All metrics' numbers for the images of these seeds, of which a process has `batch` in memory at a time.
+    """All metrics' numbers for the images of these seeds. Each process holds `batch` images in memory at once.
 
-    The processes take batches in turn, and what they find does not depend on their number. All must call it.
+    All processes must call this. They take batches in turn, and the result does not depend on their number.
     """
 
     def rows(part: range) -> list[Tensor]:
@@ -45,7 +45,7 @@ def seeds(config: EvalConfig, repeat: int) -> range:
 def repeats(
     name: str, sample: Sample, metrics: Metrics, config: EvalConfig, journal: Journal
 ) -> Iterator[tuple[dict[str, float], float]]:
-    """Every repeat's numbers, and the seconds that it took."""
+    """Every repeat's numbers, and how many seconds it took."""
     for repeat in range(config.repeats):
         start = time.monotonic()
         with journal.progress(f"measuring the {name}, {repeat + 1} of {config.repeats}", config.samples) as bar:
@@ -54,7 +54,7 @@ def repeats(
 
 
 def measured(name: str, evaluations: int, sample: Sample, metrics: Metrics, config: EvalConfig, journal: Journal) -> Row:
-    """The row of whatever makes images from seeds."""
+    """The row for `sample`, with one value per repeat."""
     row = Row(name, evaluations)
     for found, _ in repeats(name, sample, metrics, config, journal):
         row.add(found)
@@ -62,7 +62,7 @@ def measured(name: str, evaluations: int, sample: Sample, metrics: Metrics, conf
 
 
 def floor_row(metrics: Metrics, config: EvalConfig) -> Row:
-    """Real images against real images."""
+    """The row for real images compared with real images."""
     row = Row("floor: half of the real images", None)
     for repeat in range(config.repeats):
         for _, metric in metrics:

@@ -19,7 +19,7 @@ Metrics = Sequence[tuple[Choice, Metric]]
 
 @dataclass
 class Row:
-    """One line of the table: every column's values, one per sampling seed."""
+    """One line of the table: every column's values, one per repeat."""
 
     name: str
     evaluations: int | None
@@ -34,7 +34,7 @@ class Row:
         return statistics.fmean(self.values[column])
 
     def text(self, column: str) -> str:
-        """mean ± standard deviation over the sampling seeds."""
+        """mean ± standard deviation over the repeats; a dash without values; a whole number if all values equal it."""
         if column not in self.values:
             return "–"
         values = self.values[column]
@@ -45,7 +45,7 @@ class Row:
 
 
 def label(choice: Choice, metric: Metric, samples: int) -> str:
-    """A metric's name with the number of images: fid50k, or fid5k_proxy where a published number has more (`metric.protocol`)."""
+    """A metric's name with the number of images: fid50k, or fid5k_proxy if published numbers use more (`metric.protocol`)."""
     if metric.protocol is None:
         return choice.name
     count = f"{samples // 1000}k" if samples % 1000 == 0 else str(samples)
@@ -53,7 +53,7 @@ def label(choice: Choice, metric: Metric, samples: int) -> str:
 
 
 def entry(choice: Choice, metric: Metric, found: dict[str, float], samples: int, network: str, seconds: float) -> dict[str, Any]:
-    """A measurement as EDM's lines of metric-*.jsonl have it."""
+    """A measurement in the form of EDM's metric-*.jsonl lines. `seconds` is its duration."""
     return {
         "results": {column: found[column] for column in metric.columns},
         "metric": label(choice, metric, samples),
@@ -66,7 +66,7 @@ def entry(choice: Choice, metric: Metric, found: dict[str, float], samples: int,
 
 
 def headings(metrics: Metrics, samples: int) -> dict[str, str]:
-    """{column: heading}: a number that stands for its metric is called as that is (fid5k_proxy)."""
+    """{column: heading}. A column named like its metric gets the metric's label (fid5k_proxy)."""
     return {
         column: label(choice, metric, samples) if column == choice.name else column
         for choice, metric in metrics

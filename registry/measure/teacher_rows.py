@@ -1,4 +1,4 @@
-"""The teacher's rows of the table. They take long, so they are kept beside its file, with all that they depend on."""
+"""The teacher's rows of the table. Measuring is slow, so they are saved beside its file with everything that they depend on."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from registry.show.journal import Journal
 def teacher_rows(
     teacher: Teacher, noise: Noise, metrics: Metrics, config: EvalConfig, journal: Journal, fresh: bool = False, own: bool = False
 ) -> list[Row]:
-    """The teacher's sampler at each number of steps: kept rows where they were measured the same way, unless `fresh`.
+    """One row for each number of the teacher's sampling steps. Saved rows are used if measured the same way, unless `fresh`.
 
-    New rows are kept beside the teacher's file; for a shipped teacher in the cache, unless it is our `own`, just trained.
+    New rows are saved beside the teacher's file. For a shipped teacher they go to the cache, unless it is our `own` new one.
     """
     beside, target = places(teacher, own)
     kept: dict[str, Any] = {} if fresh else distributed.from_rank0(read_kept(beside) | read_kept(target))
@@ -58,7 +58,7 @@ def teacher_rows(
 
 
 def places(teacher: Teacher, own: bool) -> tuple[Path | None, Path | None]:
-    """Where a teacher's rows are beside its file, and where new ones go."""
+    """Two paths: the teacher's rows beside its file, and where new rows are saved. None without a file."""
     if teacher.path is None:
         return None, None
     beside = teacher.path.with_suffix(".quality.json")
@@ -67,7 +67,7 @@ def places(teacher: Teacher, own: bool) -> tuple[Path | None, Path | None]:
 
 
 def read_kept(path: Path | None) -> dict[str, dict[str, Any]]:
-    """Rows that are kept in a file, by all that they depend on; none if it cannot be read."""
+    """The rows saved in a file, by everything that they depend on; empty if it cannot be read."""
     if path is None:
         return {}
     try:
@@ -78,17 +78,17 @@ def read_kept(path: Path | None) -> dict[str, dict[str, Any]]:
 
 
 def keep(path: Path, rows: dict[str, dict[str, Any]], journal: Journal) -> None:
-    """Add rows to those that a file keeps."""
+    """Add rows to those saved in a file."""
     content = [{"measured": json.loads(key), **value} for key, value in (read_kept(path) | rows).items()]
     try:
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-        journal.log(f"the teacher's rows are kept in {path}")
+        journal.log(f"the teacher's rows are saved in {path}")
     except UserError:
-        journal.log(f"the teacher's rows could not be kept in {path.parent}; they will be measured again")
+        journal.log(f"the teacher's rows could not be saved in {path.parent}; they will be measured again")
 
 
 def depends_on(teacher: Teacher, noise: Noise, metrics: Metrics, config: EvalConfig, steps: int) -> dict[str, Any]:
-    """All that a teacher's row depends on."""
+    """Everything that a teacher's row depends on, as plain values."""
     half_precision = {"fp16": True} if isinstance(teacher.denoiser, EDMPrecond) and teacher.denoiser.use_fp16 else {}
     return half_precision | {
         "weights": teacher.weights or None,

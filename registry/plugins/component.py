@@ -38,9 +38,12 @@ class Component:
         """Call `build`, importing it first if it was given by name."""
         return (named(self.build) if isinstance(self.build, str) else self.build)(*args)
 
-    def misfit(self, D: float) -> str | None:
-        """Why this component with default settings cannot serve dimension D, or None if it can."""
-        return self.config.model_construct().misfit(D)
+    def serves(self, D: float) -> bool:
+        """Whether this component can serve dimension D with its default settings; False if they do not suffice to tell."""
+        try:
+            return self.config.model_construct().misfit(D) is None
+        except Exception:  # a stranger's code, and settings without a default are missing
+            return False
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Guarded loading of plugins, and the table of what they register with its owners.
 
-Every plugin is tried alone before it joins: one that does not import, misspells a hook, gives something else than
-components, is blocked, or has the name of another one is set aside with the reason and breaks nothing.
+Every plugin is tried alone before it joins. One that does not import, misspells a hook, returns anything but components, is
+blocked, or has the name of another plugin is set aside with the reason, and breaks nothing.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class Plugins:
         return sorted({r.component.name for r in self.registered if r.kind == kind})
 
     def owners(self, kind: str, name: str) -> list[Registered]:
-        """Who registers this name: none, one, or (an error when it is used) several."""
+        """Everything that is registered under this kind and name; several are an error only when the name is used."""
         return [r for r in self.registered if r.kind == kind and r.component.name == name]
 
     def find(self, kind: str, name: str) -> Registered:
-        """The one of this kind and name. Raises UserError, naming all owners if there are several."""
+        """What is registered under this kind and name. Raises UserError if nothing or several things are, naming all owners."""
         owners = self.owners(kind, name)
         if len(owners) == 1:
             return owners[0]
@@ -74,7 +74,7 @@ class Plugins:
         )
 
     def item(self, kind: str, name: str, cls: type[I]) -> I | None:
-        """The one of this kind and name, None if nobody registers it. Raises UserError if several do."""
+        """What is registered under this kind and name, None if nothing is. Raises UserError if several things are."""
         if not self.owners(kind, name):
             return None
         found = self.find(kind, name).component
@@ -84,7 +84,7 @@ class Plugins:
     def serving(self, kind: str, D: float) -> list[str]:
         """Components of this kind whose default settings serve dimension D."""
         components = [r.component for r in self.registered if r.kind == kind]
-        return sorted({c.name for c in components if isinstance(c, Component) and c.misfit(D) is None})
+        return sorted({c.name for c in components if isinstance(c, Component) and c.serves(D)})
 
 
 def hook_caller() -> pluggy.PluginManager:

@@ -1,7 +1,7 @@
 """Reading a recipe: TOML and overrides in, a resolved recipe out.
 
-All errors of a recipe are found before anything is built, and told at once, one line each: file, table, key, what was
-found, what is allowed, the nearest right name. Nothing here imports torch.
+All errors in a recipe are reported together, before anything is built, one line each: file, table, key, what was found, what
+is allowed, the closest correct name. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def resolve_evaluation(
     repeats: int = 3,
     batch: int = 100,
 ) -> tuple[EvalConfig, tuple[Choice, ...]]:
-    """What a recipe's [eval] would say, from the options of `distill evaluate`. Raises UserError with all that is wrong."""
+    """[eval] and its metrics, from the options of `distill evaluate` instead of a recipe. Raises UserError."""
     reading = Reading(Path("distill evaluate"), {}, plugins)
     known = {name: plugins.owners("metric", name) for name in metrics}
     reading.override(["eval", "metrics"], list(known), f"--metrics {','.join(known)}")
@@ -149,7 +149,7 @@ def resolve_evaluation(
 
 @dataclass
 class Reading:
-    """A recipe on its way from tables to configuration; collects what is wrong."""
+    """A recipe while it is read: its tables, and what is wrong with them so far. `finish` raises all errors at once."""
 
     path: Path
     tables: Tables
@@ -158,28 +158,33 @@ class Reading:
     origins: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     def swap(self, loss: str) -> None:
-        """--loss NAME: lay [swap.NAME] over the recipe, if it has one, and use that loss."""
+        """Use another loss, and lay the recipe's [swap.NAME] over it, if it has one (`--loss NAME`)."""
         swaps = self.tables.get("swap", {})
-        top = dict(swaps.get(loss, {})) if isinstance(swaps, dict) else {}
-        top["loss"] = {"use": loss} | top.get("loss", {})
+        top = dict(swaps[loss]) if isinstance(swaps, dict) and isinstance(swaps.get(loss), dict) else {}
+        wrong = [name for name, values in top.items() if not isinstance(values, dict)]
+        for name in wrong:
+            self.wrong("swap", (loss, name), f"= {top.pop(name)!r}: must be a table")
+        top["loss"] = top.get("loss", {}) | {"use": loss}
         for table, values in top.items():
-            old, use = self.tables.get(table, {}), values.get("use") if isinstance(values, dict) else None
+            old, use = self.tables.get(table, {}), values.get("use")
             if isinstance(old, dict) and use is not None and use != old.get("use"):
-                # Of the component that leaves, only the keys that the one that comes knows too are kept.
+                # Another component: of the old one's settings keep those that the new one has, too.
                 known = _fields(self.plugins.owners(table, use))
                 self.tables = self.tables | {table: {k: v for k, v in old.items() if k in known}}
         self.tables = lay_over(self.tables, top)
 
     def override(self, keys: list[str], value: Any, origin: str) -> None:
+        """Set one key. Errors about it begin with `origin` instead of the recipe's path."""
         nested: Any = value
         for key in reversed(keys):
             nested = {key: nested}
         self.tables = lay_over(self.tables, nested)
         self.origins[tuple(keys)] = origin
 
-    # Each of the next four gives None after noting what is wrong.
+    # The next four note what is wrong, and then return None.
 
     def table(self, name: str) -> Tables | None:
+        """A copy of a table; empty if the recipe does not have it."""
         found = self.tables.get(name, {})
         if isinstance(found, dict):
             return dict(found)
@@ -187,6 +192,7 @@ class Reading:
         return None
 
     def settings(self, table: str, cls: type[C], values: Tables | None = None) -> C | None:
+        """The settings in a table, validated."""
         values = self.table(table) if values is None else values
         if values is None:
             return None
@@ -198,6 +204,7 @@ class Reading:
             return None
 
     def choice(self, kind: str, table: str | None = None, use: str | None = None, values: Tables | None = None) -> Choice | None:
+        """The component that a table names, with its settings, validated."""
         table = table or kind
         values = self.table(table) if values is None else values
         if values is None:
@@ -250,6 +257,7 @@ class Reading:
         return config, tuple(m for m in metrics if m)
 
     def distill(self) -> Recipe:
+        """The recipe of a distillation. Raises UserError with all that is wrong."""
         teacher, noise, loss = self.choice("teacher"), self.choice("noise"), self.choice("loss")
         data = self.settings("data", DataConfig) if "data" in self.tables else None
         generator = self.settings("generator", GeneratorConfig)
@@ -257,9 +265,12 @@ class Reading:
         evaluation, metrics = self.evaluation()
         self.unknown_tables(("teacher", "noise", "loss", "data", "generator", "train", "log", "eval", "swap"))
         known = self.plugins.names("loss")
-        for name in self.table("swap") or {}:
+        swaps = self.table("swap") or {}
+        for name in swaps:
             if name not in known and not self.plugins.failures:
                 self.wrong("swap", (name,), f"is no loss{near(name, known)}; known: {', '.join(known)}")
+            elif not isinstance(swaps[name], dict):
+                self.wrong("swap", (name,), f"= {swaps[name]!r}: must be a table")
         self.divides(TrainConfig)
         if generator and noise and isinstance(noise.config, NoiseConfig):
             reason = generator.starts_elsewhere(noise.config.sigma_init)
@@ -277,7 +288,7 @@ class Reading:
         return Recipe(self.path, teacher, noise, loss, data, generator, train, log, evaluation, metrics)
 
     def data_as_wanted(self, loss: Choice | None) -> None:
-        """[data] is there if the loss asks for real images, and only then."""
+        """[data] must be there if the loss wants real images, and only then."""
         if loss is None:
             return
         if loss.config.wants_data() and "data" not in self.tables:
@@ -286,6 +297,7 @@ class Reading:
             self.wrong("data", (), f"is not used: loss {loss.name!r} needs no data; remove this table, or choose another loss")
 
     def pretrain(self) -> PretrainRecipe:
+        """The recipe of a teacher's training. Raises UserError with all that is wrong."""
         data, network = self.settings("data", DataConfig), self.settings("network", NetworkConfig)
         noise = self.choice("noise")
         train, log = self.settings("train", PretrainConfig), self.settings("log", LogConfig)
@@ -300,6 +312,7 @@ class Reading:
         return PretrainRecipe(self.path, data, network, noise, train, log, evaluation, metrics)
 
     def features(self) -> FeaturesRecipe:
+        """The recipe of a feature network's training. Raises UserError with all that is wrong."""
         data, classifier = self.settings("data", DataConfig), self.settings("classifier", ClassifierConfig)
         self.unknown_tables(("data", "classifier"))
         self.finish()
@@ -307,6 +320,7 @@ class Reading:
         return FeaturesRecipe(self.path, data, classifier)
 
     def divides(self, cls: type[TrainConfig] | type[PretrainConfig]) -> None:
+        """batch_gpu must divide batch."""
         train = self.table("train") or {}
         batch, part = train.get("batch", cls.model_fields["batch"].default), train.get("batch_gpu")
         if type(batch) is int and type(part) is int and batch > 0 and part > 0 and batch % part:
@@ -316,17 +330,20 @@ class Reading:
             )
 
     def unknown_tables(self, allowed: tuple[str, ...]) -> None:
+        """There must be no other tables."""
         for name in self.tables:
             if name not in allowed:
                 self.wrong(name, (), f"is no table of a recipe{near(name, list(allowed))}; tables: {', '.join(allowed)}")
 
     def wrong(self, table: str, keys: tuple[int | str, ...], text: str) -> None:
+        """Note an error: `text` follows '[table] key'."""
         path = (*table.split("."), *map(str, keys))
         where = next((o for k, o in self.origins.items() if k == path[: len(k)]), str(self.path))
         key = " " + ".".join(map(str, keys)) if keys else ""
         self.errors.append(f"{where}: [{table}]{key} {text}")
 
     def finish(self) -> None:
+        """Raise UserError with all errors, one a line, if there are any."""
         if self.errors:
             raise UserError("\n".join(self.errors))
 

@@ -76,7 +76,7 @@ class Choice:
             if error.setting in self.origins:
                 raise UserError(f"{self.origins[error.setting]}: {error.problem}") from error
             raise
-        except (UserError, KeyboardInterrupt):
+        except UserError:
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,4 +1,4 @@
-"""The tables of a recipe that are the host's own, with their defaults. A component's settings stand beside the component.
+"""The host's own tables of a recipe, with their defaults. The settings of a component are defined beside the component.
 
 Nothing here imports torch.
 """
@@ -56,7 +56,7 @@ class TrainConfig(Config):
 
     batch: int = Field(256, ge=1, description="images per iteration, over all processes")
     batch_gpu: int | None = Field(None, ge=1, description="images at a time on one device; divides batch")
-    duration_kimg: Positive = Field(description="length of the run, in thousands of generated images")
+    duration_kimg: Positive = Field(description="length of the run, in thousands of images: `batch` per iteration")
     student_steps: int = Field(1, ge=1, description="student steps per generator step")
     lr: Positive = Field(1e-5, description="the student's learning rate")
     glr: Positive = Field(1e-5, description="the generator's learning rate")
@@ -103,14 +103,14 @@ class DataConfig(Config):
 class NetworkConfig(Config):
     """[network]: the teacher's architecture, in EDM's terms."""
 
-    arch: Literal["ddpmpp", "ncsnpp", "adm"] = "ddpmpp"
+    arch: Literal["ddpmpp", "ncsnpp", "adm"] = Field("ddpmpp", description="ddpmpp, ncsnpp or adm")
     D: Dimension = Field(description="auxiliary dimension the teacher is made for; inf is a diffusion model")
-    model_channels: int = Field(128, ge=4)
-    channel_mult: Ints = (1, 2, 2, 2)
-    num_blocks: int = Field(4, ge=1)
-    attn_resolutions: Ints = (16,)
-    dropout: float = Field(0.13, ge=0, lt=1)
-    use_fp16: bool = False
+    model_channels: int = Field(128, ge=4, description="channels, before channel_mult")
+    channel_mult: Ints = Field((1, 2, 2, 2), description="factor of the channels at each resolution, from the highest down")
+    num_blocks: int = Field(4, ge=1, description="residual blocks per resolution")
+    attn_resolutions: Ints = Field((16,), description="resolutions with self-attention")
+    dropout: float = Field(0.13, ge=0, lt=1, description="in every residual block")
+    use_fp16: bool = Field(False, description="run in float16 on CUDA")
 
 
 class ClassifierConfig(Config):
@@ -118,13 +118,13 @@ class ClassifierConfig(Config):
 
     width: int = Field(32, ge=1, description="channels of the first convolution; the second has twice as many")
     features: int = Field(64, ge=2, description="dimension of the feature space")
-    epochs: int = Field(40, ge=1)
-    batch: int = Field(64, ge=1)
-    lr: Positive = 2e-3
-    weight_decay: float = Field(1e-2, ge=0)
+    epochs: int = Field(40, ge=1, description="passes over the images")
+    batch: int = Field(64, ge=1, description="images per step")
+    lr: Positive = Field(2e-3, description="highest learning rate (one cycle)")
+    weight_decay: float = Field(1e-2, ge=0, description="AdamW's")
     noise: float = Field(0.1, ge=0, description="standard deviation of the noise added to the images")
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    seed: int = Field(0, ge=0)
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target that is spread over all classes")
+    seed: int = Field(0, ge=0, description="seed of everything random")
 
 
 class LogConfig(Config):
@@ -140,7 +140,7 @@ class LogConfig(Config):
 class EvalConfig(Config):
     """[eval]: how quality is measured, at snapshots and at the end. [eval.NAME] holds a metric's own settings."""
 
-    metrics: Annotated[tuple[str, ...], Field(strict=False)] = Field((), description="metrics, the first one is drawn")
+    metrics: Annotated[tuple[str, ...], Field(strict=False)] = Field((), description="names; the first picks the best snapshot")
     reference: Reference | None = Field(
         None, description="the real images, for every metric that takes them; for fid alone also statistics (.npz, or its URL)"
     )

@@ -91,7 +91,7 @@ def check_target(path: Path) -> None:
     check_folder(path.parent, "save")
 
 
-def parameters(net: nn.Module) -> str:
+def parameter_count(net: nn.Module) -> str:
     """Number of parameters, for people."""
     n = sum(p.numel() for p in net.parameters())
     return f"{n / 1e6:.2f} M" if n >= 1e5 else f"{n:,}"

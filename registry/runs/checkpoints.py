@@ -43,21 +43,26 @@ def save_state(
         )
 
 
-def load_state(path: Path, parts: Mapping[str, Part]) -> tuple[int, dict[str, Any]]:
-    """Restore what `save_state` saved; returns its number of images and its recipe. Raises UserError."""
+def read_state(path: Path, parts: Mapping[str, Part]) -> dict[str, Any]:
+    """What `save_state` saved, if it is of the same parts. Raises UserError."""
     content = load(path, STATE)
     if set(content["parts"]) != set(parts):
-        raise UserError(f"{path}: holds {', '.join(content['parts'])}, wanted are {', '.join(parts)}")
+        raise UserError(f"{path}: holds {', '.join(content['parts'])}, expected {', '.join(parts)}")
+    return content
+
+
+def restore_state(path: Path, content: Mapping[str, Any], parts: Mapping[str, Part]) -> int:
+    """Bring the parts and the random states to where they were; returns the number of images. Raises UserError."""
     for name, part in parts.items():
         try:
             part.load_state_dict(content["parts"][name])
         except (RuntimeError, ValueError, KeyError, AssertionError) as error:
-            reason = str(error).split("\n")[0]
+            reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: its {name} does not fit this recipe's networks ({reason})") from None
     states = content["rng"]
     if len(states) == distributed.world_size():
         restore_random_states(states[distributed.rank()])
-    return int(content["nimg"]), dict(content["recipe"])
+    return int(content["nimg"])
 
 
 def random_states() -> dict[str, Any]:
@@ -67,6 +72,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: Mapping[str, Any]) -> None:
+    """The opposite of `random_states`."""
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"][0])
@@ -124,5 +130,6 @@ def recorded_identity(folder: Path) -> dict[str, Any] | None:
 
 
 def newest_state(folder: Path) -> Path | None:
-    """The newest training state of a run folder."""
-    return max(folder.glob("training-state-*.pt"), default=None, key=lambda p: p.name)
+    """The training state of a run folder with the most images."""
+    states = [p for p in folder.glob("training-state-*.pt") if p.stem.rpartition("-")[2].isdecimal()]
+    return max(states, default=None, key=lambda p: int(p.stem.rpartition("-")[2]))

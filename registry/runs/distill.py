@@ -9,18 +9,17 @@ import torch
 
 from registry.core import distributed
 from registry.core.contracts import Noise, Teacher
-from registry.files.atomic import check_folder
 from registry.measure.measuring import floor_row, measured
 from registry.measure.rows import Metrics, Row
 from registry.measure.teacher_rows import teacher_rows
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
-from registry.recipe.resolved import Recipe, settings_of
-from registry.runs.building import build, build_generator, build_metrics, generator_facts, parameters, real_images
-from registry.runs.checkpoints import Part, find_state
+from registry.recipe.resolved import Recipe
+from registry.runs.building import build, build_generator, build_metrics, generator_facts, parameter_count, real_images
+from registry.runs.checkpoints import Part
 from registry.runs.folder import RunFolder
 from registry.runs.outputs import draw_curves, draw_samples, measure_snapshot, snapshot_name, write_network, write_table
-from registry.runs.training import Saved, open_folder, start_device, train
+from registry.runs.training import Saved, open_folder, prepare, train
 from registry.show.journal import Journal
 from registry.train import loop
 from registry.train.generator import Generator
@@ -55,47 +54,43 @@ def distill(
     plugins = load_plugins()
     if not isinstance(recipe, Recipe):
         recipe = expect(resolve(recipe, plugins, sets, loss, seed, outdir), Recipe)
-    state = find_state(resume, Path(recipe.log.outdir), recipe.path.stem, recipe.tables())
-    with settings_of(recipe.log):
-        check_folder(Path(recipe.log.outdir), "outdir")
-    device, journal = start_device(recipe.train), journal or Journal()
+    device, state = prepare(recipe, resume)
+    journal = journal or Journal()
 
     teacher, noise, loss_ = build(recipe, plugins)
     data = real_images(recipe.data, device, teacher) if recipe.data else None
     metrics = build_metrics(recipe.metrics, teacher)
     torch.manual_seed(recipe.train.seed * 1000 + distributed.rank())  # for dropout; the draws have streams of their own
     teacher.denoiser.to(device)
-    G = build_generator(recipe, teacher, noise)
-    run = loop.Distillation(teacher, noise, loss_, recipe.train, device, G, data)
+    generator = build_generator(recipe, teacher, noise)
+    run = loop.Distillation(teacher, noise, loss_, recipe.train, device, generator, data)
     parts: dict[str, Part] = {"student": run.student, "generator": run.generator, "ema": run.average}
-    saved = Saved(parts, recipe.tables(), generator_facts(recipe, teacher, noise, G))
+    saved = Saved(parts, recipe.tables(), generator_facts(recipe, teacher, noise, generator))
 
-    folder = open_folder(recipe, run, saved, state, journal)
-    if resume and state is None:
-        journal.log(f"nothing to resume in {recipe.log.outdir}; starting anew")
-    journal.log(f"{introduction(recipe, teacher, noise, G)} on {device}{processes()}")
+    folder = open_folder(recipe, run, saved, resume, state, journal)
+    journal.log(f"{introduction(recipe, teacher, noise, generator)} on {device}{processes()}")
     shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
 
     def snapshot() -> None:
-        draw = f"fakes_{run.nimg // 1000:06d}.png"
         with run.average.averaged() as net:
-            draw_samples(folder, draw, G.sample(shown), recipe.log.grid, teacher.images)
+            draw_samples(folder, f"fakes_{run.nimg // 1000:06d}.png", generator.sample(shown), recipe.log.grid, teacher.images)
             file = write_network(folder, snapshot_name(run.nimg, saved.tables), "generator", net, saved.facts, run.nimg)
-            measure_snapshot(folder, metrics, G.sample, recipe.eval, file, run.nimg)
+            measure_snapshot(folder, metrics, generator.sample, recipe.eval, file, run.nimg)
         draw_curves(folder, ("student", "generator"), metrics)
 
     if run.nimg == 0:
-        draw_samples(folder, "fakes_init.png", G.sample(shown), recipe.log.grid, teacher.images)
+        draw_samples(folder, "fakes_init.png", generator.sample(shown), recipe.log.grid, teacher.images)
     learners = {"student": run.student, "generator": run.generator}
-    train(lambda after: loop.distill(run, after), run, recipe, folder, learners, saved, snapshot)
-    rows = final_table(recipe, run, teacher, noise, metrics, folder, fresh_teacher)
+    train(loop.iterations(run), run, recipe, folder, learners, saved, snapshot)
+    rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher)
     journal.log(f"the run is in {folder.path}")
-    return Result(G, rows, folder.path)
+    return Result(generator, rows, folder.path)
 
 
 def final_table(
     recipe: Recipe,
     run: loop.Distillation,
+    generator: Generator,
     teacher: Teacher,
     noise: Noise,
     metrics: Metrics,
@@ -104,22 +99,22 @@ def final_table(
 ) -> list[Row]:
     """Generator, teacher, floor; the generator is left with its averaged weights."""
     with run.average.averaged() as net:
-        rows = [measured("generator", run.G.steps, run.G.sample, metrics, recipe.eval, folder.journal)] if metrics else []
+        rows = [measured("generator", generator.steps, generator.sample, metrics, recipe.eval, folder.journal)] if metrics else []
         weights = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
     if metrics:
         rows += teacher_rows(teacher, noise, metrics, recipe.eval, folder.journal, fresh_teacher)
         rows.append(floor_row(metrics, recipe.eval))
         write_table(folder, rows, metrics, recipe.eval, run.nimg)
-    run.G.net.load_state_dict(weights)
+    generator.net.load_state_dict(weights)
     return rows
 
 
-def introduction(recipe: Recipe, teacher: Teacher, noise: Noise, G: Generator) -> str:
+def introduction(recipe: Recipe, teacher: Teacher, noise: Noise, generator: Generator) -> str:
     """What is distilled, and how, in a line."""
-    steps = f", {G.steps} steps at sigma = {', '.join(f'{s:.4g}' for s in G.sigmas)}" if G.steps > 1 else ""
+    steps = f", {generator.steps} steps at sigma = {', '.join(f'{s:.4g}' for s in generator.sigmas)}" if generator.steps > 1 else ""
     return (
         f"distilling {Path(teacher.origin).name} (D = {noise.D:g}, {'×'.join(map(str, teacher.image_shape))}, "
-        f"{parameters(G.net)} parameters) with loss {recipe.loss.name!r} and noise {recipe.noise.name!r}{steps}"
+        f"{parameter_count(generator.net)} parameters) with loss {recipe.loss.name!r} and noise {recipe.noise.name!r}{steps}"
     )
 
 

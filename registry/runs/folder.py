@@ -50,6 +50,7 @@ class RunFolder:
         return cls(distributed.from_rank0(path), journal)
 
     def write(self, name: str, content: bytes) -> None:
+        """A file in the folder, whole or not at all."""
         if self.writes:
             write_atomically(self.path / name, content)
 

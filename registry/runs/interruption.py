@@ -10,7 +10,7 @@ import torch
 
 from registry.core import distributed
 
-EVERY = 8
+POLL_ITERATIONS = 8
 """Several processes compare notes only every so many iterations, because it makes them wait for each other."""
 
 
@@ -38,7 +38,7 @@ class Interruption:
         """Whether any process got a signal; all processes must ask after the same iteration."""
         if distributed.world_size() == 1:
             return bool(self.signal)
-        return iterations % EVERY == 0 and distributed.any_(bool(self.signal), self.device)
+        return iterations % POLL_ITERATIONS == 0 and distributed.any_(bool(self.signal), self.device)
 
     @property
     def code(self) -> int:

@@ -14,17 +14,15 @@ from registry.core.contracts import Domain, Noise, Teacher
 from registry.core.errors import UserError
 from registry.core.version import versions
 from registry.edm.architectures import build_network
-from registry.files.atomic import check_folder
 from registry.files.formats import save_network, weights_hash
 from registry.measure.measuring import floor_row
 from registry.measure.teacher_rows import teacher_rows
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
-from registry.recipe.resolved import TABLE_NAMES, PretrainRecipe, settings_of, training_tables
-from registry.runs.building import build_metrics, check_target, parameters, real_images
-from registry.runs.checkpoints import find_state
+from registry.recipe.resolved import TABLE_NAMES, PretrainRecipe, training_tables
+from registry.runs.building import build_metrics, check_target, parameter_count, real_images
 from registry.runs.outputs import draw_curves, draw_samples, snapshot_name, write_network, write_table
-from registry.runs.training import Saved, open_folder, start_device, train
+from registry.runs.training import Saved, open_folder, prepare, train
 from registry.sample.heun import heun_samples
 from registry.show.journal import Journal
 from registry.train import pretraining
@@ -48,12 +46,10 @@ def pretrain(
     """
     if not isinstance(recipe, PretrainRecipe):
         recipe = expect(resolve(recipe, load_plugins(), sets, None, seed, outdir), PretrainRecipe)
-    state = find_state(resume, Path(recipe.log.outdir), recipe.path.stem, recipe.tables())
-    with settings_of(recipe.log):
-        check_folder(Path(recipe.log.outdir), "outdir")
     if save:
         check_target(Path(save))
-    device, journal = start_device(recipe.train), journal or Journal()
+    device, state = prepare(recipe, resume)
+    journal = journal or Journal()
 
     data = real_images(recipe.data, device)
     net, domain = new_network(recipe, data)
@@ -64,9 +60,10 @@ def pretrain(
     facts = {"D": noise.D, "sigma_data": domain.sigma_data, "data": recipe.data.source, "recipe": training_tables(recipe)}
     saved = Saved({"denoiser": run.denoiser, "ema": run.average}, recipe.tables(), facts)
 
-    folder = open_folder(recipe, run, saved, state, journal)
+    folder = open_folder(recipe, run, saved, resume, state, journal)
     journal.log(
-        f"training a {recipe.network.arch} of {parameters(net)} parameters on {domain.origin} ({len(data)} images), D = {noise.D:g}"
+        f"training a {recipe.network.arch} of {parameter_count(net)} parameters "
+        f"on {domain.origin} ({len(data)} images), D = {noise.D:g}"
     )
 
     def snapshot() -> None:
@@ -76,7 +73,7 @@ def pretrain(
             write_network(folder, snapshot_name(run.nimg, saved.tables), "denoiser", averaged, facts, run.nimg)
         draw_curves(folder, ("denoiser",), metrics)
 
-    train(lambda after: pretraining.pretrain(run, after), run, recipe, folder, {"denoiser": run.denoiser}, saved, snapshot)
+    train(pretraining.iterations(run), run, recipe, folder, {"denoiser": run.denoiser}, saved, snapshot)
 
     target = Path(save) if save else folder.path / "teacher.pt"
     with run.average.averaged() as averaged, sampling(averaged):

@@ -28,10 +28,10 @@ class Schedule:
     def due(self, nimg: int) -> Due:
         """What is due now that `nimg` images have been seen."""
         end = nimg >= self.total
-        tick, snapshot, state = (end or self.passed(nimg, n) for n in (1, self.log.snapshot_ticks, self.log.state_ticks))
+        tick, snapshot, state = (end or self.crossed(nimg, n) for n in (1, self.log.snapshot_ticks, self.log.state_ticks))
         return Due(tick, snapshot, state, end)
 
-    def passed(self, nimg: int, ticks: int) -> bool:
+    def crossed(self, nimg: int, ticks: int) -> bool:
         """Whether the last batch went over a multiple of that many ticks."""
         step = self.log.tick_kimg * 1000 * ticks
         return int(nimg / step) > int((nimg - self.batch) / step)

@@ -16,7 +16,7 @@ from registry.train.step import Learner
 
 
 class Ticks:
-    """Speed, losses, guards and memory since the last tick."""
+    """Speed, losses and guards since the last tick, and the peak memory of the run."""
 
     def __init__(self, folder: RunFolder, learners: Mapping[str, Learner], tick_kimg: float, device: torch.device) -> None:
         self.folder, self.learners, self.tick_kimg, self.device = folder, learners, tick_kimg, device

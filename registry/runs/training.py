@@ -7,7 +7,7 @@ run saves a state and stops.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,9 +16,10 @@ import torch
 
 from registry.core import distributed
 from registry.core.errors import Interrupted, SettingError
+from registry.files.atomic import check_folder
 from registry.recipe.resolved import PretrainRecipe, Recipe, settings_of
 from registry.recipe.tables import PretrainConfig, TrainConfig
-from registry.runs.checkpoints import Part, check_same_run, differences, load_state, save_state
+from registry.runs.checkpoints import Part, check_same_run, differences, find_state, read_state, restore_state, save_state
 from registry.runs.folder import RunFolder
 from registry.runs.interruption import Interruption
 from registry.runs.schedule import Schedule
@@ -55,57 +56,12 @@ class Saved:
         return path
 
 
-def open_folder(recipe: Recipe | PretrainRecipe, run: Training, saved: Saved, state: Path | None, journal: Journal) -> RunFolder:
-    """A new run folder, or the folder of the state to resume from, with the run restored from it. Raises UserError."""
-    if state is None:
-        with settings_of(recipe.log):
-            folder = RunFolder.new(Path(recipe.log.outdir), recipe.path.stem, journal)
-    else:
-        run.nimg, old = load_state(state, saved.parts)
-        check_same_run(state, old, saved.tables)
-        folder = RunFolder(state.parent, journal)
-        folder.forget_after(run.nimg / 1000)
-        journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {state}")
-        for difference in differences(old, saved.tables):
-            journal.log(f"changed since that state was written: {difference}")
-    folder.write_recipe(saved.tables)
-    return folder
-
-
-def train(
-    loop: Callable[[Callable[[], None]], None],
-    run: Training,
-    recipe: Recipe | PretrainRecipe,
-    folder: RunFolder,
-    learners: Mapping[str, Learner],
-    saved: Saved,
-    snapshot: Callable[[], None],
-) -> None:
-    """Run the loop, and do what is due after every iteration. Raises Interrupted after a signal."""
-    batch = recipe.train.batch
-    schedule = Schedule(recipe.log, batch, run.total)
-    ticks = Ticks(folder, learners, recipe.log.tick_kimg, run.device)
-    ticks.begin(run.nimg)
-    length = math.ceil(run.total / 1000 * 10) / 10
-
-    with Interruption(run.device) as interruption, folder.journal.progress(recipe.path.stem, length) as bar:
-
-        def after_iteration() -> None:
-            due = schedule.due(run.nimg)
-            bar.at(round(run.nimg / 1000, 1), f"kimg  {ticks.speed(run.nimg):.0f} img/s  {ticks.note}")
-            if due.tick:
-                ticks.record(run.nimg, run.total)
-            if due.snapshot:
-                snapshot()
-            if due.state:
-                saved.save(folder, run.nimg)
-            if due.tick:
-                ticks.begin(run.nimg)
-            if not due.end and interruption.requested(run.nimg // batch):
-                path = saved.save(folder, run.nimg)
-                raise Interrupted(f"interrupted at {run.nimg / 1000:.3f} kimg; the state is kept", interruption.code, str(path))
-
-        loop(after_iteration)
+def prepare(recipe: Recipe | PretrainRecipe, resume: str | None) -> tuple[torch.device, Path | None]:
+    """The device, and the state to resume from, if any. Writes nothing. Raises SettingError."""
+    state = find_state(resume, Path(recipe.log.outdir), recipe.path.stem, recipe.tables())
+    with settings_of(recipe.log):
+        check_folder(Path(recipe.log.outdir), "outdir")
+    return start_device(recipe.train), state
 
 
 def start_device(train: TrainConfig | PretrainConfig) -> torch.device:
@@ -119,3 +75,57 @@ def start_device(train: TrainConfig | PretrainConfig) -> torch.device:
         if train.batch_gpu and share % min(train.batch_gpu, share):
             raise SettingError("batch_gpu", f"must divide batch/{world} = {share}", train.batch_gpu)
     return device
+
+
+def open_folder(
+    recipe: Recipe | PretrainRecipe, run: Training, saved: Saved, resume: str | None, state: Path | None, journal: Journal
+) -> RunFolder:
+    """A new run folder, or the folder of the state to resume from, with the run restored from it. Raises UserError."""
+    if state is None:
+        with settings_of(recipe.log):
+            folder = RunFolder.new(Path(recipe.log.outdir), recipe.path.stem, journal)
+        if resume:
+            journal.log(f"nothing to resume in {recipe.log.outdir}; starting anew")
+    else:
+        content = read_state(state, saved.parts)
+        check_same_run(state, content["recipe"], saved.tables)
+        run.nimg = restore_state(state, content, saved.parts)
+        folder = RunFolder(state.parent, journal)
+        folder.forget_after(run.nimg / 1000)
+        journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {state}")
+        for difference in differences(content["recipe"], saved.tables):
+            journal.log(f"changed since that state was written: {difference}")
+    folder.write_recipe(saved.tables)
+    return folder
+
+
+def train(
+    iterations: Iterator[None],
+    run: Training,
+    recipe: Recipe | PretrainRecipe,
+    folder: RunFolder,
+    learners: Mapping[str, Learner],
+    saved: Saved,
+    snapshot: Callable[[], None],
+) -> None:
+    """Go through the iterations, and do what is due after each. Raises Interrupted after a signal."""
+    batch = recipe.train.batch
+    schedule = Schedule(recipe.log, batch, run.total)
+    ticks = Ticks(folder, learners, recipe.log.tick_kimg, run.device)
+    ticks.begin(run.nimg)
+    length = math.ceil(run.total / 1000 * 10) / 10
+    with Interruption(run.device) as interruption, folder.journal.progress(recipe.path.stem, length) as bar:
+        for _ in iterations:
+            due = schedule.due(run.nimg)
+            bar.at(round(run.nimg / 1000, 1), f"kimg  {ticks.speed(run.nimg):.0f} img/s  {ticks.note}")
+            if due.tick:
+                ticks.record(run.nimg, run.total)
+            if due.snapshot:
+                snapshot()
+            if due.state:
+                saved.save(folder, run.nimg)
+            if due.tick:
+                ticks.begin(run.nimg)
+            if not due.end and interruption.requested(run.nimg // batch):
+                path = saved.save(folder, run.nimg)
+                raise Interrupted(f"interrupted at {run.nimg / 1000:.3f} kimg; the state is kept", interruption.code, str(path))

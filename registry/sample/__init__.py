@@ -1,7 +1,7 @@
-"""Seeds to images.
+"""Makes images from seeds.
 
 heun      EDM's deterministic sampler, for teachers of every D
-origin    what a network was trained with, by its file: kind, D, noise, noise levels
-sampler   a sampler for whatever a file holds
-generate  images for many seeds, shared among processes, resumable: PNG files, one .npz, a grid
+origin    what a network was trained with, from its file: kind, D, noise, noise levels
+sampler   a sampler for any network file
+generate  images for many seeds as PNG files, one .npz or a grid; shared among processes, resumable
 """

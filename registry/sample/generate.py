@@ -1,4 +1,4 @@
-"""Images for many seeds, shared among processes, resumable, as PNG files, one .npz, or a grid."""
+"""Makes images for many seeds as PNG files, one .npz or a grid. Shared among processes, resumable."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from registry.show.pictures import save_image, save_samples, to_uint8
 Format = Literal["png", "npz", "grid"]
 NOTE, PARTS = "generate.json", ".parts"
 DAMAGE = (OSError, ValueError, KeyError, EOFError, AssertionError, zipfile.BadZipFile, zlib.error)
-"""What a damaged .npz raises."""
+"""The exceptions that a damaged .npz can raise."""
 
 
 def parse_seeds(text: str, limit: int = 10_000_000) -> list[int]:
-    """'0-9,20,30-39' -> the seeds, in that order, each once. Raises UserError."""
+    """Turn '0-9,20,30-39' into seeds, in that order, without repeats. Raises UserError."""
     seeds: dict[int, None] = {}
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
@@ -45,9 +45,9 @@ def parse_seeds(text: str, limit: int = 10_000_000) -> list[int]:
         if last < first:
             raise SettingError("seeds", f"{first}-{last} is empty; write the lower number first", text)
         if last >= 2**32:
-            raise SettingError("seeds", f"a seed is below 2^32 = {2**32}", text)
+            raise SettingError("seeds", f"a seed must be below 2^32 = {2**32}", text)
         if last - first + len(seeds) >= limit:
-            raise SettingError("seeds", f"more than {limit:,} images; make them in several folders", text)
+            raise SettingError("seeds", f"more than {limit:,} images; split them among several folders", text)
         seeds |= dict.fromkeys(range(first, last + 1))
     return list(seeds)
 
@@ -61,18 +61,20 @@ def generate(
     batch: int = 64,
     journal: Journal | None = None,
 ) -> None:
-    """Write one image per seed under `outdir`; existing images of the same network and settings are kept.
+    """Write one image per seed to `outdir`. Existing images from the same network and settings are kept.
 
     png: {seed:06d}.png, in folders of a thousand if there are more; npz: samples.npz with `arr_0` (uint8, [n, H, W, C], as ADM's
-    evaluator reads it), `seeds`, and `labels` (class numbers) if the network has classes; grid: grid.png, of the first 1,024.
-    Under torchrun the processes take batches in turn. Raises UserError.
+    evaluator reads it), `seeds`, and `labels` (class numbers) if the network has classes; grid: grid.png of the first 1,024.
+    Under torchrun, the processes take batches in turn. Raises UserError.
     """
     journal = journal or Journal()
     sampler.one_hot(class_, 1)
     planar = sampler.domain.image_shape == (2, 1, 1)
     if sampler.domain.image_shape[0] not in (1, 3) and ("png" in formats or ("grid" in formats and not planar)):
         shape = "×".join(map(str, sampler.domain.image_shape))
-        raise SettingError("formats", f"images of {shape} are no pictures; use npz{' or grid' if planar else ''}", "png")
+        raise SettingError(
+            "formats", f"images of shape {shape} cannot be shown as pictures; use npz{' or grid' if planar else ''}", "png"
+        )
     check_folder(outdir, "outdir")
     if set(formats) == {"grid"} and not planar:
         seeds = seeds[:1024]
@@ -82,7 +84,7 @@ def generate(
         prepare(outdir, settings, seeds, "png" in formats, gathering) if distributed.rank() == 0 else None
     )
     if len(missing) < len(seeds):
-        journal.log(f"{len(seeds) - len(missing)} of {len(seeds)} images exist already")
+        journal.log(f"{len(seeds) - len(missing)} of {len(seeds)} images already exist")
     sample_missing(sampler, missing, outdir, formats, class_, batch, len(seeds) > 1000, journal)
     distributed.from_rank0(None)
     if gathering and distributed.rank() == 0:
@@ -100,7 +102,7 @@ def sample_missing(
     many: bool,
     journal: Journal,
 ) -> None:
-    """Make the missing images batch by batch, in turn with the other processes, and write each batch as it comes."""
+    """Make the missing images in batches, taking turns with the other processes, and write each batch when it is done."""
     batches = [missing[i : i + batch] for i in range(0, len(missing), batch)]
     start = said = time.monotonic()
     with journal.progress("generating", len(missing)) as bar:
@@ -121,7 +123,7 @@ def sample_missing(
 
 
 def prepare(outdir: Path, settings: dict[str, Any], seeds: Sequence[int], pngs: bool, gathering: bool) -> list[int]:
-    """Claim the folder, and tell which seeds are still to be made; one process looks for all. Raises UserError."""
+    """Claim the folder and list the seeds that are still missing. One process does this for all. Raises UserError."""
     claim(outdir, settings)
     if gathering and not (outdir / PARTS).exists() and (outdir / "samples.npz").is_file():
         with suppress(*DAMAGE), np.load(outdir / "samples.npz", allow_pickle=False) as found:
@@ -131,7 +133,7 @@ def prepare(outdir: Path, settings: dict[str, Any], seeds: Sequence[int], pngs: 
 
 
 def gather(outdir: Path, seeds: Sequence[int], formats: Sequence[Format], planar: bool) -> None:
-    """samples.npz and the grid, from the parts."""
+    """Write samples.npz and the grid from the parts. Raises UserError."""
     content = read_parts(outdir / PARTS, seeds)
     if "npz" in formats:
         buffer = io.BytesIO()
@@ -144,51 +146,51 @@ def gather(outdir: Path, seeds: Sequence[int], formats: Sequence[Format], planar
 
 
 def claim(outdir: Path, settings: dict[str, Any]) -> None:
-    """Note what the folder's images are of. Raises UserError if it has those of another network or other settings."""
+    """Record what the folder's images were made with. Raises UserError if it holds images made otherwise."""
     note = outdir / NOTE
     wanted = json.loads(json.dumps(settings))
     if note.is_file():
         try:
             found = json.loads(note.read_text())
         except ValueError:
-            raise SettingError("outdir", f"{note} is damaged; name another folder, or remove this one", str(outdir)) from None
+            raise SettingError("outdir", f"{note} is damaged; give another folder, or remove this one", str(outdir)) from None
         other = [k for k in sorted({*found, *wanted} - {"network"}) if found.get(k) != wanted.get(k)]
         if other:
-            told = "; ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} now" for k in other)
-            raise SettingError("outdir", f"has images made with other settings ({told}); name another folder", str(outdir))
+            changes = "; ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} now" for k in other)
+            raise SettingError("outdir", f"has images made with other settings ({changes}); give another folder", str(outdir))
     write_atomically(note, (json.dumps(wanted, indent=1) + "\n").encode())
 
 
 def png(outdir: Path, seed: int, many: bool) -> Path:
-    """Where the image of a seed goes: one of `many` into a folder of a thousand (EDM), and each to where it already lies."""
+    """The path of a seed's image: where it already is; otherwise in a folder of a thousand if there are `many` (as in EDM)."""
     flat, deep = outdir / f"{seed:06d}.png", outdir / f"{seed - seed % 1000:06d}" / f"{seed:06d}.png"
     return deep if deep.exists() or (many and not flat.exists()) else flat
 
 
 def is_there(path: Path) -> bool:
-    """Whether an image was written there, and not only begun."""
+    """Whether a whole image is there. A power failure can leave an empty file."""
     return path.is_file() and path.stat().st_size > 0
 
 
 def as_pixels(images: Tensor) -> np.ndarray:
-    """Images [n, C, H, W] in [−1, 1] as uint8 [n, H, W, C]; points in the plane as they are."""
+    """Images [n, C, H, W] in [−1, 1] as uint8 [n, H, W, C]; points in the plane keep their values."""
     array = images if images.shape[1:] == (2, 1, 1) else to_uint8(images)
     return array.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def from_pixels(pixels: np.ndarray) -> Tensor:
-    """The inverse of `as_pixels`: images that are drawn with exactly these pixels."""
+    """The inverse of `as_pixels`: images that give exactly these pixels."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     return (images - 127.5) / 127.5 if images.dtype == torch.uint8 else images
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
-    """One image [H, W, C]."""
+    """Write one image [H, W, C]."""
     save_image(path, Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), durable=False)
 
 
 def write_part(folder: Path, seeds: Sequence[int], pixels: np.ndarray, labels: np.ndarray | None) -> None:
-    """A batch on its way into samples.npz or the grid."""
+    """Write a batch for samples.npz or the grid."""
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {"seeds": np.array(seeds), "arr_0": pixels} | ({} if labels is None else {"labels": labels})
     np.savez(buffer, **arrays)
@@ -202,7 +204,7 @@ def parts_in(folder: Path) -> list[tuple[Path, list[int]]]:
     for path in sorted(folder.glob("*.npz")):
         try:
             with np.load(path, allow_pickle=False) as part:
-                assert len(part["arr_0"]) == len(part["seeds"])  # read them now: a part may be cut off anywhere
+                assert len(part["arr_0"]) == len(part["seeds"])  # read both now: a part may be cut off anywhere
                 found.append((path, part["seeds"].tolist()))
         except DAMAGE:
             path.unlink(missing_ok=True)
@@ -223,6 +225,6 @@ def read_parts(folder: Path, seeds: Sequence[int]) -> dict[str, np.ndarray]:
         missing -= set(of)
     if missing:
         raise UserError(
-            f"{folder}: {len(missing)} images are missing, e.g. of seed {min(missing)}; do all processes see this folder?"
+            f"{folder}: {len(missing)} images are missing, e.g. for seed {min(missing)}; do all processes see this folder?"
         )
     return content

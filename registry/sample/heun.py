@@ -40,9 +40,9 @@ def heun_images(
     denoiser: Denoiser, noise: Noise, image_shape: Sequence[int], label_dim: int, steps: int, rng: Streams,
     labels: Tensor | None = None, z: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """One Heun sample per stream, from the prior at sigma_max (or from z): [B, C, H, W] in float32, and the labels.
+    """One Heun sample per stream, from the prior at sigma_max or from z: [B, C, H, W] in float32, and the labels.
 
-    2·steps − 1 evaluations. Labels are drawn where none are given.
+    Takes 2·steps − 1 evaluations. Labels are drawn if none are given.
     """
     z = noise.prior(image_shape, noise.sigma_max, rng) if z is None else z
     labels = rng.one_hot(label_dim) if labels is None else labels

@@ -1,4 +1,4 @@
-"""What a network was trained with, by its file: kind, D, kernel, noise levels. What a foreign file does not tell is an argument."""
+"""What a network was trained with, from its file: kind, D, kernel, noise levels. For foreign files, arguments fill the gaps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from registry.recipe.resolved import Choice
 
 
 def kind_of(network: str, facts: NetworkFacts, sampler: str) -> str:
-    """'denoiser' or 'generator': what the file says, else what was asked for, else what its layout suggests. Raises UserError."""
+    """'denoiser' or 'generator': from the file, otherwise from `sampler`, otherwise from the file's layout. Raises UserError."""
     asked = {"heun": "denoiser", "generator": "generator"}.get(sampler)
     if facts.kind and asked and facts.kind != asked:
         raise SettingError("sampler", f"{network} is a {facts.kind}; leave this out", sampler)
@@ -29,19 +29,19 @@ def kind_of(network: str, facts: NetworkFacts, sampler: str) -> str:
 
 
 def dimension_of(network: str, facts: NetworkFacts, D: float | None) -> float:
-    """D of the file; for one that does not tell, the argument. Raises UserError where they disagree."""
+    """D from the file, or the argument if the file does not state it. Raises UserError if they disagree."""
     if D is not None and not D > 0:
         raise SettingError("D", "must be a positive number, or inf", D)
     known = published(network)
-    told = known.D if known else facts.dimension()
+    stated = known.D if known else facts.dimension()
     certain = known is not None or facts.kind is not None or facts.D_is_certain
-    if D is not None and certain and told != D:
-        raise SettingError("D", f"{network} was trained with D = {told:g}; leave this out", D)
-    return told if D is None or certain else D
+    if D is not None and certain and stated != D:
+        raise SettingError("D", f"{network} was trained with D = {stated:g}; leave this out", D)
+    return stated if D is None or certain else D
 
 
 def noise_of(network: str, facts: NetworkFacts, domain: Domain, sigma_init: float | None, plugins: Plugins) -> Noise:
-    """The noise that the network was trained with, as its file tells; else the first registered one that serves its D."""
+    """The noise that the network was trained with, from its file, or the first registered one for its D. Raises UserError."""
     values: dict[str, Any] = {} if facts.sigma_init is None else {"sigma_init": facts.sigma_init}
     values |= facts.table("noise")
     if sigma_init is not None and values.setdefault("sigma_init", sigma_init) != sigma_init:
@@ -56,17 +56,17 @@ def noise_of(network: str, facts: NetworkFacts, domain: Domain, sigma_init: floa
 
 
 def serving_most_alike(plugins: Plugins, D: float) -> list[str]:
-    """Noises that serve D, those that serve no other D first: at D = inf the Gaussian."""
+    """The noises that serve D, starting with those that serve only this D: at D = inf, the Gaussian."""
     other = 1.0 if math.isinf(D) else math.inf
     return sorted(plugins.serving("noise", D), key=lambda name: name in plugins.serving("noise", other))
 
 
 def choice_of(kind: str, table: Mapping[str, Any], network: str, plugins: Plugins) -> Choice:
-    """The component that a table of the recipe in a file names, with its settings. Raises UserError."""
+    """The component and settings given by a table of the recipe in a file. Raises UserError."""
     settings = dict(table)
     use = settings.pop("use", None)
     if not isinstance(use, str):
-        raise UserError(f"{network}: does not tell what {kind} it was trained with, so its network cannot be built")
+        raise UserError(f"{network}: does not say which {kind} it was trained with, so its network cannot be built")
     try:
         found = plugins.find(kind, use)
         assert isinstance(found.component, Component)
@@ -79,13 +79,13 @@ def choice_of(kind: str, table: Mapping[str, Any], network: str, plugins: Plugin
 
 
 def copy_of_teacher(network: str, facts: NetworkFacts, plugins: Plugins) -> nn.Module:
-    """A network of a class that no plugin registers: a copy of the teacher that the recipe in the file names. Raises UserError."""
+    """For a network class that no plugin registers: a copy of the teacher given by the recipe in the file. Raises UserError."""
     teacher: Teacher = choice_of("teacher", facts.table("teacher"), network, plugins).make()
     return teacher.copy()
 
 
 def levels_of(facts: NetworkFacts, noise: Noise) -> tuple[float, ...]:
-    """The generator's noise levels, by its file: one at sigma_init where it tells nothing."""
+    """The generator's noise levels, from its file, or the single level sigma_init if the file says nothing."""
     if facts.sigmas is not None:
         return tuple(map(float, facts.sigmas))
     table = facts.table("generator")
@@ -94,7 +94,7 @@ def levels_of(facts: NetworkFacts, noise: Noise) -> tuple[float, ...]:
 
 
 def domain_of(network: str, net: nn.Module, facts: NetworkFacts, D: float | None) -> Domain:
-    """D, shape and classes of the images, as the file or the network tells. Raises UserError."""
+    """D, shape and classes of the images, from the file or the network. Raises UserError."""
     shape, label_dim = facts.image_shape, facts.label_dim
     if isinstance(net, EDMPrecond):
         shape, label_dim = (net.img_channels, net.img_resolution, net.img_resolution), net.label_dim
@@ -102,5 +102,5 @@ def domain_of(network: str, net: nn.Module, facts: NetworkFacts, D: float | None
         c, h, w = net.init_kwargs["image_shape"]
         shape = int(c), int(h), int(w)
     if shape is None:
-        raise UserError(f"{network}: does not tell the shape of its images")
+        raise UserError(f"{network}: does not say what shape its images have")
     return Domain(D=dimension_of(network, facts, D), image_shape=shape, label_dim=label_dim or 0, origin=network)

@@ -1,4 +1,4 @@
-"""A sampler for whatever network a file holds: seeds to images."""
+"""A sampler for the network in a file: turns seeds into images."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from registry.train.generator import Generator
 
 Rng = Literal["distill", "pfgmpp"]
 Draw = Callable[[Streams, Tensor | None], tuple[Tensor, Tensor | None]]
-"""Streams, and labels [B, label_dim] or None, to images [B, C, H, W] and the labels that they have."""
+"""Turns streams and labels [B, label_dim] or None into images [B, C, H, W] and their labels."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Seeds to images, for generators and teachers alike. An image depends on its seed only."""
+    """Turns seeds into images, for generators and teachers alike. An image depends only on its seed (and label)."""
 
     draw: Draw
     evaluations: int
-    """Of the network, for one image."""
+    """Number of network evaluations per image."""
     domain: Domain
     device: torch.device
     settings: dict[str, Any] = field(default_factory=dict)
-    """What is sampled, and how: plain values. Two samplers with equal settings give equal images."""
+    """What is sampled and how, as plain values. Two samplers with equal settings give equal images."""
 
     def __call__(self, seeds: Sequence[int], labels: Tensor | None = None) -> Tensor:
-        """Images [n, C, H, W] in about [−1, 1], one per seed; labels [n, label_dim] are drawn where none are given."""
+        """Images [n, C, H, W] in about [−1, 1], one per seed. Labels [n, label_dim] are drawn if none are given."""
         return self.labelled(seeds, labels)[0]
 
     @torch.no_grad()
     def labelled(self, seeds: Sequence[int], labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Images as above, and the labels that they have (None if the network has no classes)."""
+        """Images as above, and their labels (None if the network has no classes)."""
         return self.draw(Streams(seeds, self.device), None if labels is None else labels.to(self.device))
 
     def one_hot(self, class_: int | None, n: int) -> Tensor | None:
-        """Labels [n, label_dim] of one class, None for None. Raises UserError if there is no such class."""
+        """Labels [n, label_dim] for one class, or None for None. Raises UserError if there is no such class."""
         if class_ is None:
             return None
         classes = self.domain.label_dim
@@ -72,11 +72,11 @@ def open_sampler(
     rng: Rng = "distill",
     device: str = "auto",
 ) -> Sampler:
-    """A sampler for the network in a file: what the file tells (kind, D, noise levels) needs no argument.
+    """A sampler for the network in a file. What the file states (kind, D, noise levels) needs no argument.
 
-    A teacher is sampled with Heun's method, `steps` of them or `nfe` = 2·steps − 1 evaluations; a generator with the noise
-    levels that it was trained with. `sampler`, `sigma_init` (2.5, as in SiD) and `D` are for foreign files, which do not tell.
-    Raises UserError where an argument contradicts the file.
+    A teacher is sampled with Heun's method, in `steps` steps or `nfe` = 2·steps − 1 evaluations; a generator with the noise
+    levels that it was trained with. `sampler`, `sigma_init` (2.5, as in SiD) and `D` are for foreign files, which may not state
+    them. Raises UserError if an argument contradicts the file.
     """
     plugins = load_plugins()
     net, facts = load_network(
@@ -91,7 +91,7 @@ def open_sampler(
         "noise": type(noise).__name__, "rng": rng,
         "fp16": isinstance(net, EDMPrecond) and net.use_fp16 and place.type == "cuda",
     }  # fmt: skip
-    start = pfgmpp_start if rng == "pfgmpp" and math.isfinite(domain.D) else no_start  # at D = inf ours is PFGM++'s too
+    start = pfgmpp_start if rng == "pfgmpp" and math.isfinite(domain.D) else no_start  # at D = inf, ours equals PFGM++'s
     if kind_of(network, facts, sampler) == "denoiser":
         n = heun_steps(domain.image_shape[1], steps, nfe)
         settings |= {"kind": "teacher", "sampler": "heun", "steps": n, "levels": [noise.sigma_min, noise.sigma_max, noise.rho]}
@@ -103,21 +103,21 @@ def open_sampler(
 
 
 Start = Callable[[Streams, Domain, float], Tensor | None]
-"""Where sampling starts: x [B, C, H, W] at a noise level, or None, which leaves it to the noise."""
+"""Gives the start of sampling: x [B, C, H, W] at a noise level, or None to draw it from the noise's prior."""
 
 
 def no_start(streams: Streams, domain: Domain, sigma: float) -> Tensor | None:
-    """Leave it to the noise."""
+    """Draw the start from the noise's prior."""
     return None
 
 
 def pfgmpp_start(streams: Streams, domain: Domain, sigma: float) -> Tensor | None:
-    """The latents that PFGM++'s script draws for the seeds."""
+    """Start from the latents that PFGM++'s script draws for the seeds."""
     return pfgmpp_latents(streams.seeds, domain.image_shape, sigma, domain.D).to(streams.device)
 
 
 def teacher_draw(net: nn.Module, noise: Noise, domain: Domain, steps: int, start: Start) -> Draw:
-    """Heun's method from sigma_max."""
+    """Draw with Heun's method from sigma_max."""
 
     def draw(streams: Streams, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         z = start(streams, domain, noise.sigma_max)
@@ -127,7 +127,7 @@ def teacher_draw(net: nn.Module, noise: Noise, domain: Domain, steps: int, start
 
 
 def generator_draw(net: nn.Module, noise: Noise, domain: Domain, sigmas: Sequence[float], start: Start) -> Draw:
-    """The generator, applied at its noise levels."""
+    """Draw by applying the generator at its noise levels."""
     generator = Generator(net, noise, domain.image_shape, domain.label_dim, sigmas)
 
     def draw(streams: Streams, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -138,22 +138,24 @@ def generator_draw(net: nn.Module, noise: Noise, domain: Domain, sigmas: Sequenc
 
 
 def check_generator_steps(network: str, sigmas: Sequence[float], steps: int | None, nfe: int | None) -> None:
-    """A generator is sampled with the steps that it was distilled with. Raises SettingError."""
+    """Check that a generator is sampled with the steps that it was distilled with. Raises SettingError."""
     if nfe is not None and steps is not None and nfe != steps:
-        raise SettingError("nfe", f"a generator takes as many evaluations as steps (here {steps}); give one of them", nfe)
+        raise SettingError(
+            "nfe", f"a generator takes as many evaluations as steps (here {steps}); give steps or nfe, not both", nfe
+        )
     for setting, asked in (("steps", steps), ("nfe", nfe)):
         if asked is not None and asked != len(sigmas):
             levels = ", ".join(f"{s:g}" for s in sigmas)
             raise SettingError(
                 setting,
-                f"{network} was distilled with {len(sigmas)} step{'s' * (len(sigmas) > 1)} (sigma {levels}), and is sampled so; "
-                f"for {asked} distil again with that many",
+                f"{network} was distilled with {len(sigmas)} step{'s' * (len(sigmas) > 1)} (sigma {levels}) and needs that many; "
+                f"for {asked}, distil again with steps = {asked}",
                 asked,
             )
 
 
 def heun_steps(resolution: int, steps: int | None, nfe: int | None) -> int:
-    """Heun steps: as given, or for that many evaluations; else EDM's 18 up to 32 pixels a side, 40 above. Raises UserError."""
+    """Heun steps: `steps`, or from `nfe`, or EDM's default (18 up to 32 pixels per side, 40 above). Raises UserError."""
     if nfe is not None and nfe % 2 == 0:
         raise SettingError("nfe", f"n Heun steps take 2n − 1 evaluations, an odd number; give {nfe - 1} or {nfe + 1}", nfe)
     if nfe is not None and steps is not None and nfe != 2 * steps - 1:

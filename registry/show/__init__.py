@@ -1,6 +1,6 @@
-"""What people look at.
+"""Output for people: log lines, pictures, figures.
 
-journal   lines for people, kept in a log, and progress bars
+journal   printed lines, also written to a log, and progress bars
 pictures  grids of samples, single images
 figures   curves over kimg, points in the plane
 """

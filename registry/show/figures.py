@@ -1,4 +1,4 @@
-"""Figures drawn by matplotlib, in one style: curves over kimg, points in the plane."""
+"""Figures drawn with matplotlib in one style: curves over kimg, points in the plane."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ INK, ACCENT, SECOND, FAINT = "#22303c", "#c8553d", "#2a7f9e", "#c9d1d6"
 
 
 def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG. Raises UserError."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     write_atomically(path, buffer.getvalue())
@@ -26,7 +27,7 @@ def _figure(rows: int, size: tuple[float, float]) -> tuple[Figure, Any]:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("pictures of curves and points need matplotlib: pip install 'distill[plots]'") from None
+        raise UserError("figures of curves and points need matplotlib: pip install 'distill[plots]'") from None
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, 1, sharex=rows > 1, squeeze=False)[:, 0]
     for ax in axes:
@@ -39,7 +40,7 @@ def _figure(rows: int, size: tuple[float, float]) -> tuple[Figure, Any]:
 
 
 def save_scatter(path: Path, points: Any, real: Any = None) -> None:
-    """Points in the plane [n, 2] against the real ones, as PNG."""
+    """Write a PNG of points in the plane [n, 2] and, if given, the real ones [m, 2]. Raises UserError."""
     figure, (ax,) = _figure(1, (6, 6))
     ax.scatter(points[:, 0], points[:, 1], s=6, color=SECOND, alpha=0.35, linewidths=0, label=f"generated ({len(points)})")
     if real is not None:
@@ -50,7 +51,7 @@ def save_scatter(path: Path, points: Any, real: Any = None) -> None:
 
 
 def save_curves(path: Path, panels: Sequence[tuple[str, dict[str, tuple[list[float], list[float]]], bool]], title: str) -> None:
-    """Panels (label of the axis, {name: (kimg, values)}, logarithmic?) above each other, over kimg."""
+    """Write a PNG of stacked panels (axis label, {name: (kimg, values)}, logarithmic?) over kimg. Raises UserError."""
     panels = [p for p in panels if any(len(x) for x, _ in p[1].values())]
     if not panels:
         return

@@ -1,4 +1,4 @@
-"""What people see while something runs: lines, kept in a log, and progress bars on a terminal (rank 0 alone)."""
+"""What people see during a run: lines, which also go to a log, and progress bars on a terminal. Only on rank 0."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from registry.files.atomic import write_atomically
 
 
 class Journal:
-    """The one place that prints and logs. On ranks other than 0 it does nothing."""
+    """Prints and logs everything. On ranks other than 0 it does nothing."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
@@ -25,11 +25,11 @@ class Journal:
         self._progress: Progress | None = None
 
     def open(self, folder: Path) -> None:
-        """From now on, also keep lines in log.txt and tables as text in this folder."""
+        """From now on, also write lines to log.txt and tables as text in this folder."""
         self.folder = folder
 
     def log(self, text: str) -> None:
-        """One line for people: printed, and kept in log.txt."""
+        """Print a line and add it to log.txt."""
         if not self.active:
             return
         self.console.print(text, markup=False)
@@ -38,7 +38,7 @@ class Journal:
                 file.write(text + "\n")
 
     def table(self, table: Table, name: str) -> None:
-        """A table: printed, and kept as text."""
+        """Print a table and save it as text under `name`."""
         if not self.active:
             return
         self.console.print(table)
@@ -49,7 +49,7 @@ class Journal:
 
     @contextmanager
     def progress(self, description: str, total: float) -> Iterator[Bar]:
-        """A bar with ETA on a terminal; when piped nothing, since ticks are lines already."""
+        """A bar with ETA on a terminal. Otherwise nothing, because ticks already print lines."""
         if not (self.active and self.console.is_terminal):
             yield Bar(None, None)
             return
@@ -71,19 +71,19 @@ class Journal:
 
 
 class Bar:
-    """A running bar, or nothing."""
+    """A running progress bar, or a stand-in that does nothing."""
 
     def __init__(self, progress: Progress | None, task: TaskID | None) -> None:
         self._progress, self._task = progress, task
 
     def at(self, done: float, note: str = "") -> None:
-        """Move to `done`; `note` stands behind the bar."""
+        """Move to `done` and show `note` after the bar."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, note=note)
 
 
 def duration(seconds: float) -> str:
-    """1h 02m 03s, 2m 03s, 3s."""
+    """Seconds as text: 1h 02m 03s, 2m 03s, 3s."""
     s = round(seconds)
     if s >= 3600:
         return f"{s // 3600}h {s // 60 % 60:02d}m {s % 60:02d}s"

@@ -16,12 +16,12 @@ from registry.show.figures import save_scatter
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """clip(x·127.5 + 128, 0, 255) as EDM converts samples: [..., C, H, W]."""
+    """clip(x·127.5 + 128, 0, 255) as uint8, as EDM converts samples: [..., C, H, W]."""
     return (images * 127.5 + 128).clip(0, 255).to(torch.uint8)
 
 
 def grid(images: Tensor, columns: int, gap: int = 1, min_pixels: int = 512) -> Image.Image:
-    """Images [n, C, H, W] in [−1, 1] as a grid, small ones enlarged by a whole factor without smoothing."""
+    """Images [n, C, H, W] in [−1, 1] as a grid. Small grids are enlarged by a whole factor without smoothing."""
     pixels = to_uint8(images.cpu())
     n, channels, height, width = pixels.shape
     rows = math.ceil(n / columns)
@@ -36,7 +36,7 @@ def grid(images: Tensor, columns: int, gap: int = 1, min_pixels: int = 512) -> I
 
 
 def save_samples(path: Path, images: Tensor, columns: int, real: Tensor | None = None) -> None:
-    """A grid of images; for points in the plane ([n, 2, 1, 1]) a scatter plot against the real ones."""
+    """Save a grid of images; for points in the plane ([n, 2, 1, 1]), a scatter plot with the real ones. Raises UserError."""
     if images.shape[1:] == (2, 1, 1):
         save_scatter(path, images.flatten(1).cpu().numpy(), None if real is None else real.flatten(1).cpu().numpy())
     else:
@@ -44,7 +44,7 @@ def save_samples(path: Path, images: Tensor, columns: int, real: Tensor | None =
 
 
 def save_image(path: Path, picture: Image.Image, durable: bool = True) -> None:
-    """Write a PNG file whole or not at all."""
+    """Write a PNG file whole or not at all. Raises UserError."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue(), durable)

@@ -1,4 +1,4 @@
-"""Training: a batch never leaves this folder, except to the plugin whose loss and kernel it meets.
+"""Training: the loop, and everything that touches a batch, but for the plugin's loss and kernel.
 
 loop         the distillation, IPFM's and SiD's Algorithm 1: read this first
 step         a network that learns: accumulate parts of a batch, then step; all guards against non-finite values

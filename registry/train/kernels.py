@@ -32,7 +32,7 @@ class Kernel(ABC):
     def scale(self, rng: Streams) -> Tensor | None:
         """The scales s [B] of this kernel, None if they are all 1."""
 
-    def kernel(self, shape: Sequence[int], rng: Streams, dtype: torch.dtype = torch.float32) -> Tensor:
+    def draw(self, shape: Sequence[int], rng: Streams, dtype: torch.dtype = torch.float32) -> Tensor:
         """B draws of the kernel at sigma = 1 around 0: shape (C, H, W) -> [B, C, H, W]."""
         z = rng.normal(shape).to(dtype)
         s = self.scale(rng)
@@ -40,11 +40,11 @@ class Kernel(ABC):
 
     def prior(self, shape: Sequence[int], sigma: float, rng: Streams) -> Tensor:
         """The kernel at `sigma` around 0: shape (C, H, W) -> [B, C, H, W]."""
-        return sigma * self.kernel(shape, rng)
+        return sigma * self.draw(shape, rng)
 
     def perturb(self, x: Tensor, sigma: Tensor, rng: Streams) -> Tensor:
         """x_r ~ p_r(· | x), r = sigma·√D (PFGM++ alignment): x [B, C, H, W], sigma [B] -> [B, C, H, W]."""
-        return x + sigma.to(x.dtype).reshape(-1, 1, 1, 1) * self.kernel(x.shape[1:], rng, x.dtype)
+        return x + sigma.to(x.dtype).reshape(-1, 1, 1, 1) * self.draw(x.shape[1:], rng, x.dtype)
 
     def student_sigma(self, rng: Streams) -> Tensor:
         """ln sigma ~ N(P_mean, P_std²): [B] (EDM Table 1)."""

@@ -9,7 +9,7 @@ Algorithm 1 of IPFM and of SiD, one iteration:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -33,17 +33,22 @@ class Distillation:
         loss: Loss,
         train: TrainConfig,
         device: torch.device,
-        G: Generator | None = None,
+        generator: Generator | None = None,
         data: RealImages | None = None,
     ) -> None:
         teacher.denoiser.to(device).eval().requires_grad_(False)
-        self.noise, self.loss, self.train, self.device, self.data = noise, loss, train, device, data
+        generator = (generator or Generator(teacher.copy(), noise, teacher.image_shape, teacher.label_dim)).to(device)
         companion = loss.to(device) if isinstance(loss, torch.nn.Module) else None
+        self.noise, self.loss, self.train, self.device, self.data = noise, loss, train, device, data
+
         self.teacher = teacher.denoiser
-        self.student = Learner(teacher.copy(), train.batch, train.lr, train.betas, train.eps, train.loss_scaling, companion)
-        self.G = (G or Generator(teacher.copy(), noise, teacher.image_shape, teacher.label_dim)).to(device)
-        self.generator = Learner(self.G.net, train.batch, train.glr, train.gbetas, train.eps, train.generator_loss_scaling)
-        self.average = EMA(self.G.net, train.ema_halflife_kimg, train.ema_rampup_ratio)
+        self.student = Learner(
+            teacher.copy().to(device), train.batch, train.lr, train.betas, train.eps, train.loss_scaling, companion=companion
+        )
+        self.generator = Learner(
+            generator, train.batch, train.glr, train.gbetas, train.eps, train.generator_loss_scaling, net=generator.net
+        )
+        self.average = EMA(generator.net, train.ema_halflife_kimg, train.ema_rampup_ratio)
         self.nimg = 0
 
     @property
@@ -59,33 +64,33 @@ class Distillation:
         """
         for numbers in shares(self.nimg, self.train.batch, self.train.batch_gpu):
             purpose = f"{self.train.seed}/{step}"
-            real = (self.data.batch(Streams.derived(f"{purpose}/real", numbers, self.device)),) if self.data else ()
+            real = (self.data.batch(Streams.derived(f"{purpose}/real", numbers, self.device)),) if self.data is not None else ()
             yield Streams.derived(purpose, numbers, self.device), real
 
 
-def distill(run: Distillation, after_iteration: Callable[[], None]) -> None:
-    """Iterate until the run's images are spent."""
+def iterations(run: Distillation) -> Iterator[None]:
+    """Iterate until the run's images are used up; after every iteration the caller may look at the run."""
     while run.nimg < run.total:
         iteration(run)
-        after_iteration()
+        yield
 
 
 def iteration(run: Distillation) -> None:
     """Student, generator, average."""
-    teacher, student, generator, G = run.teacher, run.student, run.generator, run.G
+    teacher, student, generator = run.teacher, run.student, run.generator
     rate = cosine_rate(run.nimg / run.total, run.train.lr_decay)
 
     for i in range(run.train.student_steps):
-        with mode(G, train=False), mode(student.modules, train=True):
+        with mode(generator.model, train=False), mode(student.modules, train=True):
             for rng, real in run.parts(f"student{i}"):
                 with torch.no_grad():
-                    x, labels = G(rng)
+                    x, labels = generator(rng)
                 student.accumulate(run.loss.student(student.net, x, labels, run.noise, rng, *real))
         student.step(rate)
 
-    with mode(G, train=True), mode(student.modules, train=False, grad=False):
+    with mode(generator.model, train=True), mode(student.modules, train=False, grad=False):
         for rng, real in run.parts("generator"):
-            x, labels = G(rng)
+            x, labels = generator(rng)
             generator.accumulate(run.loss.generator(teacher, student.net, x, labels, run.noise, rng, *real), x)
     generator.step(rate)
 

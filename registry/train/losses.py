@@ -25,7 +25,7 @@ def denoising_loss(
 
 
 def generator_weight(x: Tensor, f_star: Tensor) -> Tensor:
-    """w = C/|x − f*(x_r)|₁ per image, no gradient, the mean absolute error floored at 1e-5: [B, 1, 1, 1] (SiD Eq. 24)."""
+    """w = C·H·W/|x − f*(x_r)|₁ per image, its mean absolute error at least 1e-5, no gradient: [B, 1, 1, 1] (SiD Eq. 24)."""
     return 1 / (x - f_star).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-5).detach()
 
 
@@ -37,7 +37,7 @@ class DenoisingGame(ABC):
     """
 
     def __init__(self, sigma_data: float = 0.5) -> None:
-        super().__init__()  # a torch.nn.Module's, for a game that trains a network of its own
+        super().__init__()  # for class MyLoss(DenoisingGame, nn.Module), which trains a network of its own
         self.sigma_data = sigma_data
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -31,11 +31,11 @@ class Pretraining:
         return round(self.train.duration_kimg * 1000)
 
 
-def pretrain(run: Pretraining, after_iteration: Callable[[], None]) -> None:
-    """Iterate until the run's images are spent."""
+def iterations(run: Pretraining) -> Iterator[None]:
+    """Iterate until the run's images are used up; after every iteration the caller may look at the run."""
     while run.nimg < run.total:
         iteration(run)
-        after_iteration()
+        yield
 
 
 def iteration(run: Pretraining) -> None:

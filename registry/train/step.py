@@ -2,9 +2,9 @@
 
 `accumulate` reduces a part's loss, guards it and differentiates it; `step` adds up over processes, guards, and steps.
 
-The guards against non-finite values are these two, and no others: an image whose loss is not finite is dropped from the
-sum, and its gradient is kept away from the other images; a gradient value that is not finite is replaced (EDM, SiD). Both are
-counted.
+All guards against non-finite values are here. An image whose loss is not finite is dropped from the sum; where the gradient
+goes through the images (the generator's step), that of a dropped image becomes 0. A gradient value that is not finite is
+replaced (EDM, SiD): so one bad image in the student's step can cost that step. Both are counted.
 """
 
 from __future__ import annotations
@@ -23,26 +23,31 @@ from registry.core import distributed
 class Learner:
     """A network with its Adam optimiser, and a tally of losses and guards.
 
-    `batch` is the number of images of one step over all parts and processes: the loss is summed over values and
-    averaged over images, times `scaling` (EDM, SiD). `companion` is a network that a loss trains along with this one.
+    `model` is what is called, and `net` the network in it that learns: the generator calls its network K times, for others the
+    two are the same. `batch` is the number of images of one step over all parts and processes: the loss is summed over values
+    and averaged over images, times `scaling` (EDM, SiD). `companion` is a network that a loss trains along with this one.
     """
 
     def __init__(
         self,
-        net: nn.Module,
+        model: nn.Module,
         batch: int,
         lr: float,
         betas: tuple[float, float] = (0.0, 0.999),
         eps: float = 1e-8,
         scaling: float = 1.0,
+        net: nn.Module | None = None,
         companion: nn.Module | None = None,
     ) -> None:
-        self.net, self.companion = net, companion
+        self.model, self.net, self.companion = model, model if net is None else net, companion
         self.batch, self.lr, self.scaling = batch, lr, scaling
-        self.modules = nn.ModuleList([net] if companion is None else [net, companion])
+        self.modules = nn.ModuleList([self.net] if companion is None else [self.net, companion])
         self.optimiser = torch.optim.Adam(self.modules.parameters(), lr=lr, betas=betas, eps=eps, fused=True)
-        self.tally = Tally(next(net.parameters()).device)
+        self.tally = Tally(next(self.net.parameters()).device)
         self.loss = torch.zeros((), device=self.tally.device)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.model(*args)
 
     def accumulate(self, values: Tensor, x: Tensor | None = None) -> None:
         """Add a part of the batch: its unreduced loss [b, C, H, W], and its images x if the gradient goes through them."""
@@ -117,7 +122,7 @@ def reduce(values: Tensor, batch: int) -> tuple[Tensor, Tensor]:
 
 
 def shield(x: Tensor, finite: Tensor) -> None:
-    """The gradient of a dropped image, which is NaN, becomes 0 before it reaches the network: x [b, C, H, W], finite [b]."""
+    """The gradient of a dropped image, which may be NaN, becomes 0 before it reaches the network: x [b, C, H, W], finite [b]."""
     if x.requires_grad:
         x.register_hook(lambda gradient: torch.where(finite.reshape(-1, 1, 1, 1), gradient, 0))
 

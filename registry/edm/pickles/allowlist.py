@@ -15,7 +15,7 @@ import torch
 
 
 class Global(NamedTuple):
-    """A global that a file refers to. A part is '?' if only executing the file would tell what it is."""
+    """A global that a file refers to. A part is '?' if it can be known only by executing the file."""
 
     module: str
     name: str
@@ -40,7 +40,7 @@ ENCODE = Global("_codecs", "encode")
 EMPTY_BYTES = {Global("builtins", "bytes"), Global("__builtin__", "bytes")}
 
 # Tensors and parameters. Snapshots keep the numbers in a stream inside the pickle, which LOAD_FROM_BYTES reads.
-# Training states keep them outside of the pickle.
+# Training states keep them outside the pickle.
 TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
 PARAMETERS = {Global("torch._utils", name) for name in ("_rebuild_parameter", "_rebuild_parameter_with_state")}
 LOAD_FROM_BYTES = Global("torch.storage", "_load_from_bytes")

@@ -19,8 +19,8 @@ def read_pickle(path: str | Path, tensors: bool = True) -> dict[str, Any]:
 
     Nothing from the file is executed. Numpy scalars become Python's numbers and arrays are read-only. OrderedDict and
     EasyDict become plain dicts, and modules become `Persistent` or `Inert`. Reading takes about the file's size in memory.
-    Without `tensors` it takes next to nothing: tensors are then on the device "meta", with shape and dtype but no numbers.
-    Raises PickleError, whatever is wrong.
+    Without `tensors` it takes almost none: tensors are then on the device "meta", with shape and dtype but no numbers.
+    Every failure raises PickleError.
     """
     with blaming(path), open(path, "rb") as file:
         return _content(file, tensors)
@@ -35,7 +35,7 @@ def _content(file: io.BufferedReader, tensors: bool) -> dict[str, Any]:
 
 
 def _notes(file: io.BufferedReader) -> tuple[Any, dict[str, range], int]:
-    """Stages 1 and 2: the notes, where the storages outside of the pickle are by key, and the file's size."""
+    """Stages 1 and 2: the notes, the places of the storages outside the pickle by key, and the file's size."""
     spans: dict[str, range] = {}
     size = file.seek(0, io.SEEK_END)
     file.seek(0)

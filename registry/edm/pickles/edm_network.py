@@ -1,4 +1,4 @@
-"""`network_of`: a network of ours from the record of an EDMPrecond, after everything in the record is checked."""
+"""`network_of`: builds our network from the record of an EDMPrecond, after checking everything in the record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NEWEST_VERSION = 6
 
 
 class _Arguments(Config):
-    """What EDM's network takes, within bounds that every real network keeps."""
+    """The arguments of EDM's network, within bounds that every real network keeps."""
 
     img_resolution: int = Field(ge=1, le=8192)
     img_channels: int = Field(ge=1, le=1024)
@@ -49,7 +49,7 @@ class _Arguments(Config):
 
 _LEADING = list(_Arguments.model_fields)[:8]
 _AS_IT_STANDS = ("use_fp16", "sigma_min", "sigma_max", "pfgmpp", "D")
-"""Attributes that scripts set after construction. Where a file has them, they win over the constructor's arguments."""
+"""Attributes that scripts set after construction. If a file has them, they override the constructor's arguments."""
 
 
 def network_of(record: Any, origin: str | Path) -> tuple[EDMPrecond, dict[str, Any]]:
@@ -85,10 +85,10 @@ def network_of(record: Any, origin: str | Path) -> tuple[EDMPrecond, dict[str, A
 
 
 def _constructor_arguments(record: Persistent, tensors: int) -> dict[str, Any]:
-    """The arguments to build our network with. It must not be larger than this number of tensors allows."""
+    """The arguments for our network. It must not have more blocks than this number of tensors allows. Raises PickleError."""
     positional = record.state.get("_init_args", ())
     if type(positional) is not tuple or len(positional) > len(_LEADING):
-        raise PickleError(f"gives its network other positional arguments than {', '.join(_LEADING)}")
+        raise PickleError(f"gives its network positional arguments other than {', '.join(_LEADING)}")
     given = dict(zip(_LEADING, positional, strict=False))
     if twice := given.keys() & record.init_kwargs.keys():
         raise PickleError(f"gives its network the argument {min(twice)} twice")
@@ -118,7 +118,7 @@ def _tensor_problems(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> lis
 
 
 def _attribute_problems(net: EDMPrecond, record: Persistent) -> list[str]:
-    """Where a layer's attributes contradict ours of the same name: number of heads, scales, epsilons, resampling and so on."""
+    """The layer attributes that differ from ours of the same name: number of heads, scales, epsilons, resampling and so on."""
     layers, problems = dict(net.named_modules()), []
     for path, module in record.modules():
         ours = vars(layers[path]) if path in layers else {}

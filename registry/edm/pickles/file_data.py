@@ -1,4 +1,4 @@
-"""Stage 3: the byte strings and storages of a file. Each is read once, and together they take no more bytes than it has."""
+"""Stage 3: the byte strings and storages of a file. Each is read once, and together they take no more bytes than the file has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from registry.edm.pickles.torch_files import read_stream
 
 
 class FileData:
-    """The data of one file. `spans` says where the storages outside of the pickle are, by key.
+    """The data of one file. `spans` says where the storages outside the pickle are, by key.
 
     Without `tensors`, storages are on the device "meta", and their numbers are not read.
     """
@@ -27,7 +27,7 @@ class FileData:
         self._strings: dict[range | int, bytes] = {}  # what was read: byte strings by place or call
 
     def byte_string(self, raw: Any) -> bytes:
-        """A byte string: from its place in the file, or from the call by which protocol 2 writes it."""
+        """A byte string, from its place in the file or from the call that protocol 2 writes for it."""
         key = raw if type(raw) is range else id(raw)
         if key not in self._strings:
             if type(raw) is range:
@@ -43,7 +43,7 @@ class FileData:
             raise PickleError("is built to take more memory than it has bytes: it uses the same data more than once")
 
     def storage(self, raw: Any) -> Tensor:
-        """A storage as a flat tensor: one outside of the pickle, or a byte string with a stream of its own."""
+        """A storage as a flat tensor: one outside the pickle, or a byte string that holds its own stream."""
         if type(raw) is Storage:
             if raw.key not in self._spans:
                 raise PickleError(f"{CUT}: its storage {shown(raw.key)} is missing")
@@ -81,7 +81,7 @@ class FileData:
 
 
 def _decoded(raw: Any) -> bytes:
-    """The byte string that a call makes of text."""
+    """The byte string that a call makes from text."""
     if isinstance(raw, Call) and raw.target in EMPTY_BYTES:
         arguments_of(raw)
         return b""

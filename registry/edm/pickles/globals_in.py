@@ -1,4 +1,4 @@
-"""`list_globals`: every global that a file refers to, found by stage 1 alone."""
+"""`list_globals`: every global that a file refers to, found with stage 1 only."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def list_globals(path: str | Path) -> list[tuple[str, str, bool]]:
     """Every global that a file refers to: (module, name, whether `read_pickle` refuses it because it would execute code).
 
     Nothing is executed or loaded. The search covers the pickle, or the pickle in a zip file, and the storages' own pickles.
-    Of a file that breaks off, the result is what was found before, unless all of that is allowed: then this raises
-    PickleError, as for any file that cannot be read. `RUNS_SOURCE` is not refused, but if it is in the list, the original
+    For a truncated file, the result is what was found before the end. If all of that is allowed, this raises PickleError, as
+    for any file that cannot be read. `RUNS_SOURCE` is not refused, but if it is in the list, the original
     loader would execute the source text that the file carries.
     """
     names: list[Global] = []
@@ -32,7 +32,7 @@ def list_globals(path: str | Path) -> list[tuple[str, str, bool]]:
 
 
 def _find_globals(file: BinaryIO, size: int, names: list[Global]) -> None:
-    """Collect the globals of a file, and of the streams that its storages are."""
+    """Collect the globals of a file and of the streams in its storages."""
     file.seek(0)
     span = zip_members(file, size)[0] if file.read(4) == ZIP_START else range(size)
     for data in dict.fromkeys(_follow(file, span, names)):
@@ -43,7 +43,7 @@ def _find_globals(file: BinaryIO, size: int, names: list[Global]) -> None:
 
 
 def _follow(file: BinaryIO, span: range, names: list[Global]) -> list[range | Latin]:
-    """Collect the globals of a pickle, or of an older stream of torch.save. Returns the streams in it."""
+    """Collect the globals of a pickle, or of an older torch.save stream. Returns the streams in it."""
     trace = trace_pickle(file, span, names, strict=False)
     streams = trace.streams
     if trace.code.endswith(pickle.encode_long(STREAM_MARK) + b"."):

@@ -76,9 +76,9 @@ HANDLERS: dict[Global, Handler] = {
     **dict.fromkeys(NUMPY_SCALARS, numpy_scalar),
     **dict.fromkeys(NUMPY_ARRAYS, numpy_array),
     **dict.fromkeys(NUMPY_BUFFERS, numpy_buffer),
-    # The rest is only mentioned, or is part of one of the above. A call of it is not a value.
+    # The rest are only mentioned, or are part of one of the above. A call of them is not a value.
     **dict.fromkeys({LOAD_FROM_BYTES, NUMPY_DTYPE, NUMPY_NDARRAY, *STORAGES, *DTYPES}, _never_called),
 }
-"""What makes a value of a call of each allowed global."""
+"""The handler that turns a call of each allowed global into a value."""
 
 assert HANDLERS.keys() == ALLOWED_GLOBALS, "handlers.py and allowlist.py must name the same globals"

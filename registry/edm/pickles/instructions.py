@@ -52,8 +52,8 @@ ALLOWED_INSTRUCTIONS = TUPLES | NUMBERS | BLOBS | FILLS | {
 }  # fmt: skip
 """The instructions that Python's pickler writes in protocols 2 to 5 for files of this kind.
 
-Left out on purpose: all other ways to call something or to look it up (INST, OBJ, NEWOBJ_EX, EXT*, PERSID), numbers of any
-length, frozen sets, whatever self-reference needs, and buffers.
+Left out on purpose: all other ways to call something or look it up (INST, OBJ, NEWOBJ_EX, EXT*, PERSID), numbers of any
+length, frozen sets, everything that self-reference needs, and buffers.
 """
 
 

@@ -36,7 +36,7 @@ class Call:
 
 
 class Storage(NamedTuple):
-    """A storage that is kept outside of the pickle."""
+    """A storage that is kept outside the pickle."""
 
     key: str
     dtype: torch.dtype
@@ -47,7 +47,7 @@ CALL_CLASSES: dict[Global, type[Call]] = {g: type(g.name, (Call,), {"__slots__":
 """What the unpickler gets for each allowed global: a class of notes."""
 
 STORAGE_CLASSES = {CALL_CLASSES[g]: dtype for g, dtype in STORAGES.items()}
-"""Those of them that stand for storage classes, and the type of their numbers."""
+"""The classes of notes that stand for storage classes, and the type of their numbers."""
 
 
 def name_of(raw: Any) -> str:
@@ -57,8 +57,8 @@ def name_of(raw: Any) -> str:
 
 
 def arguments_of(call: Call, *kinds: type, more: int = 0) -> tuple[Any, ...]:
-    """A call's arguments, which must be of exactly these types. Up to `more` further ones may follow and are ignored."""
+    """A call's arguments, which must be of exactly these types. Up to `more` further arguments are ignored. Raises PickleError."""
     fits = len(kinds) <= len(call.args) <= len(kinds) + more
     if not (fits and all(k is object or type(a) is k for a, k in zip(call.args, kinds, strict=False))):
-        raise PickleError(f"gives arguments to {name_of(call)} that no pickler does")
+        raise PickleError(f"calls {name_of(call)} with arguments that no pickler writes")
     return call.args[: len(kinds)]

@@ -27,7 +27,7 @@ class Rebuilder:
         self._open: set[int] = set()  # what is being rebuilt
 
     def value(self, raw: Any) -> Any:
-        """The value that notes stand for. Refuses cycles, deep nesting, and what would unfold to a great many parts."""
+        """The value that notes stand for. Refuses cycles, deep nesting, and values that would unfold to too many parts."""
         if raw is None or type(raw) in (bool, int, float, str):
             self._count(1 + len(raw) // 100 if type(raw) is str else 1)
             return raw
@@ -56,7 +56,7 @@ class Rebuilder:
         return raw
 
     def text(self, raw: Any) -> bytes:
-        """A byte string as a value of its own."""
+        """A byte string as a value."""
         found = self.data.byte_string(raw)
         self._count(len(found) // 100)
         return found
@@ -80,7 +80,7 @@ class Rebuilder:
             return self.text(raw)
         if isinstance(raw, Call):
             if (raw.items and raw.target not in _TAKE_ITEMS) or (raw.state is not None and raw.target not in _TAKE_STATE):
-                raise PickleError(f"does with {name_of(raw)} what no pickler does")
+                raise PickleError(f"uses {name_of(raw)} in a way that no pickler does")
             return self._handlers[raw.target](self, raw)
         if isinstance(raw, type) and issubclass(raw, Call) and raw.target in DTYPES:
             return DTYPES[raw.target]

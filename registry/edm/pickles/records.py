@@ -12,7 +12,7 @@ from registry.edm.pickles.refusals import PickleError, shown
 
 
 class _Record:
-    """What both kinds of records share: a class's name and attributes, which may be those of a torch module."""
+    """The common part of both records: a class's name and attributes. The class may be a torch module."""
 
     class_name: str
     state: dict[str, Any]
@@ -28,7 +28,7 @@ class _Record:
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and persistent buffers by dotted name, in the order of `nn.Module.state_dict`. Raises PickleError.
 
-        In the files that distill writes, a network has one flat dictionary of them, `_tensors`.
+        In files that distill writes, a network keeps them in one flat dictionary, `_tensors`.
         """
         found: dict[str, Tensor] = {}
         for path, module in self.modules():
@@ -38,8 +38,10 @@ class _Record:
             buffers = [(k, v) for k, v in module._part("_buffers") if k not in transient]
             for name, tensor in [*module._part("_parameters"), *buffers, *module._part("_tensors")]:
                 full = f"{path}.{name}" if path else name
-                if not isinstance(tensor, Tensor) or full in found:
-                    raise PickleError(f"its {shown(full)} is a {type(tensor).__name__}, not a tensor, or is there twice")
+                if not isinstance(tensor, Tensor):
+                    raise PickleError(f"its {shown(full)} is a {type(tensor).__name__}, not a tensor")
+                if full in found:
+                    raise PickleError(f"has two tensors named {shown(full)}")
                 found[full] = tensor
         return found
 

@@ -1,4 +1,4 @@
-"""How a file is refused: the error, the limits that no honest file reaches, and text that is safe to print."""
+"""Refusing a file: the error, the limits that no genuine file reaches, and text that is safe to print."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ CUT = "is damaged, or was not downloaded completely"
 
 
 class PickleError(UserError):
-    """A file that cannot be read, or is refused. One line: the file, what is wrong with it, what would be right."""
+    """A file that cannot be read, or is refused. Its message is one line: the file, what is wrong, and what would be right."""
 
 
 def shown(text: object, most: int = 200) -> str:
-    """Text from a file or an error, made fit for one line of a terminal."""
+    """Text from a file or an error, made safe to print on one line of a terminal."""
     line = "".join(c if c.isprintable() else "?" for c in " ".join(str(text)[:1000].split()))
     return line if len(line) <= most else line[:most] + "…"
 
 
 @contextmanager
 def blaming(origin: str | Path) -> Iterator[None]:
-    """Turn whatever goes wrong into one line about one file."""
+    """Turn any error into a PickleError with one line about the file."""
     try:
         yield
     except PickleError as error:

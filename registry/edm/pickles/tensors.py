@@ -20,10 +20,10 @@ def shape_of(raw: Any) -> tuple[int, ...]:
 
 
 def tensor(rebuilder: Rebuilder, call: Call) -> Tensor:
-    """A view of a storage, which must lie within it and have each number at most once."""
+    """A view of a storage. It must lie within the storage and use each number at most once."""
     storage, offset, size, stride = arguments_of(call, object, int, tuple, tuple, more=3)
     if len(call.args) == 7 and call.args[6]:
-        raise PickleError("has a tensor with metadata (a conjugate or negative view), which networks and optimizers do not")
+        raise PickleError("has a tensor with metadata (a conjugate or negative view), which networks and optimizers do not have")
     flat, size, stride = rebuilder.data.storage(storage), shape_of(size), shape_of(stride)
     numel = math.prod(size)
     if numel == 0:
@@ -37,7 +37,7 @@ def tensor(rebuilder: Rebuilder, call: Call) -> Tensor:
 
 
 def parameter(rebuilder: Rebuilder, call: Call) -> Tensor:
-    """A parameter as the tensor that it is."""
+    """A parameter as a plain tensor."""
     (data,) = arguments_of(call, object, more=3)
     found = rebuilder.value(data)
     if not isinstance(found, Tensor):
@@ -57,4 +57,4 @@ def device(rebuilder: Rebuilder, call: Call) -> str:
             return name
         case (str() as name, int() as index):
             return f"{name}:{index}"
-    raise PickleError(f"gives arguments to {name_of(call)} that no pickler does")
+    raise PickleError(f"calls {name_of(call)} with arguments that no pickler writes")

@@ -1,4 +1,4 @@
-"""The two containers that torch.save writes around a pickle: zip files, and the older streams."""
+"""The two containers in which torch.save writes a pickle: zip files and the older streams."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from registry.edm.pickles.refusals import CUT, PickleError, shown
 from registry.edm.pickles.unpickle import unpickle
 
 ZIP_START = b"PK\x03\x04"
-"""How a zip file begins, and each of its members."""
+"""The first bytes of a zip file and of each of its members."""
 
 STREAM_MARK = 0x1950A86A20F9469CFC6C
-"""How an older stream begins: with this number, pickled."""
+"""An older stream begins with this number, pickled."""
 
 
 def zip_members(file: BinaryIO, size: int) -> tuple[range, dict[str, range]]:
@@ -31,7 +31,7 @@ def zip_members(file: BinaryIO, size: int) -> tuple[range, dict[str, range]]:
             raise PickleError(f"is damaged: its member {shown(info.filename)} is not where its directory says")
         start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
         if info.filename in spans or start + info.file_size > size:
-            raise PickleError(f"is damaged: its member {shown(info.filename)} is there twice, or goes beyond its end")
+            raise PickleError(f"is damaged: its member {shown(info.filename)} appears twice, or extends beyond the end of the file")
         spans[info.filename] = range(start, start + info.file_size)
     pickles = [name for name in spans if name.rpartition("/")[2] == "data.pkl"]
     if len(pickles) != 1:
@@ -46,7 +46,7 @@ def zip_members(file: BinaryIO, size: int) -> tuple[range, dict[str, range]]:
 
 
 def read_stream(file: BinaryIO, span: range) -> tuple[Any, dict[str, range]]:
-    """An older stream of torch.save, which must fill the span: its content as notes, and where its storages are by key.
+    """An older torch.save stream, which must fill the span: its content as notes, and the places of its storages by key.
 
     It is five pickles (mark, version, system, content, keys of the storages), then for each storage a count and the numbers.
     """
@@ -57,9 +57,9 @@ def read_stream(file: BinaryIO, span: range) -> tuple[Any, dict[str, range]]:
         storages |= mentioned
     mark, version, system, content, keys = parts
     if mark != STREAM_MARK or version != 1001 or type(system) is not dict or system.get("little_endian") is not True:
-        raise PickleError("holds data that torch.save has not written, or not on a little-endian machine")
+        raise PickleError("holds data that torch.save did not write, or did not write on a little-endian machine")
     if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
-        raise PickleError("is damaged: it lists other storages than it uses")
+        raise PickleError("is damaged: the storages that it lists are not those that it uses")
     spans: dict[str, range] = {}
     for key in keys:
         storage = storages[key]
@@ -68,7 +68,7 @@ def read_stream(file: BinaryIO, span: range) -> tuple[Any, dict[str, range]]:
         spans[key] = range(position + 8, position + 8 + storage.numel * storage.dtype.itemsize)
         position = spans[key].stop
         if count != storage.numel or position > span.stop:
-            raise PickleError(f"{CUT}: its storage {shown(key)} has another size than announced")
+            raise PickleError(f"{CUT}: its storage {shown(key)} does not have the size that was announced")
     if position != span.stop:
         raise PickleError(f"is damaged: {span.stop - position} bytes follow its last storage")
     return content, spans

@@ -48,9 +48,9 @@ class Trace(NamedTuple):
 
 
 def trace_pickle(file: BinaryIO, span: range, names: list[Global], strict: bool) -> Trace:
-    """Follow a pickle's instructions on a stack of our own, which knows texts, byte strings, globals and tuples of these.
+    """Follow a pickle's instructions on a simple stack, which knows only texts, byte strings, globals and tuples of these.
 
-    Globals are added to `names` as soon as they are met. With `strict`, whatever stage 2 must not see is refused.
+    Globals are added to `names` as they appear. With `strict`, anything that stage 2 must not see is refused. Raises PickleError.
     """
     code, blobs, streams = bytearray(), list[range](), list[range | Latin]()
     stack, marks, memo = list[Any](), list[int](), dict[int, Any]()
@@ -99,7 +99,7 @@ def trace_pickle(file: BinaryIO, span: range, names: list[Global], strict: bool)
 
 
 def _pushed(op: Op, argument: Any, text: bytes, items: list[Any]) -> list[Any]:
-    """What an instruction leaves on the stack in place of `items`. None stands for values that we need not know."""
+    """What an instruction leaves on the stack in place of `items`. None stands for values that do not matter here."""
     name = op.name
     if name in FILLS or name == "MEMOIZE":
         return items[:1]
@@ -135,14 +135,14 @@ def _collect(name: str, items: list[Any], pushed: list[Any], names: list[Global]
 
 
 def _check(name: str, items: list[Any]) -> None:
-    """Refuse what would crash or stall Python's unpickler although it executes nothing."""
+    """Refuse input that would crash or stall Python's unpickler even though it executes nothing."""
     # Keys are hashed. Deeply nested tuples would overflow C's stack there, and well-chosen large numbers would collide.
     keys = {"SETITEM": items[1:2], "SETITEMS": items[1::2], "ADDITEMS": items[1:]}.get(name, []) if name in FILLS else []
     if not all(type(key) in (str, int) for key in keys):
         raise PickleError("has a dictionary or set with keys other than text and small whole numbers")
     # Arguments are copied, and the same long tuple could be the argument of a great many calls.
     if name in CALLS and not (type(items[1]) is tuple and len(items[1]) <= MAX_ARGUMENTS):
-        raise PickleError(f"calls something with other than up to {MAX_ARGUMENTS} arguments, which no pickler does")
+        raise PickleError(f"calls something with more than {MAX_ARGUMENTS} arguments, or not with a tuple, which no pickler does")
 
 
 def _index(op: Op, argument: bytes) -> int:

@@ -13,7 +13,7 @@ from registry.edm.pickles.trace import Trace, trace_pickle
 
 
 class _Unpickler(pickle.Unpickler):
-    """Python's unpickler for the code of a `Trace`. For it every allowed global is a class of notes."""
+    """Python's unpickler for the code of a `Trace`. It sees every allowed global as a class of notes."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__(io.BytesIO(trace.code))
@@ -25,11 +25,11 @@ class _Unpickler(pickle.Unpickler):
         except KeyError:
             raise PickleError(
                 f"refers to {shown(f'{module}.{name}')}, which network snapshots and training states do not need; "
-                "it is not a file of EDM, PFGM++, SiD or IPFM, or not only that, and nothing in it was executed"
+                "it is not an unmodified file of EDM, PFGM++, SiD or IPFM; nothing in it was executed"
             ) from None
 
     def persistent_load(self, pid: Any) -> Any:
-        """A byte string that was cut out; a storage; or a container class, which torch's older streams keep this way."""
+        """A byte string that was cut out, a storage, or a container class, which torch's older streams store this way."""
         match pid:
             case int():
                 return self.blobs[pid]
@@ -42,11 +42,11 @@ class _Unpickler(pickle.Unpickler):
                 return storage
             case ("module", type() as kind, _, _):
                 return kind
-        raise PickleError("refers to something outside of its pickle that is not a storage of numbers")
+        raise PickleError("refers to something outside its pickle that is not a storage of numbers")
 
 
 def unpickle(file: BinaryIO, span: range) -> tuple[Any, dict[str, Storage], int]:
-    """The notes of the pickle that starts at `span.start`, the storages that it mentions by key, and where it ends."""
+    """The notes of the pickle that starts at `span.start`, its storages by key, and where it ends."""
     trace = trace_pickle(file, span, [], strict=True)
     unpickler = _Unpickler(trace)
     return unpickler.load(), unpickler.storages, trace.stop
