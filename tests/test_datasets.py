@@ -1,0 +1,134 @@
+"""Data sets in EDM's layout: made, read, refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from registry.core.errors import UserError
+from registry.edm.archive import make_dataset
+from registry.edm.datasets import load_images
+from tests.conftest import error_line
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+X, SIGMA = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 2.0])
+
+
+def pictures(folder: Path, size: tuple[int, int] = (10, 8), count: int = 5) -> Path:
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / ("cats" if i % 2 else "dogs") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+@pytest.mark.parametrize("dest", ["set.zip", "set"])
+def test_a_data_set_made_from_a_folder_has_edms_layout_and_reads_back(dest: str, cli: Cli, tmp_path: Path) -> None:
+    done = cli("dataset", pictures(tmp_path / "raw"), tmp_path / dest, "--crop", "--resolution", "4", "--folder-labels")
+    assert done.returncode == 0, done.stderr
+    assert "5 images of 4×4, RGB, 2 classes" in done.stdout
+    found = load_images(str(tmp_path / dest))
+    assert found.pixels.shape == (5, 3, 4, 4)
+    assert found.classes is not None
+    assert found.classes.tolist() == [0, 0, 1, 1, 1]
+    if dest.endswith(".zip"):
+        with zipfile.ZipFile(tmp_path / dest) as archive:
+            assert archive.namelist()[0] == "00000/img00000000.png"
+            assert all(i.compress_type == zipfile.ZIP_STORED for i in archive.infolist())
+            assert json.loads(archive.read("dataset.json"))["labels"][0] == ["00000/img00000000.png", 0]
+    again = cli("dataset", tmp_path / dest if dest == "set" else tmp_path / "raw", tmp_path / "copy", "--crop", "--resolution", "4")
+    assert again.returncode == 0, again.stderr
+    assert ("2 classes" in again.stdout) == (dest == "set")  # the labels of a data set are copied
+
+
+def test_cifar_tarball(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(0, 256, (20, 3072), dtype=np.uint8)
+    content = (  # as Python 2 wrote it
+        b"\x80\x02}q\x01(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01K\x14M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        b"T" + data.nbytes.to_bytes(4, "little") + data.tobytes() + b"tbU\x06labels]("
+        + bytes(b for label in list(range(10)) * 2 for b in (ord("K"), label)) + b"eU\x0bbatch_labelU\x01xu."
+    )  # fmt: skip
+    with tarfile.open(tmp_path / "cifar.tar.gz", "w:gz") as archive:
+        info = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    assert "20 images of 32×32, RGB, 10 classes" in make_dataset(str(tmp_path / "cifar.tar.gz"), str(tmp_path / "c.zip"))
+    found = load_images(str(tmp_path / "c.zip"))
+    assert np.array_equal(found.pixels.numpy(), data.reshape(-1, 3, 32, 32))
+    assert found.label_dim == 10
+
+
+def test_a_hostile_tarball_runs_nothing(tmp_path: Path) -> None:
+    content = b"\x80\x02cposix\nsystem\nX\x0c\x00\x00\x00touch canary\x85R."
+    with tarfile.open(tmp_path / "c.tar", "w") as archive:
+        info = tarfile.TarInfo("data_batch_1")
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    with pytest.raises(UserError, match=r"it refers to posix\.system"):
+        make_dataset(str(tmp_path / "c.tar"), str(tmp_path / "c.zip"))
+    assert [p.name for p in tmp_path.iterdir()] == ["c.tar"]
+
+
+BAD_SETS: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
+    "not square": (lambda p: pictures(p / "raw"), [], "not square; set it to take the centre"),
+    "mixed sizes": (lambda p: (pictures(p / "raw", (8, 8), 2), Image.new("RGB", (4, 4)).save(p / "raw" / "z.png")), [], "unlike the images before it; give one resolution for all"),
+    "no images": (lambda p: (p / "raw").mkdir(), [], "no images in it"),
+    "nowhere": (lambda p: None, [], "no such folder or file"),
+    "damaged": (lambda p: ((p / "raw").mkdir(), (p / "raw" / "a.png").write_bytes(b"no")), [], "not a readable image"),
+    "dest there": (lambda p: (pictures(p / "raw"), (p / "out.zip").write_text("mine")), [], "already exists"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_SETS)
+def test_bad_data_sets_leave_nothing(case: str, cli: Cli, tmp_path: Path) -> None:
+    prepare, args, wanted = BAD_SETS[case]
+    prepare(tmp_path)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    assert wanted in error_line(cli("dataset", tmp_path / "raw", tmp_path / "out.zip", *args))
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_palettes_bits_and_depths_are_converted(tmp_path: Path) -> None:
+    Image.new("P", (4, 4), 1).save(tmp_path / "skip.gif")  # not a supported kind of image
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 200, 200, 200] + [0] * 762)
+    Image.new("1", (4, 4), 1).save(tmp_path / "bits.png")
+    assert load_images(str(tmp_path)).pixels.tolist() == [[[[255] * 4] * 4]]
+    (tmp_path / "bits.png").unlink()
+    palette.save(tmp_path / "palette.png")
+    assert set(load_images(str(tmp_path)).pixels.flatten().tolist()) == {200}
+    (tmp_path / "palette.png").unlink()
+    Image.fromarray(np.full((4, 4), 65535, np.uint16)).save(tmp_path / "deep.png")
+    assert set(load_images(str(tmp_path)).pixels.flatten().tolist()) == {255}
+
+
+BAD_READS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "json": (lambda p: (p / "dataset.json").write_text("{"), "dataset.json is not EDM's"),
+    "label missing": (lambda p: (p / "dataset.json").write_text('{"labels": [["a.png", 1]]}'), "has no label for b.png"),
+    "other size": (lambda p: Image.new("L", (5, 5)).save(p / "c.png"), "all must have the same shape"),
+    "not square": (lambda p: Image.new("L", (5, 4)).save(p / "0.png"), "images must be square"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_READS)
+def test_data_sets_that_cannot_be_read(case: str, tmp_path: Path) -> None:
+    prepare, wanted = BAD_READS[case]
+    for name in ("a.png", "b.png"):
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    assert len(load_images(str(tmp_path))) == 2
+    prepare(tmp_path)
+    with pytest.raises(UserError, match=wanted):
+        load_images(str(tmp_path))

@@ -1,0 +1,198 @@
+"""Downloads, from a real server that misbehaves."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from registry.core.errors import UserError
+from registry.files import downloads
+from registry.files.locate import locate
+from registry.plugins.loading import load_plugins
+from tests.conftest import environment, error_line
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+X, SIGMA = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 2.0])
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one content, misbehaving as given by `behaviours`, and records the requests."""
+
+    content = os.urandom(300_000)
+    daemon_threads = True
+
+    def __init__(self, *behaviours: str) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.behaviours, self.requests = list(behaviours), []  # type: ignore[var-annotated]
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/teacher.pkl"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.requests.append((self.path, self.headers.get("Range")))
+        behaviour = self.server.behaviours.pop(0) if self.server.behaviours else ""
+        content, start = self.server.content, 0
+        if behaviour in ("404", "500", "503"):
+            self.send_error(int(behaviour))
+            return
+        if behaviour == "redirect":
+            self.send_response(302)
+            self.send_header("Location", "/elsewhere/teacher.pkl")
+            self.end_headers()
+            return
+        tag = '"1"'
+        if behaviour == "new version":
+            content, tag = content[::-1], '"2"'
+        if (asked := self.headers.get("Range")) and behaviour != "no ranges" and self.headers.get("If-Range", tag) == tag:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("ETag", tag)
+        self.end_headers()
+        body = content[start:]
+        if behaviour.startswith("truncate"):
+            body = body[: len(body) // 3]
+        if behaviour == "slow":
+            for i in range(0, len(body), 30_000):
+                self.wfile.write(body[i : i + 30_000])
+                time.sleep(0.05)
+        else:
+            self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None: ...
+
+
+@contextmanager
+def serving(*behaviours: str) -> Iterator[Server]:
+    with Server(*behaviours) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DISTILL_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize(
+    ("behaviours", "requests"),
+    [
+        ((), [None]),
+        (("slow",), [None]),
+        (("redirect",), [None, None]),
+        (("500", "503"), [None, None, None]),  # fails twice, then serves
+        (("truncate",), [None, "bytes=100000-"]),  # resumes where it stopped
+        (("truncate", "truncate"), [None, "bytes=100000-", "bytes=166666-"]),
+        (("truncate", "no ranges"), [None, "bytes=100000-"]),  # starts over if the server cannot resume
+    ],
+)  # fmt: skip
+def test_a_download_is_complete(behaviours: tuple[str, ...], requests: list[str | None], cache: Path) -> None:
+    with serving(*behaviours) as server:
+        path = downloads.fetch(server.url, hashlib.sha256(Server.content).hexdigest())
+        assert path.read_bytes() == Server.content
+        assert [asked for _, asked in server.requests] == requests
+        assert downloads.fetch(server.url) == path
+        assert len(server.requests) == len(requests)  # the second call uses the cache
+    assert not list(cache.glob("*.part*"))
+
+
+def test_another_version_on_the_server_is_not_spliced(cache: Path) -> None:
+    with serving("truncate 1", "new version") as server:
+        assert downloads.fetch(server.url).read_bytes() == Server.content[::-1]
+        assert [asked for _, asked in server.requests] == [None, "bytes=100000-"]
+
+
+def test_a_download_that_fails(cache: Path) -> None:
+    with serving("404") as server:
+        with pytest.raises(UserError, match="the server answered 404 Not Found; download it yourself"):
+            downloads.fetch(server.url)
+        assert len(server.requests) == 1  # not retried in vain
+        url = server.url
+    with pytest.raises(UserError, match=r"cannot be downloaded: .*refused"):
+        downloads.fetch(url + "x")
+
+
+def test_a_different_file_than_expected_is_refused(cache: Path) -> None:
+    with serving() as server, pytest.raises(UserError, match=f"expected {'0' * 64}; the server has a different file"):
+        downloads.fetch(server.url, "0" * 64)
+    assert not list(cache.glob("*.part")) + list(cache.glob("*.pkl"))
+
+
+@pytest.mark.parametrize("harm", ["truncated", "bit flipped", "note lost", "left over from a break"])
+def test_a_damaged_cache_is_noticed_and_repaired(harm: str, cache: Path) -> None:
+    with serving() as server:
+        path = downloads.fetch(server.url)
+        if harm == "truncated":
+            path.write_bytes(Server.content[:1000])
+        elif harm == "bit flipped":
+            path.write_bytes(b"x" + Server.content[1:])
+        elif harm == "note lost":
+            downloads._note(path).unlink()
+        else:
+            path.with_name(path.name + ".part").write_bytes(Server.content[:1000])
+            path.with_name(path.name + ".part.tag").write_text('"1"')
+            path.unlink()
+        assert downloads.fetch(server.url).read_bytes() == Server.content
+        assert len(server.requests) == 2
+
+
+def test_processes_share_one_download(cache: Path, tmp_path: Path) -> None:
+    with serving("slow") as server:
+        code = f"from registry.files.downloads import fetch; print(len(fetch({server.url!r}).read_bytes()))"
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+            )
+            for _ in range(3)
+        ]
+        assert [p.communicate()[0].strip() for p in processes] == ["300000"] * 3
+        assert len(server.requests) == 1
+
+
+def test_a_teacher_from_a_url(cache: Path, cli: Cli, recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    path = recipe_file()
+    with serving() as server:
+        Server.content, before = (tmp_path / "teacher.pt").read_bytes(), Server.content
+        try:
+            done = cli("--recipe", path, "--set", f"teacher.source={server.url}", env={"DISTILL_CACHE_DIR": str(cache)})
+        finally:
+            Server.content = before
+        assert done.returncode == 0, done.stderr
+        assert "downloading http://127.0.0.1" in done.stderr
+        bad = cli(
+            "--recipe",
+            path,
+            "--set",
+            f"teacher.source={server.url}",
+            "--set",
+            "teacher.sha256=12",
+            env={"DISTILL_CACHE_DIR": str(cache)},
+        )
+        assert "[teacher] sha256 = '12': must be" in bad.stderr or "sha256" in error_line(bad)
+
+
+def test_published_teachers_have_short_names() -> None:
+    published = [name for name in load_plugins().names("published") if name.startswith("edm:")]
+    assert set(published) == {"edm:cifar10-uncond", "edm:cifar10-cond", "edm:ffhq", "edm:afhqv2", "edm:imagenet64-cond"}
+    assert locate("edm:ffhq") == "edm:ffhq"
+    with pytest.raises(ValueError, match=r"did you mean 'edm:ffhq'"):
+        locate("edm:fhq")
