@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from registry.core.contracts import Domain, Loss, Metric, Noise, RealBatch, Teacher
+from registry.core.contracts import Domain, Loss, Metric, Noise, RealBatch, Teacher, hidden_network
 from registry.core.levels import heun_levels
 from registry.core.settings import NoiseConfig
 from registry.core.streams import Streams
@@ -252,6 +252,8 @@ def check_loss(loss: Loss, teacher: Teacher, noise: Noise, real: RealBatch | Non
 
     `real` holds four real images, for a loss that wants them.
     """
+    hidden = hidden_network(loss)
+    demand(hidden is None, f"the loss has a network in .{hidden} but is not a torch.nn.Module, so that network would not learn")
     denoiser, device = teacher.denoiser, _device(teacher.denoiser)
     student = _perturbed(teacher.copy())
     learning = nn.ModuleList([student, loss] if isinstance(loss, nn.Module) else [student])

@@ -398,3 +398,16 @@ def test_the_options_of_the_command_are_frozen() -> None:
         "dataset": {"--resolution", "--crop", "--folder-labels", "--debug"},
         "plugins": {"--debug"},
     }
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--dry-run", "pretrain", "--recipe", "teachers/digits_d128"], ["--set", "train.batch=-1", "check", "quickstart"],
+     ["--recipe", "quickstart", "check", "quickstart"], ["--seed", "1", "plugins"]],
+    ids=lambda w: " ".join(w[:3]),
+)  # fmt: skip
+def test_options_before_a_subcommand_are_refused(words: list[str], here: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """They would have no effect: a dry run would be a real one."""
+    done = here(*words)
+    assert done.returncode == 2
+    assert f"{words[0]} comes after the command: distill " in done.stderr

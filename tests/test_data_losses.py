@@ -154,7 +154,7 @@ def test_data_is_required_where_a_loss_wants_it_and_refused_elsewhere(
 ) -> None:
     bare = recipe_file(append="[swap.with_head]\n")
     missing = error_line(cli("--recipe", bare, "--loss", "with_head", env=plugin))
-    assert "[data] source is missing: loss 'with_head' learns from real images; name a folder or ZIP of them" in missing
+    assert "[data] source is missing: loss 'with_head' learns from real images; name digits, or a folder or ZIP of them" in missing
     unwanted = cli("--recipe", bare, "--set", f"data.source={data}", "--dry-run", env=plugin)
     assert "[data] is not used: loss 'ipfm' needs no data; remove this table, or choose another loss" in error_line(unwanted)
     without = cli("--recipe", bare, "--loss", "with_head", "--set", "loss.weight=0.0", "--dry-run", env=plugin)
@@ -192,3 +192,14 @@ def test_a_setting_error_names_its_table_once() -> None:
     error = SettingError("source", "is no good", "x", "data")
     assert str(error) == "[data] source = 'x': is no good"
     assert str(SettingError("nfe", "is even", 4)) == "nfe = 4: is even"
+
+
+def test_a_loss_that_hides_its_network_is_refused(
+    plugin: dict[str, str], data: Path, recipe_file: Callable[..., Path], tmp_path: Path, cli: Cli
+) -> None:
+    """Without torch.nn.Module among its bases the head would stay random, and nobody would notice."""
+    hidden = LOSS.replace("class WithHead(DenoisingGame, nn.Module)", "class WithHead(DenoisingGame)")
+    (tmp_path / "site" / "with_head_loss.py").write_text(hidden)
+    recipe = recipe_file(append=f'[data]\nsource = "{data}"\n[swap.with_head]\n')
+    message = error_line(cli("--recipe", recipe, "--loss", "with_head", env=plugin))
+    assert "its loss 'with_head' has a network in .head but is not a torch.nn.Module, so that network would not learn" in message

@@ -15,18 +15,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from registry.builtin import FIDConfig, KIDConfig
-from registry.builtin.fid import build_fid, build_kid
+from registry.builtin.inception_metrics import build_fid, build_kid
 from registry.core.contracts import Domain
 from registry.core.errors import UserError
 from registry.files.formats import save_network
 from registry.measure import inception
 from registry.measure.distances import frechet_distance, frechet_distance_of_rows, moments
+from registry.measure.fid import frechet_inception_distance
 from registry.measure.inception import (
     DIMENSION,
     NAME,
     Inception,
     Statistics,
-    frechet_inception_distance,
     open_inception,
     read_statistics,
 )
@@ -113,7 +113,7 @@ def test_a_torchvision_that_does_not_load_is_reported(tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     with pytest.raises(UserError, match=r"a torchvision that matches torch 2\S+: libcudart.so.13: cannot open"):
-        inception._cleanfid.__wrapped__()
+        inception.cleanfid_module.__wrapped__()
 
 
 # --------------------------------------------------------------------------------------- features and statistics

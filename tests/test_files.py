@@ -283,3 +283,19 @@ def test_inspect_flags_what_would_execute(cli: Cli, tmp_path: Path) -> None:
     assert "EXECUTES posix.system" in done.stdout
     assert "DANGEROUS" in done.stdout
     assert not list(tmp_path.rglob("canary"))
+
+
+def test_a_file_that_says_its_kind_is_not_relabelled(tmp_path: Path, cli: Cli) -> None:
+    message = error_line(cli("convert", "digits_d128", tmp_path / "x.pt", "--kind", "generator"))
+    assert "--kind generator: digits_d128 is a denoiser; leave this out" in message
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_no_message_repeats_torchs_advice_to_load_unsafely(tmp_path: Path, cli: Cli) -> None:
+    torch.save({"a": torch.nn.Linear(1, 1)}, tmp_path / "module.pt")
+    (tmp_path / "text.pt").write_text("[train]")
+    for name in ("module.pt", "text.pt"):
+        for words in (["inspect", tmp_path / name], ["--recipe", "quickstart", "--resume", tmp_path / name]):
+            message = error_line(cli(*words))
+            assert "weights_only" not in message
+            assert name in message

@@ -25,7 +25,8 @@ from registry.recipe.tables import TrainConfig
 from registry.runs.checkpoints import newest_state, read_state, restore_state, save_state
 from registry.runs.distill import distill
 from registry.train import loop
-from registry.train.step import Learner, cosine_rate, mode, reduce, repair_gradients, shares
+from registry.train.generator import Generator
+from registry.train.step import Learner, cosine_rate, mode, own_image_numbers, reduce, repair_gradients
 from tests.conftest import ROOT, environment, tiny_network
 
 Write = Callable[..., Path]
@@ -38,7 +39,8 @@ def distillation(
     options = TrainConfig(**({"batch": 8, "duration_kimg": 0.08, "lr": 1e-3, "glr": 1e-3} | train))
     noise = ElectrostaticNoise(128.0)
     teacher = Teacher(net, D=128.0, image_shape=(1, 8, 8), label_dim=label_dim)
-    return loop.Distillation(teacher, noise, loss or IPFMLoss(1.0), options, torch.device("cpu"))
+    generator = Generator(teacher.copy(), noise, teacher.image_shape, teacher.label_dim)
+    return loop.Distillation(teacher, noise, loss or IPFMLoss(1.0), options, torch.device("cpu"), generator)
 
 
 def parts(game: loop.Distillation) -> dict[str, Any]:
@@ -253,7 +255,7 @@ def test_tally_has_mean_and_standard_deviation() -> None:
 
 @pytest.mark.parametrize(("batch", "gpu", "parts"), [(8, None, [8]), (8, 4, [4, 4]), (6, 2, [2, 2, 2]), (4, 16, [4])])
 def test_shares_cover_the_batch(batch: int, gpu: int | None, parts: list[int]) -> None:
-    found = list(shares(24, batch, gpu))
+    found = list(own_image_numbers(24, batch, gpu))
     assert [len(p) for p in found] == parts
     assert [i for p in found for i in p] == list(range(24, 24 + batch))
 

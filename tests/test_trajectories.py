@@ -16,6 +16,7 @@ from registry.core.contracts import Loss, Teacher
 from registry.core.streams import Streams
 from registry.recipe.tables import TrainConfig
 from registry.train import loop
+from registry.train.generator import Generator
 from tests.conftest import golden, network_of
 
 # kind of the recorded run: our loss, and the factor by which the authors' loss is larger (idmd = 2·L_½)
@@ -64,7 +65,8 @@ def test_three_iterations(name: str, precision: str) -> None:
         ema_rampup_ratio=hyper["ema_rampup_ratio"],
     )  # fmt: skip
     teacher = Teacher(net, D=noise.D, image_shape=(1, 8, 8))
-    run = loop.Distillation(teacher, noise, loss, train, torch.device("cpu"))
+    generator = Generator(teacher.copy(), noise, teacher.image_shape)
+    run = loop.Distillation(teacher, noise, loss, train, torch.device("cpu"), generator)
     loss_rtol = 1e-9 if precision == "f64" else 5e-4
 
     gradients: dict[str, dict[str, Tensor | None]] = {}

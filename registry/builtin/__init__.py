@@ -120,11 +120,11 @@ def register_losses() -> list[Component]:
 def register_metrics() -> list[Component]:
     return [
         Component(
-            "fid", FIDConfig, "registry.builtin.fid:build_fid",
+            "fid", FIDConfig, "registry.builtin.inception_metrics:build_fid",
             "Fréchet Inception distance, as EDM measures it (clean-fid, mode legacy_tensorflow)",
         ),
         Component(
-            "kid", KIDConfig, "registry.builtin.fid:build_kid",
+            "kid", KIDConfig, "registry.builtin.inception_metrics:build_kid",
             "kernel Inception distance to a data set (clean-fid, mode legacy_tensorflow)",
         ),
         Component(

@@ -6,11 +6,13 @@ A new module must be imported in `registry/cli/__init__.py`.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from registry.cli.options import recipe_options
 from registry.cli.preview import preview
@@ -53,7 +55,7 @@ class Group(click.Group):
         except Exception as error:
             short = " ".join(str(error).split())
             code = report(f"unexpected {type(error).__name__}: {short} (a bug in distill; --debug shows where)", 70, debug)
-        sys.exit(code if isinstance(code, int) else 0)
+        leave(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -69,6 +71,15 @@ class Group(click.Group):
             return error
         value = "" if error.value is None else f" {error.value:g}" if isinstance(error.value, float) else f" {error.value}"
         return UserError(f"{flags[0]}{value}: {error.problem}")
+
+
+def leave(code: int) -> NoReturn:
+    """Exit with a code. One of several processes skips Python's shutdown, during which torch's communication threads can abort it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def report(message: str, code: int, debug: bool = False) -> int:
@@ -102,10 +113,15 @@ def main(
     distill --recipe quickstart                          distil the shipped digits teacher
     distill --recipe quickstart --loss sid               the same, with SiD
     """
+    given = [p.opts[0] for p in context.command.params if context.get_parameter_source(p.name or "") == ParameterSource.COMMANDLINE]
+    given = [flag for flag in given if flag not in ("--debug", "--recipe")]
     if context.invoked_subcommand is not None:
+        if given or recipe:
+            flag = given[0] if given else "--recipe"
+            raise click.UsageError(f"{flag} comes after the command: distill {context.invoked_subcommand} {flag} …")
         return
     if recipe is None:
-        if sets or loss or resume or dry_run or fresh_teacher or outdir or seed is not None:
+        if given:
             raise click.UsageError("Missing option '--recipe'.")
         click.echo(context.get_help())
         return

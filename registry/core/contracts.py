@@ -128,6 +128,22 @@ class Loss(Protocol):
         ...
 
 
+def hidden_network(loss: Loss) -> str | None:
+    """The attribute in which a loss that is no torch.nn.Module keeps a network with parameters to train; None if there is none."""
+    from torch import nn
+
+    if isinstance(loss, nn.Module):
+        return None
+    try:
+        attributes = vars(loss)
+    except TypeError:  # it has slots
+        return None
+    for name, value in attributes.items():
+        if isinstance(value, nn.Module) and any(p.requires_grad for p in value.parameters()):
+            return name
+    return None
+
+
 class Metric(ABC):
     """Numbers that say how far a set of images is from the real ones.
 

@@ -12,7 +12,7 @@ from typing import Any
 class NetworkFacts:
     """What a network's file says about it. Facts that the file does not state are None or empty.
 
-    `told()` gives the facts that our files store (under "about"). The rest is determined when a file is read.
+    `stored()` gives the facts that our files store (under "about"). The rest is determined when a file is read.
     """
 
     kind: str | None = None
@@ -40,17 +40,17 @@ class NetworkFacts:
     """Whether the file itself states D. A foreign file that does not is assumed to hold a diffusion model."""
 
     @classmethod
-    def of(cls, stored: Mapping[str, Any], **found: Any) -> NetworkFacts:
+    def of(cls, values: Mapping[str, Any], **found: Any) -> NetworkFacts:
         """Build from the plain values that a file stores and from what reading it determined; the latter takes precedence."""
         known = {f.name for f in fields(cls)} - {"kind", "others", "key", "looks_like", "D_is_certain"}
-        named = {k: v for k, v in stored.items() if k in known}
-        others = {k: v for k, v in stored.items() if k not in known}
+        named = {k: v for k, v in values.items() if k in known}
+        others = {k: v for k, v in values.items() if k not in known}
         for name in ("image_shape", "sigmas"):
             if name in named:
                 named[name] = tuple(named[name])
         return replace(cls(**named, others=others), **found)
 
-    def told(self) -> dict[str, Any]:
+    def stored(self) -> dict[str, Any]:
         """The facts that our files store, as plain values."""
         own = {
             "D": self.D, "sigma_data": self.sigma_data, "sigma_init": self.sigma_init, "sigmas": self.sigmas,

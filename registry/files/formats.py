@@ -66,8 +66,10 @@ def blueprint(net: nn.Module) -> dict[str, Any]:
 def convert_network(source: str, target: str, key: str | None = None, kind: str | None = None) -> str:
     """Read a network and save it in the format of `target`'s suffix; returns a one-line summary. Raises UserError."""
     net, facts = load_network(source, key=key)
+    if kind is not None and facts.kind not in (None, kind):
+        raise SettingError("kind", f"{source} is a {facts.kind}; leave this out", kind)
     kind = kind or facts.kind or facts.looks_like
-    save_network(Path(target), kind, net, facts.told())
+    save_network(Path(target), kind, net, facts.stored())
     return f"{target}: {kind} of D = {facts.dimension():g}, from {source}" + (f" [{facts.key}]" if facts.key else "")
 
 

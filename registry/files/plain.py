@@ -53,8 +53,8 @@ def load(source: str | Path, *kinds: str) -> dict[str, Any]:
         raise UserError(f"{source}: cannot be read: {error.strerror}") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it refers to {found[1]}" if found else str(error).strip().split("\n")[0]
-        raise UserError(f"{source}: not a plain-tensor file written by distill, or damaged ({reason})") from None
+        reason = f" (it refers to {found[1]})" if found else ""  # torch's own message advises to load it unsafely
+        raise UserError(f"{source}: not a plain-tensor file written by distill, or damaged{reason}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{source}: not a file written by distill (it lacks the mark {FORMAT!r})")
     if content.get("kind") not in kinds:

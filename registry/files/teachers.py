@@ -40,7 +40,7 @@ def teacher_from_file(
         origin=source,
         path=open_path(source, sha256),
         weights=weights,
-        provenance=facts.told() | ({} if facts.key is None else {"key": facts.key}),
+        provenance=facts.stored() | ({} if facts.key is None else {"key": facts.key}),
         trainable=None if dropout is None else lambda: rebuilt(net, dropout=dropout),
     )
 

@@ -1,7 +1,8 @@
 """Measures sets of images and prints the tables that people read.
 
 distances     Fréchet and sliced Wasserstein distances, as pure functions of tensors
-inception     Inception features and their statistics, as in EDM; FID and KID are computed here
+fid           FID and KID, from Inception features
+inception     Inception features and their statistics, as in EDM
 classifier    the small network whose features are used for small images
 measuring     from seeds to images to every metric's numbers, shared among processes
 rows          rows of numbers, and tables of rows

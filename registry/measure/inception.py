@@ -6,7 +6,6 @@ shared folder) and checks every file before it is used.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import io
@@ -28,7 +27,6 @@ from registry.core.errors import SettingError, UserError
 from registry.files.atomic import write_atomically
 from registry.files.downloads import cache_folder
 from registry.files.locate import open_path
-from registry.measure.distances import frechet_distance, frechet_distance_of_rows, moments
 from registry.show.pictures import to_uint8
 
 MODE = "legacy_tensorflow"
@@ -79,7 +77,7 @@ class Inception:
 
 def open_inception(source: str | None, metric: str) -> Inception:
     """The network from a file or URL, or by default from the cache folder. Raises a UserError that says where to get it."""
-    _cleanfid()  # fail now, not after the sampling
+    cleanfid_module()  # fail now, not after the sampling
     if source is not None:
         return _open(open_path(source))
     path = cache_folder() / NAME
@@ -143,37 +141,8 @@ def read_statistics(source: str) -> Statistics:
     return Statistics(mu, sigma, **known)
 
 
-# ----------------------------------------------------------------------------------------------------- distances
-
-
-def frechet_inception_distance(rows: Tensor, mu: Tensor, sigma: Tensor) -> float:
-    """FID of features [n, d] against a mean [d] and covariance [d, d] (Heusel et al. 2017), with ddof 1 and in float64.
-
-    Computed by clean-fid if n > d. With n ≤ d the covariance is singular and its product's matrix root need not exist, so we
-    compute the distance without it.
-    """
-    if len(rows) <= rows.shape[1]:
-        return frechet_distance_of_rows(rows, mu, sigma)
-    found = moments(rows)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints that it adds 1e-6 to the diagonals
-        try:
-            return float(_cleanfid().frechet_distance(*(t.numpy() for t in (*found, mu, sigma))))
-        except ValueError:  # the root is complex: duplicate images make the covariances singular
-            return frechet_distance(*found, mu, sigma)
-
-
-def kernel_inception_distance(rows: Tensor, real: Tensor) -> float:
-    """KID of features [n, d] and [m, d] (Bińkowski et al. 2018): clean-fid's mean over 100 random subsets with a fixed seed."""
-    state = np.random.get_state()
-    np.random.seed(0)
-    try:
-        return float(_cleanfid().kernel_distance(real.numpy(), rows.numpy()))
-    finally:
-        np.random.set_state(state)
-
-
 @functools.cache
-def _cleanfid() -> Any:
+def cleanfid_module() -> Any:
     """clean-fid's module fid, which imports torchvision. Raises UserError if torchvision cannot be imported.
 
     With a CPU-only torch, PyPI's torchvision cannot be imported, because its compiled operators do not load. clean-fid uses none

@@ -181,7 +181,7 @@ class Reading:
         self.tables = lay_over(self.tables, nested)
         self.origins[tuple(keys)] = origin
 
-    # The next four note what is wrong, and then return None.
+    # `table`, `settings` and `choice` note what is wrong, and then return None.
 
     def table(self, name: str) -> Tables | None:
         """A copy of a table; empty if the recipe does not have it."""
@@ -292,7 +292,11 @@ class Reading:
         if loss is None:
             return
         if loss.config.wants_data() and "data" not in self.tables:
-            self.wrong("data", ("source",), f"is missing: loss {loss.name!r} learns from real images; name a folder or ZIP of them")
+            self.wrong(
+                "data",
+                ("source",),
+                f"is missing: loss {loss.name!r} learns from real images; name digits, or a folder or ZIP of them",
+            )
         if "data" in self.tables and not loss.config.wants_data():
             self.wrong("data", (), f"is not used: loss {loss.name!r} needs no data; remove this table, or choose another loss")
 

@@ -99,6 +99,13 @@ class DataConfig(Config):
     source: DataSource = Field(description="digits (scikit-learn's), or a folder or ZIP in EDM's layout")
     labels: bool = Field(False, description="train with the classes of the images")
 
+    @field_validator("source")
+    @classmethod
+    def _is_not_the_teacher(cls, value: str) -> str:
+        if value == "teacher":
+            raise ValueError("is for metrics only; give digits, or a folder or ZIP of images")
+        return value
+
 
 class NetworkConfig(Config):
     """[network]: the teacher's architecture, in EDM's terms."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from registry.core.contracts import Domain, Loss, Metric, Noise, Teacher
+from registry.core.contracts import Domain, Loss, Metric, Noise, Teacher, hidden_network
 from registry.core.errors import SettingError, UserError
 from registry.core.levels import generator_levels
 from registry.edm.datasets import load_images
@@ -34,6 +34,11 @@ def build(recipe: Recipe, plugins: Plugins) -> tuple[Teacher, Noise, Loss]:
         raise UserError(f"{recipe.path}: noise {recipe.noise.name!r} has D = {noise.D:g}, the teacher has D = {teacher.D:g}")
     with weights_of_seed(recipe.train.seed):
         loss: Loss = recipe.loss.make(teacher)
+    if hidden := hidden_network(loss):
+        raise UserError(
+            f"plugin {recipe.loss.owner!r}: its loss {recipe.loss.name!r} has a network in .{hidden} but is not a torch.nn.Module, "
+            "so that network would not learn"
+        )
     return teacher, noise, loss
 
 

@@ -17,7 +17,7 @@ from registry.files.plain import STATE, load, save
 from registry.train.step import Learner
 
 
-class Part(Protocol):
+class Stateful(Protocol):
     """Anything that can be saved and restored: a learner with its optimiser, an average."""
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -25,7 +25,7 @@ class Part(Protocol):
 
 
 def save_state(
-    path: Path, parts: Mapping[str, Part], nimg: int, recipe: Mapping[str, Any], facts: Mapping[str, Any] | None = None
+    path: Path, parts: Mapping[str, Stateful], nimg: int, recipe: Mapping[str, Any], facts: Mapping[str, Any] | None = None
 ) -> None:
     """Save the parts, the number of images, and the random states of all processes (rank 0 writes).
 
@@ -43,7 +43,7 @@ def save_state(
         )
 
 
-def read_state(path: Path, parts: Mapping[str, Part]) -> dict[str, Any]:
+def read_state(path: Path, parts: Mapping[str, Stateful]) -> dict[str, Any]:
     """What `save_state` saved, if it is of the same parts. Raises UserError."""
     content = load(path, STATE)
     if set(content["parts"]) != set(parts):
@@ -51,7 +51,7 @@ def read_state(path: Path, parts: Mapping[str, Part]) -> dict[str, Any]:
     return content
 
 
-def restore_state(path: Path, content: Mapping[str, Any], parts: Mapping[str, Part]) -> int:
+def restore_state(path: Path, content: Mapping[str, Any], parts: Mapping[str, Stateful]) -> int:
     """Bring the parts and the random states to where they were; returns the number of images. Raises UserError."""
     for name, part in parts.items():
         try:

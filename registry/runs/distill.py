@@ -16,10 +16,10 @@ from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe
 from registry.runs.building import build, build_generator, build_metrics, generator_facts, parameter_count, real_images
-from registry.runs.checkpoints import Part
+from registry.runs.checkpoints import Stateful
 from registry.runs.folder import RunFolder
 from registry.runs.outputs import draw_curves, draw_samples, measure_snapshot, snapshot_name, write_network, write_table
-from registry.runs.training import Saved, open_folder, prepare, train
+from registry.runs.training import Saved, prepare, start_or_resume, train
 from registry.show.journal import Journal
 from registry.train import loop
 from registry.train.generator import Generator
@@ -64,10 +64,10 @@ def distill(
     teacher.denoiser.to(device)
     generator = build_generator(recipe, teacher, noise)
     run = loop.Distillation(teacher, noise, loss_, recipe.train, device, generator, data)
-    parts: dict[str, Part] = {"student": run.student, "generator": run.generator, "ema": run.average}
+    parts: dict[str, Stateful] = {"student": run.student, "generator": run.generator, "ema": run.average}
     saved = Saved(parts, recipe.tables(), generator_facts(recipe, teacher, noise, generator))
 
-    folder = open_folder(recipe, run, saved, resume, state, journal)
+    folder = start_or_resume(recipe, run, saved, resume, state, journal)
     journal.log(f"{introduction(recipe, teacher, noise, generator)} on {device}{processes()}")
     shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
 

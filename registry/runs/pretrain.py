@@ -22,7 +22,7 @@ from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import TABLE_NAMES, PretrainRecipe, training_tables
 from registry.runs.building import build_metrics, check_target, parameter_count, real_images
 from registry.runs.outputs import draw_curves, draw_samples, snapshot_name, write_network, write_table
-from registry.runs.training import Saved, open_folder, prepare, train
+from registry.runs.training import Saved, prepare, start_or_resume, train
 from registry.sample.heun import heun_samples
 from registry.show.journal import Journal
 from registry.train import pretraining
@@ -60,7 +60,7 @@ def pretrain(
     facts = {"D": noise.D, "sigma_data": domain.sigma_data, "data": recipe.data.source, "recipe": training_tables(recipe)}
     saved = Saved({"denoiser": run.denoiser, "ema": run.average}, recipe.tables(), facts)
 
-    folder = open_folder(recipe, run, saved, resume, state, journal)
+    folder = start_or_resume(recipe, run, saved, resume, state, journal)
     journal.log(
         f"training a {recipe.network.arch} of {parameter_count(net)} parameters "
         f"on {domain.origin} ({len(data)} images), D = {noise.D:g}"

@@ -19,7 +19,7 @@ from registry.core.errors import Interrupted, SettingError
 from registry.files.atomic import check_folder
 from registry.recipe.resolved import PretrainRecipe, Recipe, settings_of
 from registry.recipe.tables import PretrainConfig, TrainConfig
-from registry.runs.checkpoints import Part, check_same_run, differences, find_state, read_state, restore_state, save_state
+from registry.runs.checkpoints import Stateful, check_same_run, differences, find_state, read_state, restore_state, save_state
 from registry.runs.folder import RunFolder
 from registry.runs.interruption import Interruption
 from registry.runs.schedule import Schedule
@@ -42,7 +42,7 @@ class Training(Protocol):
 class Saved:
     """What goes into a training state."""
 
-    parts: Mapping[str, Part]
+    parts: Mapping[str, Stateful]
     """Everything that training changes: networks with their optimisers, averages."""
     tables: dict[str, Any]
     """The resolved recipe."""
@@ -77,7 +77,7 @@ def start_device(train: TrainConfig | PretrainConfig) -> torch.device:
     return device
 
 
-def open_folder(
+def start_or_resume(
     recipe: Recipe | PretrainRecipe, run: Training, saved: Saved, resume: str | None, state: Path | None, journal: Journal
 ) -> RunFolder:
     """A new run folder, or the folder of the state to resume from, with the run restored from it. Raises UserError."""

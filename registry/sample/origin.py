@@ -46,7 +46,7 @@ def noise_of(network: str, facts: NetworkFacts, domain: Domain, sigma_init: floa
     values |= facts.table("noise")
     if sigma_init is not None and values.setdefault("sigma_init", sigma_init) != sigma_init:
         raise SettingError("sigma_init", f"{network} starts at {values['sigma_init']:g}; leave this out", sigma_init)
-    names = [values["use"]] if "use" in values else serving_most_alike(plugins, domain.D)
+    names = [values["use"]] if "use" in values else noises_for(plugins, domain.D)
     for name in names:
         choice = choice_of("noise", values | {"use": name}, network, plugins)
         if choice.config.misfit(domain.D) is None:
@@ -55,7 +55,7 @@ def noise_of(network: str, facts: NetworkFacts, domain: Domain, sigma_init: floa
     raise UserError(f"{network}: no noise serves D = {domain.D:g}; install the plugin that it was trained with")
 
 
-def serving_most_alike(plugins: Plugins, D: float) -> list[str]:
+def noises_for(plugins: Plugins, D: float) -> list[str]:
     """The noises that serve D, starting with those that serve only this D: at D = inf, the Gaussian."""
     other = 1.0 if math.isinf(D) else math.inf
     return sorted(plugins.serving("noise", D), key=lambda name: name in plugins.serving("noise", other))

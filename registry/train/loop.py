@@ -20,7 +20,7 @@ from registry.recipe.tables import TrainConfig
 from registry.train.data import RealImages
 from registry.train.ema import EMA
 from registry.train.generator import Generator
-from registry.train.step import Learner, cosine_rate, mode, shares
+from registry.train.step import Learner, cosine_rate, mode, own_image_numbers
 
 
 class Distillation:
@@ -33,11 +33,11 @@ class Distillation:
         loss: Loss,
         train: TrainConfig,
         device: torch.device,
-        generator: Generator | None = None,
+        generator: Generator,
         data: RealImages | None = None,
     ) -> None:
         teacher.denoiser.to(device).eval().requires_grad_(False)
-        generator = (generator or Generator(teacher.copy(), noise, teacher.image_shape, teacher.label_dim)).to(device)
+        generator.to(device)
         companion = loss.to(device) if isinstance(loss, torch.nn.Module) else None
         self.noise, self.loss, self.train, self.device, self.data = noise, loss, train, device, data
 
@@ -62,7 +62,7 @@ class Distillation:
         The streams depend on seed, step and image number only. So results do not depend on how a batch is split into parts and
         over processes, nor on interruptions.
         """
-        for numbers in shares(self.nimg, self.train.batch, self.train.batch_gpu):
+        for numbers in own_image_numbers(self.nimg, self.train.batch, self.train.batch_gpu):
             purpose = f"{self.train.seed}/{step}"
             real = (self.data.batch(Streams.derived(f"{purpose}/real", numbers, self.device)),) if self.data is not None else ()
             yield Streams.derived(purpose, numbers, self.device), real
@@ -76,7 +76,7 @@ def iterations(run: Distillation) -> Iterator[None]:
 
 
 def iteration(run: Distillation) -> None:
-    """Student, generator, average."""
+    """Student, generator, average. (The average counts the images before this batch.)"""
     teacher, student, generator = run.teacher, run.student, run.generator
     rate = cosine_rate(run.nimg / run.total, run.train.lr_decay)
 
@@ -85,6 +85,7 @@ def iteration(run: Distillation) -> None:
             for rng, real in run.parts(f"student{i}"):
                 with torch.no_grad():
                     x, labels = generator(rng)
+                # The loss perturbs x; its draws follow the generator's in the same streams.
                 student.accumulate(run.loss.student(student.net, x, labels, run.noise, rng, *real))
         student.step(rate)
 

@@ -13,7 +13,7 @@ from registry.recipe.tables import PretrainConfig
 from registry.train.data import RealImages
 from registry.train.ema import EMA
 from registry.train.losses import denoising_loss
-from registry.train.step import Learner, cosine_rate, mode, shares
+from registry.train.step import Learner, cosine_rate, mode, own_image_numbers
 
 
 class Pretraining:
@@ -43,7 +43,7 @@ def iteration(run: Pretraining) -> None:
     denoiser, train = run.denoiser, run.train
     warmth = min(1.0, (run.nimg + train.batch) / max(train.lr_rampup_kimg * 1000, 1e-8))
     with mode(denoiser.net, train=True):
-        for numbers in shares(run.nimg, train.batch, train.batch_gpu):
+        for numbers in own_image_numbers(run.nimg, train.batch, train.batch_gpu):
             rng = Streams.derived(f"{train.seed}/data", numbers, run.device)
             x, labels = run.data.batch(rng)
             denoiser.accumulate(denoising_loss(denoiser.net, x, labels, run.noise, rng))

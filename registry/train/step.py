@@ -162,7 +162,7 @@ def mode(net: nn.Module, train: bool | None = None, grad: bool | None = None) ->
             p.requires_grad_(did)
 
 
-def shares(first: int, batch: int, batch_gpu: int | None) -> Iterator[range]:
+def own_image_numbers(first: int, batch: int, batch_gpu: int | None) -> Iterator[range]:
     """The image numbers of this process in the batch that starts at `first`, in parts of `batch_gpu`."""
     share = batch // distributed.world_size()
     start = first + distributed.rank() * share

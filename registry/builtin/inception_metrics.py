@@ -18,12 +18,11 @@ from registry.builtin.reference import half, reference_images
 from registry.core import distributed
 from registry.files.downloads import cache_folder
 from registry.measure.distances import moments
+from registry.measure.fid import frechet_inception_distance, kernel_inception_distance
 from registry.measure.inception import (
     MODE,
     Inception,
     Statistics,
-    frechet_inception_distance,
-    kernel_inception_distance,
     open_inception,
     read_statistics,
 )
