@@ -74,7 +74,7 @@ class Group(click.Group):
 
 
 def leave(code: int) -> NoReturn:
-    """Exit with a code. One of several processes skips Python's shutdown, during which torch's communication threads can abort it."""
+    """Exit with a code. One of several processes skips Python's shutdown, which torch's communication threads can abort."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()
         sys.stderr.flush()
