@@ -61,7 +61,10 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except SettingError as error:
-            raise self.with_flag(error, ctx) from error
+            named = self.with_flag(error, ctx)
+            if named is error:
+                raise
+            raise named from error
 
     def with_flag(self, error: SettingError, ctx: click.Context) -> UserError:
         """A setting that is an option of the invoked command is named by its flag: `--nfe 4: …` instead of `nfe = 4: …`."""
