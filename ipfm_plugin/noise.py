@@ -18,6 +18,7 @@ class ElectrostaticNoise(Kernel):
     """
 
     def scale(self, rng: Streams) -> Tensor | None:
+        """√((D/2)/g): [B]. `Kernel.draw` multiplies a normal draw by it, `prior` and `perturb` by sigma."""
         if math.isinf(self.D):
             return None
         return (self.D / 2 / rng.gamma(self.D / 2)).sqrt()

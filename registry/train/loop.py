@@ -24,7 +24,7 @@ from registry.train.step import Learner, cosine_rate, mode, own_image_numbers
 
 
 class Distillation:
-    """The four players: teacher f* (frozen), student f, generator G, which all start as the teacher, and the average of G."""
+    """The four players: teacher f* (frozen); student f, generator G and the average of G, which start as copies of it."""
 
     def __init__(
         self,
@@ -38,6 +38,7 @@ class Distillation:
     ) -> None:
         teacher.denoiser.to(device).eval().requires_grad_(False)
         generator.to(device)
+        # A loss with parameters of its own: they are trained along with the student.
         companion = loss.to(device) if isinstance(loss, torch.nn.Module) else None
         self.noise, self.loss, self.train, self.device, self.data = noise, loss, train, device, data
 
@@ -57,10 +58,10 @@ class Distillation:
         return round(self.train.duration_kimg * 1000)
 
     def parts(self, step: str) -> Iterator[tuple[Streams, tuple[Any, ...]]]:
-        """This process's share of the batch, part by part: one random stream per image, and real images if the loss wants them.
+        """This process's share of the batch, part by part: one random stream per image, and real images if the run has data.
 
-        The streams depend on seed, step and image number only. So results do not depend on how a batch is split into parts and
-        over processes, nor on interruptions.
+        The streams depend on seed, step and image number only. So up to rounding results do not depend on how a batch is split
+        into parts and over processes, nor on interruptions. (Dropout draws from torch's global state, which states keep.)
         """
         for numbers in own_image_numbers(self.nimg, self.train.batch, self.train.batch_gpu):
             purpose = f"{self.train.seed}/{step}"
@@ -76,7 +77,7 @@ def iterations(run: Distillation) -> Iterator[None]:
 
 
 def iteration(run: Distillation) -> None:
-    """Student, generator, average. (The average counts the images before this batch.)"""
+    """Student, generator, average. (The average's ramp-up counts the images before this batch.)"""
     teacher, student, generator = run.teacher, run.student, run.generator
     rate = cosine_rate(run.nimg / run.total, run.train.lr_decay)
 
@@ -92,6 +93,7 @@ def iteration(run: Distillation) -> None:
     with mode(generator.model, train=True), mode(student.modules, train=False, grad=False):
         for rng, real in run.parts("generator"):
             x, labels = generator(rng)
+            # The gradient reaches the generator through x, where that of an image with a non-finite loss is set to 0.
             generator.accumulate(run.loss.generator(teacher, student.net, x, labels, run.noise, rng, *real), x)
     generator.step(rate)
 
