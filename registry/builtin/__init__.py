@@ -32,6 +32,8 @@ def only_diffusion(D: float, what: str) -> str | None:
 
 
 class EDMConfig(FileTeacherConfig):
+    """[teacher] use = "edm": an EDM denoiser from a file, D = inf."""
+
     def known_D(self) -> float | None:
         return super().known_D() or math.inf
 
@@ -40,6 +42,8 @@ class EDMConfig(FileTeacherConfig):
 
 
 class AnalyticConfig(Config):
+    """[teacher] use = "analytic": the exact denoiser of a finite set, any D."""
+
     points: str = Field("ring", description="the finite set: ring, spiral, grid (points in the plane), digits, or images")
     count: int = Field(8, ge=1, description="number of points in the plane, or of images taken from the set")
     D: Dimension = Field(math.inf, description="auxiliary dimension, a positive real or inf")
@@ -54,11 +58,15 @@ class AnalyticConfig(Config):
 
 
 class GaussianConfig(NoiseConfig):
+    """[noise] use = "gaussian": the kernel at D = inf."""
+
     def misfit(self, D: float) -> str | None:
         return only_diffusion(D, "is the kernel of diffusion")
 
 
 class SiDConfig(Config):
+    """[loss] use = "sid": Score identity Distillation, D = inf."""
+
     alpha: float = Field(1.0, allow_inf_nan=False, description="strength of the correction in L_alpha (SiD Eq. 23)")
 
     def misfit(self, D: float) -> str | None:
@@ -66,30 +74,42 @@ class SiDConfig(Config):
 
 
 class FrechetConfig(Config):
+    """[eval.frechet]."""
+
     features: Source = Field("digits_features", description="the feature network's file")
     reference: DataSource = Field("teacher", description="the real images: digits, a folder or ZIP, or the teacher's own")
 
 
 class SlicedWassersteinConfig(Config):
+    """[eval.sliced_wasserstein]."""
+
     reference: DataSource = Field("teacher", description="the real images: digits, a folder or ZIP, or the teacher's own")
     projections: int = Field(512, ge=1, description="number of random directions")
 
 
 class InceptionConfig(Config):
+    """What FID and KID share."""
+
     inception: File | None = Field(
         None, description="the network's file, inception-2015-12-05.pt; default: the one in the cache folder"
     )
 
 
 class FIDConfig(InceptionConfig):
+    """[eval.fid]."""
+
     reference: Reference = Field("teacher", description="real images, or their statistics: an .npz file or its URL")
 
 
 class KIDConfig(InceptionConfig):
+    """[eval.kid]."""
+
     reference: DataSource = Field("teacher", description="the real images: digits, a folder or ZIP, or the teacher's own")
 
 
 class CoverageConfig(Config):
+    """[eval.coverage]."""
+
     reference: Literal["teacher"] = Field("teacher", description="an exact teacher's own points")
     radius: Positive = Field(0.1, description="a point counts as reached if an image is closer than this")
 

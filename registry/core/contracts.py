@@ -63,7 +63,7 @@ class Teacher(Domain):
     weights: str = ""
     """A short hash of its weights (`weights_hash`); needed with `path`."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """How it was trained, as its file tells."""
+    """How it was trained, according to its file. For people: the host does not read it."""
 
     def copy(self) -> nn.Module:
         """A trainable denoiser with the teacher's weights, on the teacher's device."""

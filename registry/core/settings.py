@@ -25,7 +25,7 @@ class Config(BaseModel):
         return None
 
     def known_D(self) -> float | None:
-        """The dimension of the teacher with these settings; None if only its file tells."""
+        """The dimension of the teacher with these settings; None if only its file says."""
         return None
 
     def wants_data(self) -> bool:

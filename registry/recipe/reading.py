@@ -365,7 +365,7 @@ def misfit(choice: Choice, D: float, whose: str, plugins: Plugins) -> str | None
 
 
 def check_fit(recipe: Recipe, D: float, plugins: Plugins) -> None:
-    """Teacher, noise and loss serve the teacher's D, as its file tells it. Raises UserError."""
+    """Check that teacher, noise and loss serve the D in the teacher's file. Raises UserError."""
     for choice in (recipe.teacher, recipe.noise, recipe.loss):
         reason = misfit(choice, D, "its file" if choice is recipe.teacher else "the teacher", plugins)
         if reason:

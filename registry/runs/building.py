@@ -44,7 +44,7 @@ def build(recipe: Recipe, plugins: Plugins) -> tuple[Teacher, Noise, Loss]:
 
 @contextmanager
 def weights_of_seed(seed: int) -> Iterator[None]:
-    """Networks that are made here get the same initial weights in every process; torch's random state is left as it was."""
+    """Networks that are made here get the same initial weights in every process; the CPU's random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -63,7 +63,7 @@ def build_generator(recipe: Recipe, teacher: Teacher, noise: Noise) -> Generator
 
 
 def generator_facts(recipe: Recipe, teacher: Teacher, noise: Noise, generator: Generator) -> dict[str, Any]:
-    """What a generator's file tells, besides its network and the number of images."""
+    """What a generator's file says about it, besides the number of images."""
     tables = training_tables(recipe)
     return {
         "D": noise.D, "sigma_data": teacher.sigma_data, "sigma_init": noise.sigma_init, "sigmas": list(generator.sigmas),
