@@ -39,21 +39,22 @@ class Paper(NamedTuple):
     dropout: float
     ema_kimg: float
     duration_kimg: float
+    augment: float
     beta1: float = 0.0
 
 
 # fmt: off
 PAPERS = {
-    "sid_cifar10_uncond": Paper("edm:cifar10-uncond", math.inf, 256, 1e-5, 1.2, False, 0.13, 500, 500_000),
-    "sid_cifar10_cond": Paper("edm:cifar10-cond", math.inf, 256, 1e-5, 1.2, False, 0.13, 500, 800_000),
-    "sid_imagenet64": Paper("edm:imagenet64-cond", math.inf, 8192, 4e-6, 1.2, True, 0.1, 2000, 1_000_000),
-    "sid_ffhq64": Paper("edm:ffhq", math.inf, 512, 1e-5, 1.2, True, 0.05, 500, 500_000, beta1=0.9),
-    "sid_afhqv2": Paper("edm:afhqv2", math.inf, 512, 5e-6, 1.0, True, 0.05, 500, 500_000),
-    "ipfm_cifar10_d128": Paper("pfgmpp:cifar10_ncsnpp_D_128", 128, 256, 1e-5, 1.0, False, 0.0, 500, 30 * 256),
-    "ipfm_cifar10_d2048": Paper("pfgmpp:cifar10_ncsnpp_D_2048", 2048, 256, 1e-5, 1.0, False, 0.0, 500, 30 * 256),
-    "ipfm_cifar10_dinf": Paper("pfgmpp:cifar10_ncsnpp_D_inf", math.inf, 256, 1e-5, 1.0, False, 0.0, 500, 30 * 256),
-    "ipfm_ffhq_d128": Paper("pfgmpp:ffhq_ddpm_D_128", 128, 512, 1e-5, 1.0, True, 0.05, 500, 30 * 512),
-    "ipfm_ffhq_dinf": Paper("pfgmpp:ffhq_ddpm_D_inf", math.inf, 512, 1e-5, 1.0, True, 0.05, 500, 30 * 512),
+    "sid_cifar10_uncond": Paper("edm:cifar10-uncond", math.inf, 256, 1e-5, 1.2, False, 0.13, 500, 500_000, 0.12),
+    "sid_cifar10_cond": Paper("edm:cifar10-cond", math.inf, 256, 1e-5, 1.2, False, 0.13, 500, 800_000, 0.12),
+    "sid_imagenet64": Paper("edm:imagenet64-cond", math.inf, 8192, 4e-6, 1.2, True, 0.1, 2000, 1_000_000, 0.0),
+    "sid_ffhq64": Paper("edm:ffhq", math.inf, 512, 1e-5, 1.2, True, 0.05, 500, 500_000, 0.15, beta1=0.9),
+    "sid_afhqv2": Paper("edm:afhqv2", math.inf, 512, 5e-6, 1.0, True, 0.05, 500, 500_000, 0.15),
+    "ipfm_cifar10_d128": Paper("pfgmpp:cifar10_ncsnpp_D_128", 128, 256, 1e-5, 1.0, False, 0.0, 500, 30 * 256, 0.12),
+    "ipfm_cifar10_d2048": Paper("pfgmpp:cifar10_ncsnpp_D_2048", 2048, 256, 1e-5, 1.0, False, 0.0, 500, 30 * 256, 0.12),
+    "ipfm_cifar10_dinf": Paper("pfgmpp:cifar10_ncsnpp_D_inf", math.inf, 256, 1e-5, 1.0, False, 0.0, 500, 30 * 256, 0.12),
+    "ipfm_ffhq_d128": Paper("pfgmpp:ffhq_ddpm_D_128", 128, 512, 1e-5, 1.0, True, 0.05, 500, 30 * 512, 0.15),
+    "ipfm_ffhq_dinf": Paper("pfgmpp:ffhq_ddpm_D_inf", math.inf, 512, 1e-5, 1.0, True, 0.05, 500, 30 * 512, 0.15),
 }
 SWAPPED = {  # the teacher under the other paper's loss
     "sid_cifar10_uncond": "pfgmpp:cifar10_ncsnpp_D_128", "sid_cifar10_cond": "pfgmpp:cifar10_ncsnpp_D_2048_conditional",
@@ -148,6 +149,7 @@ def test_settings_are_those_of_the_papers(name: str, plugins: Plugins) -> None:
     assert (train.batch, train.lr, train.glr, train.duration_kimg) == (paper.batch, paper.lr, paper.lr, paper.duration_kimg)
     assert (train.betas, train.gbetas, train.eps) == ((0, 0.999), (paper.beta1, 0.999), 1e-6 if paper.fp16 else 1e-8)
     assert (train.ema_halflife_kimg, train.ema_rampup_ratio, train.lr_decay) == (paper.ema_kimg, 0.05, 0)
+    assert (train.augment, train.clip, train.gclip, recipe.warmup.kimg) == (paper.augment, None, None, 0)
     assert (train.loss_scaling, train.generator_loss_scaling, train.student_steps) == (1, 100, 1)
     data = next(d for d in ("cifar10-32x32", "imagenet-64x64", "ffhq-64x64", "afhqv2-64x64") if d[:4] in name)
     assert (recipe.eval.metrics, recipe.eval.samples, recipe.eval.repeats) == (("fid",), 50_000, 3)

@@ -28,6 +28,8 @@ class Domain:
     """(C, H, W)."""
     label_dim: int = 0
     """Number of classes; 0 is without."""
+    augment_dim: int = 0
+    """Number of augmentation labels that the network takes as a fourth argument `augment_labels` [B, augment_dim]; 0 is none."""
     sigma_data: float = 0.5
     """Standard deviation of the data that the preconditioning assumes."""
     images: Tensor | None = None

@@ -36,6 +36,7 @@ def teacher_from_file(
         D=facts.dimension(),
         image_shape=(net.img_channels, net.img_resolution, net.img_resolution),
         label_dim=net.label_dim,
+        augment_dim=int(net.init_kwargs.get("augment_dim", 0)),
         sigma_data=0.5 if facts.sigma_data is None else float(facts.sigma_data),
         origin=source,
         path=open_path(source, sha256),

@@ -31,6 +31,7 @@ from registry.recipe.tables import (
     NetworkConfig,
     PretrainConfig,
     TrainConfig,
+    WarmupConfig,
 )
 
 C = TypeVar("C", bound=Config)
@@ -261,9 +262,10 @@ class Reading:
         teacher, noise, loss = self.choice("teacher"), self.choice("noise"), self.choice("loss")
         data = self.settings("data", DataConfig) if "data" in self.tables else None
         generator = self.settings("generator", GeneratorConfig)
+        warmup = self.settings("warmup", WarmupConfig)
         train, log = self.settings("train", TrainConfig), self.settings("log", LogConfig)
         evaluation, metrics = self.evaluation()
-        self.unknown_tables(("teacher", "noise", "loss", "data", "generator", "train", "log", "eval", "swap"))
+        self.unknown_tables(("teacher", "noise", "loss", "data", "generator", "warmup", "train", "log", "eval", "swap"))
         known = self.plugins.names("loss")
         swaps = self.table("swap") or {}
         for name in swaps:
@@ -272,6 +274,8 @@ class Reading:
             elif not isinstance(swaps[name], dict):
                 self.wrong("swap", (name,), f"= {swaps[name]!r}: must be a table")
         self.divides(TrainConfig)
+        if train and warmup and not (train.duration_kimg or warmup.kimg):
+            self.wrong("train", ("duration_kimg",), "= 0: there is nothing to do without a warm-up ([warmup] kimg)")
         if generator and noise and isinstance(noise.config, NoiseConfig):
             reason = generator.starts_elsewhere(noise.config.sigma_init)
             if reason:
@@ -284,8 +288,8 @@ class Reading:
             if choice and reason:
                 self.wrong(choice.kind, ("use",), f"= {choice.name!r}: {reason}")
         self.finish()
-        assert teacher and noise and loss and generator and train and log and evaluation
-        return Recipe(self.path, teacher, noise, loss, data, generator, train, log, evaluation, metrics)
+        assert teacher and noise and loss and generator and warmup and train and log and evaluation
+        return Recipe(self.path, teacher, noise, loss, data, generator, warmup, train, log, evaluation, metrics)
 
     def data_as_wanted(self, loss: Choice | None) -> None:
         """[data] must be there if the loss wants real images, and only then."""

@@ -26,14 +26,15 @@ from registry.recipe.tables import (
     NetworkConfig,
     PretrainConfig,
     TrainConfig,
+    WarmupConfig,
 )
 
 Tables = dict[str, Any]
 
 
 TABLE_NAMES: dict[type[Config], str] = {
-    GeneratorConfig: "generator", TrainConfig: "train", PretrainConfig: "train", DataConfig: "data", NetworkConfig: "network",
-    ClassifierConfig: "classifier", LogConfig: "log", EvalConfig: "eval",
+    GeneratorConfig: "generator", WarmupConfig: "warmup", TrainConfig: "train", PretrainConfig: "train", DataConfig: "data",
+    NetworkConfig: "network", ClassifierConfig: "classifier", LogConfig: "log", EvalConfig: "eval",
 }  # fmt: skip
 
 
@@ -98,6 +99,7 @@ class Recipe:
     data: DataConfig | None
     """Real images, for a loss that wants them."""
     generator: GeneratorConfig
+    warmup: WarmupConfig
     train: TrainConfig
     log: LogConfig
     eval: EvalConfig
@@ -111,6 +113,7 @@ class Recipe:
             "loss": self.loss.table(),
             **({"data": plain(self.data)} if self.data else {}),
             "generator": plain(self.generator),
+            **({"warmup": plain(self.warmup)} if self.warmup.kimg else {}),
             "train": plain(self.train),
             "log": plain(self.log),
             "eval": eval_tables(self.eval, self.metrics),

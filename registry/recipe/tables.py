@@ -51,12 +51,36 @@ class GeneratorConfig(Config):
         return f"begins with {self.schedule[0]:g}, but [noise] sigma_init = {sigma_init:g}; they must agree"
 
 
+class WarmupConfig(Config):
+    """[warmup]: before the game the generator learns pairs by regression: a start, and the teacher's image from that start."""
+
+    kimg: float = Field(0.0, ge=0, allow_inf_nan=False, description="thousands of images of the regression; 0 = no warm-up")
+    pairs: int = Field(2048, ge=1, description="number of pairs; they are made once and kept in the cache folder")
+    nfe: int = Field(35, ge=1, description="the teacher's evaluations per pair: an odd number, two per Heun step but the last")
+    lr: Positive = Field(1e-4, description="the generator's learning rate, which falls to 0 (cosine)")
+    student_kimg: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="then the student alone learns the generator's images for so long",
+    )
+
+    @field_validator("nfe")
+    @classmethod
+    def _is_odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError(f"must be odd, since Heun's method takes 2·steps − 1 evaluations; {value - 1} and {value + 1} are")
+        return value
+
+
 class TrainConfig(Config):
     """[train]: the loop (IPFM Algorithm 1); names and defaults as in EDM and SiD."""
 
     batch: int = Field(256, ge=1, description="images per iteration, over all processes")
     batch_gpu: int | None = Field(None, ge=1, description="images at a time on one device; divides batch")
-    duration_kimg: Positive = Field(description="length of the run, in thousands of images: `batch` per iteration")
+    duration_kimg: float = Field(
+        ge=0, allow_inf_nan=False, description="length of the game, in thousands of images: `batch` per iteration"
+    )
     student_steps: int = Field(1, ge=1, description="student steps per generator step")
     lr: Positive = Field(1e-5, description="the student's learning rate")
     glr: Positive = Field(1e-5, description="the generator's learning rate")
@@ -66,6 +90,11 @@ class TrainConfig(Config):
     eps: Positive = Field(1e-8, description="Adam's epsilon; give 1e-6 for networks that run in float16")
     loss_scaling: Positive = Field(1.0, description="factor of the student's loss")
     generator_loss_scaling: Positive = Field(100.0, description="factor of the generator's loss")
+    clip: Positive | None = Field(None, description="the student's gradient, after the scaling, is shortened to this norm")
+    gclip: Positive | None = Field(None, description="the same for the generator's gradient")
+    augment: float = Field(
+        0.0, ge=0, le=1, description="EDM's augmentation of the images that the student learns from: probability of each operation"
+    )
     ema_halflife_kimg: float = Field(500.0, ge=0, allow_inf_nan=False, description="half-life of the generator's average")
     ema_rampup_ratio: float = Field(
         0.05, ge=0, description="the half-life is at most this share of the images seen; 0 = no such limit"
@@ -85,6 +114,8 @@ class PretrainConfig(Config):
     lr_decay: float = Field(0.0, ge=0, le=1, description="last share of the run in which the rate falls to 0 (cosine)")
     betas: Betas = Field((0.9, 0.999), description="Adam's betas")
     eps: Positive = Field(1e-8, description="Adam's epsilon")
+    clip: Positive | None = Field(None, description="largest norm of the gradient; a longer one is shortened")
+    augment: float = Field(0.0, ge=0, le=1, description="EDM's augmentation: probability of each operation (EDM on CIFAR-10: 0.12)")
     ema_halflife_kimg: float = Field(500.0, ge=0, allow_inf_nan=False, description="half-life of the average")
     ema_rampup_ratio: float = Field(
         0.05, ge=0, description="the half-life is at most this share of the images seen; 0 = no such limit"

@@ -14,6 +14,7 @@ from torch import nn
 from registry.core.contracts import Domain, Loss, Metric, Noise, Teacher, hidden_network
 from registry.core.errors import SettingError, UserError
 from registry.core.levels import generator_levels
+from registry.edm.augment import LABELS
 from registry.edm.datasets import load_images
 from registry.files.atomic import check_folder
 from registry.files.formats import SUFFIXES
@@ -29,6 +30,7 @@ def build(recipe: Recipe, plugins: Plugins) -> tuple[Teacher, Noise, Loss]:
     """Teacher, noise and loss of a recipe. Raises UserError where they do not fit each other."""
     teacher: Teacher = recipe.teacher.make()
     check_fit(recipe, teacher.D, plugins)
+    check_augment(recipe, teacher)
     noise: Noise = recipe.noise.make(teacher)
     if noise.D != teacher.D:
         raise UserError(f"{recipe.path}: noise {recipe.noise.name!r} has D = {noise.D:g}, the teacher has D = {teacher.D:g}")
@@ -40,6 +42,15 @@ def build(recipe: Recipe, plugins: Plugins) -> tuple[Teacher, Noise, Loss]:
             "so that network would not learn"
         )
     return teacher, noise, loss
+
+
+def check_augment(recipe: Recipe, teacher: Teacher) -> None:
+    """The student must be told of the augmentation of its images. Raises SettingError."""
+    if recipe.train.augment and teacher.augment_dim != LABELS:
+        with settings_of(recipe.train):
+            inputs = f"{teacher.augment_dim or 'no'} inputs for augmentation labels"
+            problem = f"the teacher's network has {inputs}, and needs {LABELS}; use 0"
+            raise SettingError("augment", problem, recipe.train.augment)
 
 
 @contextmanager

@@ -83,14 +83,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: tuple[st
     found = []
     for table in sorted({*old, *new} - set(ignore)):
         a, b = old.get(table, {}), new.get(table, {})
-        found += [f"[{table}] {key}: {a.get(key)} -> {b.get(key)}" for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+        # A setting that is off is the same as one that an older version did not have.
+        changed = [key for key in sorted({*a, *b}) if (a.get(key) or None) != (b.get(key) or None)]
+        found += [f"[{table}] {key}: {a.get(key)} -> {b.get(key)}" for key in changed]
     return found
 
 
 def identity(tables: Mapping[str, Any]) -> dict[str, Any]:
     """What makes two runs the same run: the components, and what they are made from. A state can only be resumed by its own run."""
-    keys = ("use", "source", "D", "sigma_init", "arch", "labels", "steps", "schedule")
-    kinds = ("teacher", "noise", "loss", "data", "generator", "network")
+    keys = ("use", "source", "D", "sigma_init", "arch", "labels", "steps", "schedule", "kimg", "student_kimg")
+    kinds = ("teacher", "noise", "loss", "data", "generator", "warmup", "network")
     return {kind: {key: tables[kind][key] for key in keys if key in tables[kind]} for kind in kinds if kind in tables}
 
 

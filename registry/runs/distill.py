@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,9 +21,11 @@ from registry.runs.checkpoints import Stateful
 from registry.runs.folder import RunFolder
 from registry.runs.outputs import draw_curves, draw_samples, measure_snapshot, snapshot_name, write_network, write_table
 from registry.runs.training import Saved, prepare, start_or_resume, train
+from registry.sample.pairs import teacher_pairs
 from registry.show.journal import Journal
 from registry.train import loop
 from registry.train.generator import Generator
+from registry.train.signs import signs
 
 
 @dataclass
@@ -63,11 +66,13 @@ def distill(
     torch.manual_seed(recipe.train.seed * 1000 + distributed.rank())  # for dropout; the draws have streams of their own
     teacher.denoiser.to(device)
     generator = build_generator(recipe, teacher, noise)
-    run = loop.Distillation(teacher, noise, loss_, recipe.train, device, generator, data)
+    run = loop.Distillation(teacher, noise, loss_, recipe.train, device, generator, data, recipe.warmup)
     parts: dict[str, Stateful] = {"student": run.student, "generator": run.generator, "ema": run.average}
     saved = Saved(parts, recipe.tables(), generator_facts(recipe, teacher, noise, generator))
 
     folder = start_or_resume(recipe, run, saved, resume, state, journal)
+    if run.nimg < run.regression_end:
+        run.pairs = teacher_pairs(teacher, noise, generator.sigmas, recipe.warmup.pairs, recipe.warmup.nfe, device, journal)
     journal.log(f"{introduction(recipe, teacher, noise, generator)} on {device}{processes()}")
     shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
 
@@ -76,12 +81,12 @@ def distill(
             draw_samples(folder, f"fakes_{run.nimg // 1000:06d}.png", generator.sample(shown), recipe.log.grid, teacher.images)
             file = write_network(folder, snapshot_name(run.nimg, saved.tables), "generator", net, saved.facts, run.nimg)
             measure_snapshot(folder, metrics, generator.sample, recipe.eval, file, run.nimg)
-        draw_curves(folder, ("student", "generator"), metrics)
+        draw_curves(folder, ("regression", "student", "generator"), metrics)
 
     if run.nimg == 0:
         draw_samples(folder, "fakes_init.png", generator.sample(shown), recipe.log.grid, teacher.images)
-    learners = {"student": run.student, "generator": run.generator}
-    train(loop.iterations(run), run, recipe, folder, learners, saved, snapshot)
+    milestones = (run.regression_end, run.game_start)
+    train(loop.iterations(run), run, recipe, folder, run.learners, saved, snapshot, partial(signs, run), milestones)
     rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher)
     journal.log(f"the run is in {folder.path}")
     return Result(generator, rows, folder.path)

@@ -82,14 +82,19 @@ def keep_best(folder: RunFolder, choice: Choice, metric: Metric) -> None:
 def draw_curves(folder: RunFolder, losses: tuple[str, ...], metrics: Metrics) -> None:
     """curves.png: every learner's loss, and the first column of every metric, over kimg."""
     stats = folder.lines()
-    x = [line["Progress/kimg"]["mean"] for line in stats]
-    panels: list[Any] = []
-    for name in losses:
-        panels.append((f"{name}'s loss", {name: (x, [line[f"Loss/{name}"]["mean"] for line in stats])}, False))
+    panels: list[Any] = [(f"{name}'s loss", {name: course(stats, f"Loss/{name}")}, False) for name in losses]
+    gaps = sorted({key for line in stats for key in line if key.startswith("Gap/")})
+    panels.append(("gap", {key.removeprefix("Gap/"): course(stats, key) for key in gaps}, True))
     for choice, metric in metrics:
         lines, column = folder.lines(f"metric-{choice.name}.jsonl"), metric.columns[0]
         panels.append((column, {column: ([e["kimg"] for e in lines], [e["results"][column] for e in lines])}, True))
     folder.picture(lambda: save_curves(folder.path / "curves.png", panels, folder.path.name))
+
+
+def course(stats: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """A number of the statistics over kimg, where it is there."""
+    lines = [line for line in stats if key in line]
+    return [line["Progress/kimg"]["mean"] for line in lines], [line[key]["mean"] for line in lines]
 
 
 def write_table(folder: RunFolder, rows: list[Row], metrics: Metrics, config: EvalConfig, nimg: int) -> None:

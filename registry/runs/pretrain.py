@@ -13,6 +13,7 @@ from registry.core import distributed
 from registry.core.contracts import Domain, Noise, Teacher
 from registry.core.errors import UserError
 from registry.core.version import versions
+from registry.edm import augment
 from registry.edm.architectures import build_network
 from registry.files.formats import save_network, weights_hash
 from registry.measure.measuring import floor_row
@@ -73,7 +74,7 @@ def pretrain(
             write_network(folder, snapshot_name(run.nimg, saved.tables), "denoiser", averaged, facts, run.nimg)
         draw_curves(folder, ("denoiser",), metrics)
 
-    train(pretraining.iterations(run), run, recipe, folder, {"denoiser": run.denoiser}, saved, snapshot)
+    train(pretraining.iterations(run), run, recipe, folder, lambda: {"denoiser": run.denoiser}, saved, snapshot)
 
     target = Path(save) if save else folder.path / "teacher.pt"
     with run.average.averaged() as averaged, sampling(averaged):
@@ -96,10 +97,17 @@ def new_network(recipe: PretrainRecipe, data: RealImages) -> tuple[nn.Module, Do
             config.arch, config.D, images.image_shape, label_dim, recipe.train.seed, use_fp16=config.use_fp16,
             model_channels=config.model_channels, channel_mult=list(config.channel_mult), num_blocks=config.num_blocks,
             attn_resolutions=list(config.attn_resolutions), dropout=config.dropout,
+            augment_dim=augment.LABELS if recipe.train.augment else 0,
         )  # fmt: skip
     except ValueError as error:
         raise UserError(f"{recipe.path}: [{TABLE_NAMES[type(config)]}] {error}") from None
-    return net, Domain(D=config.D, image_shape=images.image_shape, label_dim=label_dim, origin=images.origin)
+    return net, Domain(
+        D=config.D,
+        image_shape=images.image_shape,
+        label_dim=label_dim,
+        augment_dim=int(net.init_kwargs["augment_dim"]),
+        origin=images.origin,
+    )
 
 
 @contextmanager

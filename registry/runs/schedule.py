@@ -24,12 +24,15 @@ class Schedule:
     log: LogConfig
     batch: int
     total: int
+    milestones: tuple[int, ...] = ()
+    """Numbers of images at which there is a tick and a snapshot in any case."""
 
     def due(self, nimg: int) -> Due:
         """What is due now that `nimg` images have been seen."""
         end = nimg >= self.total
         tick, snapshot, state = (end or self.crossed(nimg, n) for n in (1, self.log.snapshot_ticks, self.log.state_ticks))
-        return Due(tick, snapshot, state, end)
+        milestone = nimg in self.milestones
+        return Due(tick or milestone, snapshot or milestone, state, end)
 
     def crossed(self, nimg: int, ticks: int) -> bool:
         """Whether the last batch went over a multiple of that many ticks."""

@@ -5,21 +5,31 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from registry.runs.folder import RunFolder
 from registry.show.journal import duration
+from registry.train.signs import swings
 from registry.train.step import Learner
+
+WINDOW, SWINGS = 12, 4
+"""A gap that swings this many times in the last so many ticks oscillates."""
+Learners = Callable[[], Mapping[str, Learner]]
+"""Who learns at present, by the name of its loss."""
+Signs = Callable[[], dict[str, float]]
+"""Further numbers for stats.jsonl."""
 
 
 class Ticks:
-    """Speed, losses and guards since the last tick, and the peak memory of the run."""
+    """Speed, losses, gradients and guards since the last tick, signs of convergence, and the peak memory of the run."""
 
-    def __init__(self, folder: RunFolder, learners: Mapping[str, Learner], tick_kimg: float, device: torch.device) -> None:
-        self.folder, self.learners, self.tick_kimg, self.device = folder, learners, tick_kimg, device
+    def __init__(
+        self, folder: RunFolder, learners: Learners, tick_kimg: float, device: torch.device, signs: Signs = dict[str, float]
+    ) -> None:
+        self.folder, self.learners, self.tick_kimg, self.device, self.signs = folder, learners, tick_kimg, device, signs
         self.note = ""
         """The text of the last tick, shown behind the progress bar."""
 
@@ -35,9 +45,10 @@ class Ticks:
         """Write the line, and reset the counts."""
         entry: dict[str, Any] = {}
         said = []
-        for name, learner in self.learners.items():
+        for name, learner in self.learners().items():
             found = learner.tally.read()
             entry[f"Loss/{name}"] = {k: found[k] for k in ("num", "mean", "std")}
+            entry[f"Gradient/{name}"] = single(found["norm"])
             said.append(f"{name} {found['mean']:.4g}")
             for what, text in (
                 ("dropped", "images with non-finite loss dropped"),
@@ -46,6 +57,11 @@ class Ticks:
                 entry[f"Guard/{name}_{what}"] = single(found[what])
                 if found[what]:
                     said.append(f"WARNING {name}: {found[what]:.0f} {text}")
+        signs = self.signs()
+        entry |= {name: single(value) for name, value in signs.items()}
+        if "Gap/all" in signs:
+            said.append(f"gap {signs['Gap/all']:.4g}")
+            said += self.oscillation(signs["Gap/all"])
         speed, memory, kimg = self.speed(nimg), memory_mb(self.device), nimg / 1000
         entry |= {
             "Progress/tick": single(int(kimg / self.tick_kimg)), "Progress/kimg": single(kimg),
@@ -55,6 +71,14 @@ class Ticks:
         self.note = f"{'  '.join(said)}  {memory:.0f} MB"
         eta = duration(max((total - nimg) / max(speed, 1e-9), 0))
         self.folder.journal.log(f"kimg {kimg:<9.1f} {'  '.join(said)}  {speed:.0f} img/s  eta {eta}  {memory:.0f} MB")
+
+    def oscillation(self, gap: float) -> list[str]:
+        """A warning if the gap goes up and down, in a list."""
+        before = [line["Gap/all"]["mean"] for line in self.folder.lines() if "Gap/all" in line]
+        factors = swings([*before[-WINDOW:], gap])
+        if len(factors) < SWINGS:
+            return []
+        return [f"WARNING the gap oscillates: {len(factors)} swings in {WINDOW} ticks, by a factor of {max(factors):.2g} at most"]
 
 
 def single(value: float) -> dict[str, float]:

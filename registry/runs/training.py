@@ -23,9 +23,8 @@ from registry.runs.checkpoints import Stateful, check_same_run, differences, fin
 from registry.runs.folder import RunFolder
 from registry.runs.interruption import Interruption
 from registry.runs.schedule import Schedule
-from registry.runs.ticks import Ticks
+from registry.runs.ticks import Learners, Signs, Ticks
 from registry.show.journal import Journal
-from registry.train.step import Learner
 
 
 class Training(Protocol):
@@ -104,14 +103,16 @@ def train(
     run: Training,
     recipe: Recipe | PretrainRecipe,
     folder: RunFolder,
-    learners: Mapping[str, Learner],
+    learners: Learners,
     saved: Saved,
     snapshot: Callable[[], None],
+    signs: Signs = dict[str, float],
+    milestones: tuple[int, ...] = (),
 ) -> None:
     """Go through the iterations, and do what is due after each. Raises Interrupted after a signal."""
     batch = recipe.train.batch
-    schedule = Schedule(recipe.log, batch, run.total)
-    ticks = Ticks(folder, learners, recipe.log.tick_kimg, run.device)
+    schedule = Schedule(recipe.log, batch, run.total, milestones)
+    ticks = Ticks(folder, learners, recipe.log.tick_kimg, run.device, signs)
     ticks.begin(run.nimg)
     length = math.ceil(run.total / 1000 * 10) / 10
     with Interruption(run.device) as interruption, folder.journal.progress(recipe.path.stem, length) as bar:

@@ -1,12 +1,13 @@
-"""Real images for a batch."""
+"""The images of a batch: real ones, and what the student is shown."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from registry.core.contracts import RealBatch
+from registry.core.contracts import Denoiser, RealBatch
 from registry.core.streams import Streams
+from registry.edm.augment import apply, draw, masked
 from registry.edm.datasets import Images
 
 
@@ -25,3 +26,23 @@ class RealImages:
         index = rng.integers(len(self.images))
         labels: Tensor | None = self.images.one_hot(index.cpu()) if self.labels else None
         return RealBatch(self.x[index], None if labels is None else labels.to(self.device))
+
+
+def augmented(
+    student: Denoiser, x: Tensor, real: tuple[RealBatch, ...], p: float, rng: Streams
+) -> tuple[Denoiser, Tensor, tuple[RealBatch, ...]]:
+    """Images x [B, C, H, W], and real ones if there are any, after EDM's augmentation; and the student, told what was done.
+
+    The i-th real image gets the operations of the i-th generated one. So does each of several batches that a loss shows the
+    student at once. With p = 0 all are as they were, and nothing is drawn.
+    """
+    if not p:
+        return student, x, real
+    draws = masked(draw(rng), p)
+    x, told = apply(x, draws)
+
+    def informed(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        denoised: Tensor = student(x, sigma, labels, augment_labels=told.repeat(len(x) // len(told), 1))  # type: ignore[call-arg]
+        return denoised
+
+    return informed, x, tuple(batch._replace(x=apply(batch.x, draws)[0]) for batch in real)

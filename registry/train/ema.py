@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch_ema import ExponentialMovingAverage
 
@@ -43,6 +44,13 @@ class EMA:
                 yield self.net
         finally:
             self._average.collected_params = None  # otherwise every saved state would hold one more model
+
+    @torch.no_grad()
+    def distance(self) -> float:
+        """|θ − average|/|average|: how far the network has moved from its average."""
+        pairs = list(zip(self.net.parameters(), self._average.shadow_params, strict=True))
+        moved = torch.stack([(p - average).double().square().sum() for p, average in pairs]).sum()
+        return float((moved / torch.stack([average.double().square().sum() for _, average in pairs]).sum()).sqrt())
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by parameter name."""

@@ -16,11 +16,12 @@ import torch
 
 from registry.core.contracts import Loss, Noise, Teacher
 from registry.core.streams import Streams
-from registry.recipe.tables import TrainConfig
-from registry.train.data import RealImages
+from registry.recipe.tables import TrainConfig, WarmupConfig
+from registry.train.data import RealImages, augmented
 from registry.train.ema import EMA
 from registry.train.generator import Generator
 from registry.train.step import Learner, cosine_rate, mode, own_image_numbers
+from registry.train.warmup import Pairs, regression_loss
 
 
 class Distillation:
@@ -35,27 +36,50 @@ class Distillation:
         device: torch.device,
         generator: Generator,
         data: RealImages | None = None,
+        warmup: WarmupConfig | None = None,
     ) -> None:
         teacher.denoiser.to(device).eval().requires_grad_(False)
         generator.to(device)
         # A loss with parameters of its own: they are trained along with the student.
         companion = loss.to(device) if isinstance(loss, torch.nn.Module) else None
         self.noise, self.loss, self.train, self.device, self.data = noise, loss, train, device, data
+        self.warmup = warmup or WarmupConfig()
+        self.pairs: Pairs | None = None
+        """What the generator learns in the warm-up; needed while nimg < regression_end."""
 
         self.teacher = teacher.denoiser
         self.student = Learner(
-            teacher.copy().to(device), train.batch, train.lr, train.betas, train.eps, train.loss_scaling, companion=companion
-        )
+            teacher.copy().to(device), train.batch, train.lr, train.betas, train.eps, train.loss_scaling, train.clip,
+            companion=companion,
+        )  # fmt: skip
         self.generator = Learner(
-            generator, train.batch, train.glr, train.gbetas, train.eps, train.generator_loss_scaling, net=generator.net
-        )
+            generator, train.batch, train.glr, train.gbetas, train.eps, train.generator_loss_scaling, train.gclip,
+            net=generator.net,
+        )  # fmt: skip
         self.average = EMA(generator.net, train.ema_halflife_kimg, train.ema_rampup_ratio)
         self.nimg = 0
+        """Images so far, those of the warm-up included."""
+
+    @property
+    def regression_end(self) -> int:
+        """Images after which the generator has learned the pairs, in whole batches."""
+        return -(-round(self.warmup.kimg * 1000) // self.train.batch) * self.train.batch
+
+    @property
+    def game_start(self) -> int:
+        """Images of the whole warm-up."""
+        return self.regression_end + -(-round(self.warmup.student_kimg * 1000) // self.train.batch) * self.train.batch
 
     @property
     def total(self) -> int:
         """Images of the whole run."""
-        return round(self.train.duration_kimg * 1000)
+        return self.game_start + round(self.train.duration_kimg * 1000)
+
+    def learners(self) -> dict[str, Learner]:
+        """Who learned in the last iteration, by the name of the loss."""
+        if self.nimg <= self.game_start and self.warmup.kimg:
+            return {"regression": self.generator} if self.nimg <= self.regression_end else {"student": self.student}
+        return {"student": self.student, "generator": self.generator}
 
     def parts(self, step: str) -> Iterator[tuple[Streams, tuple[Any, ...]]]:
         """This process's share of the batch, part by part: one random stream per image, and real images if the run has data.
@@ -70,32 +94,62 @@ class Distillation:
 
 
 def iterations(run: Distillation) -> Iterator[None]:
-    """Iterate until the run's images are used up; after every iteration the caller may look at the run."""
-    while run.nimg < run.total:
-        iteration(run)
-        yield
+    """The warm-up, if there is one, then the game. After every iteration the caller may look at the run."""
+    for step, end in ((regression, run.regression_end), (student_alone, run.game_start), (iteration, run.total)):
+        while run.nimg < end:
+            step(run)
+            yield
+
+
+def regression(run: Distillation) -> None:
+    """Warm-up: one step of the generator on pairs of a start and the teacher's image from there (`registry.train.warmup`)."""
+    assert run.pairs is not None
+    generator, warmup = run.generator, run.warmup
+    with mode(generator.model, train=True):
+        for rng, _ in run.parts("warmup"):
+            generator.accumulate(regression_loss(generator.net, run.pairs.batch(rng)))
+    generator.step(warmup.lr / run.train.glr * cosine_rate(run.nimg / run.regression_end, 1.0))
+    run.average.update(run.train.batch, run.nimg)
+    run.nimg += run.train.batch
+    if run.nimg >= run.regression_end:
+        generator.forget()  # the moments of another loss
+
+
+def student_alone(run: Distillation) -> None:
+    """Warm-up: one step of the student on the generator's images."""
+    student_step(run, "student0")
+    run.nimg += run.train.batch
 
 
 def iteration(run: Distillation) -> None:
-    """Student, generator, average. (The average's ramp-up counts the images before this batch.)"""
-    teacher, student, generator = run.teacher, run.student, run.generator
-    rate = cosine_rate(run.nimg / run.total, run.train.lr_decay)
-
+    """Student, generator, average. (The average's ramp-up counts the images of the game before this batch.)"""
+    rate = cosine_rate((run.nimg - run.game_start) / (run.total - run.game_start), run.train.lr_decay)
     for i in range(run.train.student_steps):
-        with mode(generator.model, train=False), mode(student.modules, train=True):
-            for rng, real in run.parts(f"student{i}"):
-                with torch.no_grad():
-                    x, labels = generator(rng)
-                # The loss perturbs x; its draws follow the generator's in the same streams.
-                student.accumulate(run.loss.student(student.net, x, labels, run.noise, rng, *real))
-        student.step(rate)
+        student_step(run, f"student{i}", rate)
+    generator_step(run, rate)
+    run.average.update(run.train.batch, run.nimg - run.game_start)
+    run.nimg += run.train.batch
 
+
+def student_step(run: Distillation, name: str, rate: float = 1.0) -> None:
+    """(1): the student learns to denoise the generator's images, augmented or as they are."""
+    student, generator = run.student, run.generator
+    with mode(generator.model, train=False), mode(student.modules, train=True):
+        for rng, real in run.parts(name):
+            with torch.no_grad():
+                x, labels = generator(rng)
+                f, x, real = augmented(student.net, x, real, run.train.augment, rng)
+            # The loss perturbs x; its draws follow the generator's in the same streams.
+            student.accumulate(run.loss.student(f, x, labels, run.noise, rng, *real))
+    student.step(rate)
+
+
+def generator_step(run: Distillation, rate: float = 1.0) -> None:
+    """(2): the generator learns from teacher and student, both held fixed. No image is augmented."""
+    student, generator = run.student, run.generator
     with mode(generator.model, train=True), mode(student.modules, train=False, grad=False):
         for rng, real in run.parts("generator"):
             x, labels = generator(rng)
             # The gradient reaches the generator through x, where that of an image with a non-finite loss is set to 0.
-            generator.accumulate(run.loss.generator(teacher, student.net, x, labels, run.noise, rng, *real), x)
+            generator.accumulate(run.loss.generator(run.teacher, student.net, x, labels, run.noise, rng, *real), x)
     generator.step(rate)
-
-    run.average.update(run.train.batch, run.nimg)
-    run.nimg += run.train.batch

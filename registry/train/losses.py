@@ -18,8 +18,14 @@ def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
 def denoising_loss(
     denoiser: Denoiser, x: Tensor, labels: Tensor | None, noise: Noise, rng: Streams, sigma_data: float = 0.5
 ) -> Tensor:
-    """lambda(sigma)·|f(x_r; sigma) − x|², unreduced [B, C, H, W] (EDM Eq. 2, PFGM++ Eq. 17/18)."""
-    sigma = noise.student_sigma(rng)
+    """lambda(sigma)·|f(x_r; sigma) − x|² at levels of the student's law, unreduced [B, C, H, W] (EDM Eq. 2, PFGM++ Eq. 17/18)."""
+    return denoising_loss_at(noise.student_sigma(rng), denoiser, x, labels, noise, rng, sigma_data)
+
+
+def denoising_loss_at(
+    sigma: Tensor, denoiser: Denoiser, x: Tensor, labels: Tensor | None, noise: Noise, rng: Streams, sigma_data: float = 0.5
+) -> Tensor:
+    """`denoising_loss` at given levels [B]."""
     f = denoiser(noise.perturb(x, sigma, rng), sigma, labels)
     return edm_weight(sigma.to(f.dtype), sigma_data).reshape(-1, 1, 1, 1) * (f - x) ** 2
 

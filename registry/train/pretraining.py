@@ -10,7 +10,7 @@ from torch import nn
 from registry.core.contracts import Noise
 from registry.core.streams import Streams
 from registry.recipe.tables import PretrainConfig
-from registry.train.data import RealImages
+from registry.train.data import RealImages, augmented
 from registry.train.ema import EMA
 from registry.train.losses import denoising_loss
 from registry.train.step import Learner, cosine_rate, mode, own_image_numbers
@@ -21,7 +21,7 @@ class Pretraining:
 
     def __init__(self, net: nn.Module, noise: Noise, data: RealImages, train: PretrainConfig, device: torch.device) -> None:
         self.noise, self.data, self.train, self.device = noise, data, train, device
-        self.denoiser = Learner(net.to(device), train.batch, train.lr, train.betas, train.eps)
+        self.denoiser = Learner(net.to(device), train.batch, train.lr, train.betas, train.eps, clip=train.clip)
         self.average = EMA(net, train.ema_halflife_kimg, train.ema_rampup_ratio)
         self.nimg = 0
 
@@ -46,7 +46,8 @@ def iteration(run: Pretraining) -> None:
         for numbers in own_image_numbers(run.nimg, train.batch, train.batch_gpu):
             rng = Streams.derived(f"{train.seed}/data", numbers, run.device)
             x, labels = run.data.batch(rng)
-            denoiser.accumulate(denoising_loss(denoiser.net, x, labels, run.noise, rng))
+            f, x, _ = augmented(denoiser.net, x, (), train.augment, rng)
+            denoiser.accumulate(denoising_loss(f, x, labels, run.noise, rng))
     denoiser.step(warmth * cosine_rate(run.nimg / run.total, train.lr_decay))
     run.average.update(train.batch, run.nimg)
     run.nimg += train.batch

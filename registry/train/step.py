@@ -25,7 +25,8 @@ class Learner:
 
     `model` is what is called, and `net` the network in it that learns: the generator calls its network K times, for others the
     two are the same. `batch` is the number of images of one step over all parts and processes: the loss is summed over values
-    and averaged over images, times `scaling` (EDM, SiD). `companion` is a network that a loss trains along with this one.
+    and averaged over images, times `scaling` (EDM, SiD). A gradient longer than `clip` is shortened to it. `companion` is a network
+    that a loss trains along with this one.
     """
 
     def __init__(
@@ -36,11 +37,12 @@ class Learner:
         betas: tuple[float, float] = (0.0, 0.999),
         eps: float = 1e-8,
         scaling: float = 1.0,
+        clip: float | None = None,
         net: nn.Module | None = None,
         companion: nn.Module | None = None,
     ) -> None:
         self.model, self.net, self.companion = model, model if net is None else net, companion
-        self.batch, self.lr, self.scaling = batch, lr, scaling
+        self.batch, self.lr, self.scaling, self.clip = batch, lr, scaling, clip
         self.modules = nn.ModuleList([self.net] if companion is None else [self.net, companion])
         self.optimiser = torch.optim.Adam(self.modules.parameters(), lr=lr, betas=betas, eps=eps, fused=True)
         self.tally = Tally(next(self.net.parameters()).device)
@@ -64,10 +66,15 @@ class Learner:
             group["lr"] = self.lr * rate
         distributed.sum_gradients(self.modules.parameters())
         self.tally.repaired += repair_gradients(self.modules.parameters())
+        norm = shorten_gradients(self.modules.parameters(), self.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self.tally.add(distributed.sum_(self.loss))
+        self.tally.add(distributed.sum_(self.loss), norm)
         self.loss = torch.zeros_like(self.loss)
+
+    def forget(self) -> None:
+        """Begin with fresh moments, for another loss."""
+        self.optimiser.state.clear()
 
     def state_dict(self) -> dict[str, Any]:
         companion = {} if self.companion is None else {"companion": self.companion.state_dict()}
@@ -94,19 +101,24 @@ class Tally:
         self.losses = torch.zeros(3, dtype=torch.float64, device=self.device)  # number, sum, sum of squares
         self.dropped = torch.zeros((), device=self.device)
         self.repaired = torch.zeros((), device=self.device)
+        self.norms = torch.zeros((), device=self.device)  # sum
 
-    def add(self, loss: Tensor) -> None:
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        """A step's loss and the norm of its gradient."""
         loss = loss.double()
         self.losses += torch.stack([torch.ones_like(loss), loss, loss**2])
+        self.norms += norm
 
     def read(self) -> dict[str, float]:
-        """{num, mean, std} of the loss, images dropped and gradient values replaced, over all processes; resets them to 0."""
+        """{num, mean, std} of the loss, mean norm of the gradient, images dropped and gradient values replaced, over all
+        processes; resets them to 0."""
         num, total, squares = self.losses.tolist()
         mean = total / max(num, 1)
         found = {
             "num": num,
             "mean": mean,
             "std": math.sqrt(max(squares / max(num, 1) - mean**2, 0)),
+            "norm": self.norms.item() / max(num, 1),
             "dropped": distributed.sum_(self.dropped.clone()).item(),
             "repaired": self.repaired.item(),
         }
@@ -135,6 +147,16 @@ def repair_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
     for g in gradients:
         torch.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5, out=g)
     return bad
+
+
+@torch.no_grad()
+def shorten_gradients(parameters: Iterable[nn.Parameter], longest: float | None) -> Tensor:
+    """The norm of all gradients together, before they are scaled down to `longest` if it is given."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if longest is not None:
+        torch._foreach_mul_(gradients, (longest / norm.clamp(min=1e-12)).clamp(max=1.0))
+    return norm
 
 
 def cosine_rate(progress: float, decay: float) -> float:

@@ -1,0 +1,121 @@
+"""The pairs of a warm-up: made from the teacher once, by all processes together, and kept in the cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from registry.core import distributed
+from registry.core.contracts import Noise, Teacher
+from registry.core.errors import UserError
+from registry.core.levels import heun_levels
+from registry.core.streams import Streams
+from registry.files.downloads import cache_folder
+from registry.files.formats import weights_hash
+from registry.files.plain import load, save
+from registry.sample.heun import heun
+from registry.show.journal import Journal
+from registry.train.warmup import Pairs
+
+PAIRS = "pairs"
+PART = 256
+"""Pairs that a process makes at a time."""
+
+
+def teacher_pairs(
+    teacher: Teacher, noise: Noise, sigmas: Sequence[float], count: int, nfe: int, device: torch.device, journal: Journal
+) -> Pairs:
+    """`count` pairs at each level of `sigmas` (highest first), with `nfe` evaluations of the teacher each, on the device.
+
+    They depend on the teacher, the noise and these numbers only, not on a run's seed, so that runs share them.
+    """
+    wanted = provenance(teacher, noise, sigmas, count, nfe)
+    name = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_folder() / "pairs" / f"{name}.pt"
+    content = distributed.from_rank0(kept(path, wanted) if distributed.rank() == 0 else None)
+    if content is None:
+        content = made(teacher, noise, sigmas, count, nfe, device, journal) | {"provenance": wanted}
+        if distributed.rank() == 0:
+            keep(path, content, journal)
+    else:
+        journal.log(f"the warm-up's {count} pairs are from {path}")
+    labels = content["labels"]
+    return Pairs(
+        content["starts"].to(device), content["images"].to(device), tuple(sigmas), None if labels is None else labels.to(device)
+    )
+
+
+def provenance(teacher: Teacher, noise: Noise, sigmas: Sequence[float], count: int, nfe: int) -> dict[str, Any]:
+    """Everything that the pairs depend on, as plain values."""
+    return {
+        "teacher": teacher.origin,
+        "weights": teacher.weights or weights_hash(teacher.denoiser),
+        "D": str(noise.D),
+        # Of a noise it is not known what its prior depends on, so one draw of it stands for it.
+        "kernel": [round(v, 3) for v in noise.prior((1, 2, 2), 1.0, Streams([0])).flatten().tolist()],
+        "levels": [noise.sigma_min, noise.sigma_max, noise.rho],
+        "sigmas": list(sigmas),
+        "pairs": count,
+        "nfe": nfe,
+    }
+
+
+def kept(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """The pairs in a file, if it holds these."""
+    if not path.is_file():
+        return None
+    try:
+        content = load(path, PAIRS)
+    except UserError:
+        return None
+    return content if content.get("provenance") == wanted else None
+
+
+def keep(path: Path, content: dict[str, Any], journal: Journal) -> None:
+    """Save pairs in the cache; if that is not possible, say so."""
+    try:
+        save(path, PAIRS, content)
+    except UserError as error:
+        journal.log(f"the pairs could not be kept: {error}")
+
+
+@torch.no_grad()
+def made(
+    teacher: Teacher, noise: Noise, sigmas: Sequence[float], count: int, nfe: int, device: torch.device, journal: Journal
+) -> dict[str, Any]:
+    """{starts, images [K, P, C, H, W], labels [P, label_dim] or None}, on the CPU."""
+    journal.log(f"making {count} pairs for the warm-up: {nfe} evaluations of the teacher for each of {len(sigmas)} levels")
+    with journal.progress("making pairs", count) as bar:
+        parts = distributed.share(count, PART, lambda part: part_of_pairs(teacher, noise, sigmas, nfe, part, device), bar.at)
+    starts, images, labels = zip(*parts, strict=True)
+    return {
+        "starts": torch.cat(starts, 1),
+        "images": torch.cat(images, 1),
+        "labels": None if labels[0] is None else torch.cat(labels),
+    }
+
+
+def part_of_pairs(
+    teacher: Teacher, noise: Noise, sigmas: Sequence[float], nfe: int, part: range, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Pairs number `part` at all K levels: starts and images [K, n, C, H, W], labels [n, label_dim] or None."""
+    rng = Streams.derived("pairs", part, device)
+    z = noise.prior(teacher.image_shape, 1.0, rng)
+    labels = rng.one_hot(teacher.label_dim)
+    steps = (nfe + 1) // 2
+
+    def end_of_ode(x: Tensor, sigma: float) -> Tensor:
+        levels = heun_levels(steps, min(noise.sigma_min, sigma / 2), sigma, noise.rho)
+        return heun(teacher.denoiser, x, levels, labels).float()
+
+    starts, images = [sigmas[0] * z], [end_of_ode(noise.sigma_max * z, noise.sigma_max)]
+    for sigma in sigmas[1:]:
+        starts.append(noise.perturb(images[-1], torch.full((len(z),), sigma, device=device), rng))
+        images.append(end_of_ode(starts[-1], sigma))
+    return torch.stack(starts).cpu(), torch.stack(images).cpu(), None if labels is None else labels.cpu()
