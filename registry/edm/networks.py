@@ -1,7 +1,7 @@
-"""The networks of the EDM family: SongUNet (ddpmpp, ncsnpp), DhariwalUNet (adm), and EDM's preconditioning.
+"""The networks of the EDM family: SongUNet (ddpmpp, ncsnpp), DhariwalUNet (adm), and the preconditionings around them.
 
-State-dict names and arithmetic match the published checkpoints; the code is ours. This module needs only torch
-and imports nothing from this project, because its source is also embedded in the files we write.
+State-dict names and arithmetic match the published checkpoints; the code is ours. The source of this module is embedded in
+the files we write, so it imports nothing of this project and runs with Python 3.8 and torch 1.12 and all later ones.
 
 Shapes: images x [B, C, H, W], noise levels sigma [B] or scalar, class labels [B, label_dim], augmentation
 labels [B, augment_dim]. Sources: EDM (Karras et al. 2022, Table 1 and Appendix F.2), DDPM++ and NCSN++ (Song et
@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -224,12 +224,20 @@ class UNetBlock(nn.Module):
         return x
 
     def _attention(self, qkv: Tensor) -> Tensor:
-        """softmax(qᵀk/√c) v over all positions; the softmax is computed in at least float32 (scaled_dot_product_attention)."""
+        """Self-attention over all positions: [B, 3·C, H, W] -> [B, C, H, W]."""
         batch, _, height, width = qkv.shape
         qkv = qkv.reshape(batch, self.num_heads, -1, 3, height * width)
         q, k, v = (t.transpose(2, 3) for t in qkv.unbind(3))  # [B, heads, HW, C/heads]
-        attended = F.scaled_dot_product_attention(q, k, v)
-        return attended.transpose(2, 3).reshape(batch, -1, height, width)
+        return attention(q, k, v).transpose(2, 3).reshape(batch, -1, height, width)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ/√c) v, with the softmax in at least float32: [B, heads, HW, c] each -> [B, heads, HW, c]."""
+    if hasattr(F, "scaled_dot_product_attention"):
+        return F.scaled_dot_product_attention(q, k, v)
+    exact = torch.promote_types(q.dtype, torch.float32)  # for torch before 2.0
+    weights = (q.to(exact) @ k.to(exact).transpose(2, 3) / math.sqrt(q.shape[3])).softmax(3)
+    return weights.to(v.dtype) @ v
 
 
 # --------------------------------------------------------------------------------------------------------- U-Nets
@@ -502,46 +510,58 @@ def _keep_labels(class_labels: Tensor, label_dropout: float) -> Tensor | float:
 UNETS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 
 
-class EDMPrecond(nn.Module):
-    """The denoiser f(x; sigma) = c_skip·x + c_out·F(c_in·x; ln(sigma)/4) around a U-Net F (EDM Table 1).
+class Precond(nn.Module):
+    """The denoiser f(x; sigma) = c_skip·x + c_out·F(c_in·x; c_noise) around a U-Net F (EDM Eq. 7).
 
     Takes x [B, C, H, W] and sigma [B] (or a scalar) and returns the denoised image [B, C, H, W] in the weights'
     precision (float32; float64 after `.double()`). A conditional network without labels gets zeros. With `use_fp16`,
-    only the U-Net runs in float16 on CUDA. `D`, `N` and `pfgmpp` are PFGM++'s attributes.
+    only the U-Net runs in float16 on CUDA. `sigma_min` and `sigma_max` are the lowest and highest noise level that the
+    network was made for; samplers stay between them. A subclass gives the coefficients (EDM Table 1) and its range.
     """
+
+    sigma_min: float
+    sigma_max: float
+    sigma_data = 0.5
+    """Standard deviation of the images, for the weight of a loss. EDM's own coefficients depend on it, too."""
+    D, pfgmpp = math.inf, False
 
     def __init__(
         self,
         img_resolution: int,
         img_channels: int,
-        label_dim: int = 0,
-        use_fp16: bool = False,
-        sigma_min: float = 0.0,
-        sigma_max: float = math.inf,
-        sigma_data: float = 0.5,
-        model_type: str = "DhariwalUNet",
-        pfgmpp: bool = False,
-        D: float = math.inf,
-        **model_kwargs: Any,
+        label_dim: int,
+        use_fp16: bool,
+        model_type: str,
+        model_kwargs: dict[str, Any],
+        own_kwargs: dict[str, Any],
+        outputs: int = 1,
     ) -> None:
+        """`own_kwargs` are the arguments of the subclass alone. F has `outputs` times the image's channels; f uses the first."""
         if model_type not in UNETS:
             raise ValueError(f"model_type is {model_type!r}; known are {', '.join(map(repr, UNETS))}")
         super().__init__()
         self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
-        self.use_fp16, self.sigma_min, self.sigma_max, self.sigma_data = use_fp16, sigma_min, sigma_max, sigma_data
-        self.pfgmpp, self.D, self.N = pfgmpp, D, img_channels * img_resolution**2
+        self.use_fp16, self.N = use_fp16, img_channels * img_resolution**2
+        self._init_args: tuple[Any, ...] = ()
         self._init_kwargs: dict[str, Any] = dict(
             img_resolution=img_resolution, img_channels=img_channels, label_dim=label_dim, use_fp16=use_fp16,
-            sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data, model_type=model_type,
-            pfgmpp=pfgmpp, D=D, **model_kwargs,
+            model_type=model_type, **own_kwargs, **model_kwargs,
         )  # fmt: skip
         self.model = UNETS[model_type](
             img_resolution=img_resolution,
             in_channels=img_channels,
-            out_channels=img_channels,
+            out_channels=img_channels * outputs,
             label_dim=label_dim,
             **model_kwargs,
         )
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """c_skip, c_out, c_in and c_noise at noise levels sigma, in its shape [B, 1, 1, 1] (EDM Table 1)."""
+        raise NotImplementedError
+
+    def round_sigma(self, sigma: Tensor | float) -> Tensor:
+        """The nearest noise levels that the network was made for, in the shape of sigma. Most networks take every level."""
+        return torch.as_tensor(sigma)
 
     def forward(
         self,
@@ -562,22 +582,20 @@ class EDMPrecond(nn.Module):
         else:
             class_labels = class_labels.to(dtype).reshape(-1, self.label_dim)
 
-        c_skip = self.sigma_data**2 / (sigma**2 + self.sigma_data**2)
-        c_out = sigma * self.sigma_data / (sigma**2 + self.sigma_data**2).sqrt()
-        c_in = 1 / (sigma**2 + self.sigma_data**2).sqrt()
-        c_noise = sigma.log().flatten() / 4
-        F_x = self.model((c_in * x).to(torch.float16 if half else dtype), c_noise, class_labels, **model_kwargs)
-        denoised: Tensor = c_skip * x + c_out * F_x.to(dtype)
+        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
+        F_x = self.model((c_in * x).to(torch.float16 if half else dtype), c_noise.flatten(), class_labels, **model_kwargs)
+        denoised: Tensor = c_skip * x + c_out * F_x[:, : self.img_channels].to(dtype)
         return denoised
 
     @property
-    def init_kwargs(self) -> dict[str, Any]:
-        """The constructor's arguments. Together with the state dict they define this network completely."""
-        return dict(self._init_kwargs)
+    def init_args(self) -> tuple[Any, ...]:
+        """The constructor's positional arguments."""
+        return self._init_args
 
-    def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """The nearest noise level that the network accepts. EDM's networks accept every level, so this is sigma itself."""
-        return torch.as_tensor(sigma)
+    @property
+    def init_kwargs(self) -> dict[str, Any]:
+        """The constructor's keyword arguments. With `init_args` and the state dict they define this network completely."""
+        return dict(self._init_kwargs)
 
     def _weights_dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
@@ -585,31 +603,197 @@ class EDMPrecond(nn.Module):
     # Pickling. The files we write store this object as its constructor's arguments, its tensors and this module's source
     # text, in the form that EDM's torch_utils.persistence reads. A script that loads it there can pickle it again.
 
+    _source: ClassVar[str | None] = None
+    """The text of this module, if it came out of a file."""
+    _SET_LATER = ("use_fp16", "sigma_min", "sigma_max")
+    """Attributes that scripts change after construction."""
+
     def travelling_state(self, source: str) -> dict[str, Any]:
         """What `__setstate__` rebuilds this network from: plain values, tensors on the CPU, and `source`."""
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in self.state_dict().items()}
-        return {"_init_args": (), "_init_kwargs": dict(self._init_kwargs), "_tensors": tensors, "_source": source}
+        return {
+            "_init_args": tuple(self._init_args),
+            "_init_kwargs": dict(self._init_kwargs),
+            "_tensors": {name: tensor.detach().cpu().clone() for name, tensor in self.state_dict().items()},
+            "_source": source,
+            **{name: vars(self)[name] for name in self._SET_LATER},
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_tensors" not in state:
             super().__setstate__(state)  # type: ignore[no-untyped-call]
             return
-        EDMPrecond.__init__(self, **state["_init_kwargs"])
+        ours = next(cls for cls in type(self).__mro__ if cls in PRECONDITIONINGS.values())  # the script's class may derive from it
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn and replaced; the script's random state stays
+            ours.__init__(self, *state["_init_args"], **state["_init_kwargs"])
         self.load_state_dict(state["_tensors"])
+        vars(self).update({name: state[name] for name in self._SET_LATER})
         self.eval().requires_grad_(False)
-        self._source = state["_source"]
+        Precond._source = state["_source"]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        source = self.__dict__.get("_source")
-        if source is None:
+        if self._source is None:
             return super().__reduce_ex__(protocol)
         from torch_utils import persistence  # the module of the project that reads our file
 
-        meta = {"type": "class", "version": 6, "module_src": source, "class_name": "EDMPrecond"}
-        return persistence._reconstruct_persistent_obj, (meta | {"state": self.travelling_state(source)},)
+        meta = dict(
+            type="class", version=6, module_src=self._source, class_name=type(self).__name__,
+            state=self.travelling_state(self._source),
+        )  # fmt: skip
+        return persistence._reconstruct_persistent_obj, (meta,)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> EDMPrecond:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Precond:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
+
+
+class Coefficients(NamedTuple):
+    """The coefficients of a preconditioning at noise levels sigma [B, 1, 1, 1] (EDM Table 1): 1, or in the shape of sigma."""
+
+    c_skip: Tensor | float
+    c_out: Tensor
+    c_in: Tensor | float
+    c_noise: Tensor
+
+
+class EDMPrecond(Precond):
+    """EDM's preconditioning, for every noise level. `D`, `N` and `pfgmpp` are PFGM++'s attributes."""
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        use_fp16: bool = False,
+        sigma_min: float = 0.0,
+        sigma_max: float = math.inf,
+        sigma_data: float = 0.5,
+        model_type: str = "DhariwalUNet",
+        pfgmpp: bool = False,
+        D: float = math.inf,
+        **model_kwargs: Any,
+    ) -> None:
+        own: dict[str, Any] = dict(sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data)
+        if pfgmpp or D != math.inf:  # EDM's class of this name does not take PFGM++'s arguments
+            own.update(pfgmpp=pfgmpp, D=D)
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, model_kwargs, own)
+        self.sigma_min, self.sigma_max, self.sigma_data = sigma_min, sigma_max, sigma_data
+        self.pfgmpp, self.D = pfgmpp, D
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        variance = sigma**2 + self.sigma_data**2
+        return Coefficients(
+            c_skip=self.sigma_data**2 / variance,
+            c_out=sigma * self.sigma_data / variance.sqrt(),
+            c_in=1 / variance.sqrt(),
+            c_noise=sigma.log() / 4,
+        )
+
+
+class VPPrecond(Precond):
+    """The variance-preserving preconditioning of Song et al. 2021, for levels between sigma(epsilon_t) and sigma(1)."""
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        use_fp16: bool = False,
+        beta_d: float = 19.9,
+        beta_min: float = 0.1,
+        M: int = 1000,
+        epsilon_t: float = 1e-5,
+        model_type: str = "SongUNet",
+        **model_kwargs: Any,
+    ) -> None:
+        own = dict(beta_d=beta_d, beta_min=beta_min, M=M, epsilon_t=epsilon_t)
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, model_kwargs, own)
+        self.beta_d, self.beta_min, self.M, self.epsilon_t = beta_d, beta_min, M, epsilon_t
+        self.sigma_min, self.sigma_max = self.sigma(epsilon_t), self.sigma(1.0)
+
+    def sigma(self, t: float) -> float:
+        """sigma(t) = √(e^(½·beta_d·t² + beta_min·t) − 1), t in [0, 1], in float32 as in EDM's networks."""
+        t32 = torch.tensor(t, dtype=torch.float32, device="cpu")
+        return float(((self.beta_d / 2 * t32**2 + self.beta_min * t32).exp() - 1).sqrt())
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """The inverse of sigma(t), in the shape of sigma."""
+        return ((self.beta_min**2 + 2 * self.beta_d * (1 + sigma**2).log()).sqrt() - self.beta_min) / self.beta_d
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        return Coefficients(c_skip=1.0, c_out=-sigma, c_in=1 / (sigma**2 + 1).sqrt(), c_noise=(self.M - 1) * self.time(sigma))
+
+
+class VEPrecond(Precond):
+    """The variance-exploding preconditioning of Song et al. 2021, for levels between sigma_min and sigma_max."""
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        use_fp16: bool = False,
+        sigma_min: float = 0.02,
+        sigma_max: float = 100.0,
+        model_type: str = "SongUNet",
+        **model_kwargs: Any,
+    ) -> None:
+        own = dict(sigma_min=sigma_min, sigma_max=sigma_max)
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, model_kwargs, own)
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        return Coefficients(c_skip=1.0, c_out=sigma, c_in=1.0, c_noise=(sigma / 2).log())
+
+
+class iDDPMPrecond(Precond):  # noqa: N801
+    """The preconditioning of Nichol and Dhariwal 2021, for M levels u_0 > … > u_(M−1) (u_M = 0 is the clean image).
+
+    Other levels take the c_noise of the nearest one. Half of the U-Net's outputs are the variances of that paper, not used here.
+    """
+
+    u: Tensor
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        use_fp16: bool = False,
+        C_1: float = 0.001,
+        C_2: float = 0.008,
+        M: int = 1000,
+        model_type: str = "DhariwalUNet",
+        **model_kwargs: Any,
+    ) -> None:
+        own = dict(C_1=C_1, C_2=C_2, M=M)
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, model_kwargs, own, outputs=2)
+        self.C_1, self.C_2, self.M = C_1, C_2, M
+        u = self.levels()
+        self.register_buffer("u", u)
+        self.sigma_min, self.sigma_max = float(u[M - 1]), float(u[0])
+
+    def levels(self) -> Tensor:
+        """u_(j−1) = √((u_j² + 1)/max(ā_(j−1)/ā_j, C_1) − 1), u_M = 0, ā_j = sin²(π/2·j/M/(C_2 + 1)): [M + 1], in float32 as in EDM."""
+        a = (math.pi / 2 * torch.arange(self.M + 1, device="cpu") / self.M / (self.C_2 + 1)).sin() ** 2
+        u = torch.zeros(self.M + 1, device="cpu")
+        for j in range(self.M, 0, -1):
+            u[j - 1] = ((u[j] ** 2 + 1) / (a[j - 1] / a[j]).clamp(min=self.C_1) - 1).sqrt()
+        return u
+
+    def nearest(self, sigma: Tensor) -> Tensor:
+        """The index j of the level nearest to each sigma, in the shape of sigma."""
+        u, flat = self.u, sigma.to(self.u.device).reshape(-1, 1)
+        return (flat.to(u.dtype) - u).abs().argmin(1).reshape(sigma.shape)
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        c_noise = (self.M - 1 - self.nearest(sigma)).to(sigma.dtype)
+        return Coefficients(c_skip=1.0, c_out=-sigma, c_in=1 / (sigma**2 + 1).sqrt(), c_noise=c_noise)
+
+    def round_sigma(self, sigma: Tensor | float) -> Tensor:
+        sigma = torch.as_tensor(sigma)
+        return self.u[self.nearest(sigma)].to(sigma)
+
+
+PRECONDITIONINGS: dict[str, type[Precond]] = {cls.__name__: cls for cls in (EDMPrecond, VPPrecond, VEPrecond, iDDPMPrecond)}
