@@ -10,7 +10,7 @@ from registry.cli.preview import preview
 from registry.core.errors import UserError
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
-from registry.recipe.resolved import FeaturesRecipe, PretrainRecipe
+from registry.recipe.resolved import FeaturesRecipe, PretrainRecipe, Recipe
 
 
 @main.command()
@@ -56,12 +56,17 @@ def features(recipe: str, sets: tuple[str, ...], save: str) -> None:
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
 @override
 @click.option("--loss", metavar="NAME", help="Check the recipe as swapped to this loss.")
-def check(recipes: tuple[str, ...], sets: tuple[str, ...], loss: str | None) -> None:
+@click.option("--open", "open_files", is_flag=True, help="Also read the teachers' files (this can download them): do they fit?")
+def check(recipes: tuple[str, ...], sets: tuple[str, ...], loss: str | None, open_files: bool) -> None:
     """Validate recipes without running (or importing torch)."""
     plugins, wrong = load_plugins(), 0
     for name in recipes:
         try:
             resolved = resolve(name, plugins, sets, loss)
+            if open_files and isinstance(resolved, Recipe):
+                from registry.runs.building import build
+
+                build(resolved, plugins)
         except UserError as error:
             wrong += 1
             click.echo(str(error), err=True)

@@ -45,6 +45,18 @@ class Denoiser(Protocol):
 
 
 @runtime_checkable
+class KnowsLevels(Protocol):
+    """A denoiser that was made for certain noise levels. Like EDM's, the sampler stays between the two and rounds its levels."""
+
+    sigma_min: float
+    sigma_max: float
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The nearest levels that the denoiser knows, in the shape and dtype of sigma."""
+        ...
+
+
+@runtime_checkable
 class Rebuildable(Protocol):
     """A network that exposes its constructor's arguments as plain values, so that a file can rebuild it."""
 
@@ -57,7 +69,7 @@ class Teacher(Domain):
     """The frozen denoiser f*, and its domain."""
 
     denoiser: nn.Module
-    """A module that is called as a `Denoiser`."""
+    """A module that is called as a `Denoiser`. If it has all attributes of `KnowsLevels`, the sampler heeds them."""
     trainable: Callable[[], nn.Module] | None = None
     """Makes a trainable denoiser for student and generator, initialised from the teacher; by default a copy of `denoiser`."""
     path: Path | None = None

@@ -624,7 +624,7 @@ class Precond(nn.Module):
             return
         ours = next(cls for cls in type(self).__mro__ if cls in PRECONDITIONINGS.values())  # the script's class may derive from it
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn and replaced; the script's random state stays
-            ours.__init__(self, *state["_init_args"], **state["_init_kwargs"])
+            ours.__init__(self, *state["_init_args"], **state["_init_kwargs"])  # type: ignore[misc]
         self.load_state_dict(state["_tensors"])
         vars(self).update({name: state[name] for name in self._SET_LATER})
         self.eval().requires_grad_(False)
@@ -675,7 +675,7 @@ class EDMPrecond(Precond):
         **model_kwargs: Any,
     ) -> None:
         own: dict[str, Any] = dict(sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data)
-        if pfgmpp or D != math.inf:  # EDM's class of this name does not take PFGM++'s arguments
+        if pfgmpp or math.isfinite(D):  # EDM's class of this name does not take PFGM++'s arguments
             own.update(pfgmpp=pfgmpp, D=D)
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, model_kwargs, own)
         self.sigma_min, self.sigma_max, self.sigma_data = sigma_min, sigma_max, sigma_data
@@ -775,7 +775,7 @@ class iDDPMPrecond(Precond):  # noqa: N801
         self.sigma_min, self.sigma_max = float(u[M - 1]), float(u[0])
 
     def levels(self) -> Tensor:
-        """u_(j−1) = √((u_j² + 1)/max(ā_(j−1)/ā_j, C_1) − 1), u_M = 0, ā_j = sin²(π/2·j/M/(C_2 + 1)): [M + 1], in float32 as in EDM."""
+        """u_(j−1) = √((u_j² + 1)/max(ā_(j−1)/ā_j, C_1) − 1), u_M = 0, ā_j = sin²(π/2·j/M/(C_2 + 1)): [M + 1], float32 as in EDM."""
         a = (math.pi / 2 * torch.arange(self.M + 1, device="cpu") / self.M / (self.C_2 + 1)).sin() ** 2
         u = torch.zeros(self.M + 1, device="cpu")
         for j in range(self.M, 0, -1):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.edm import networks
-from registry.edm.networks import EDMPrecond
+from registry.edm.networks import Precond
 
 EXTRA = "distill"
 """The key in the snapshot's dictionary that holds our own facts. Other projects' scripts ignore it."""
@@ -48,10 +48,10 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
     dispatch = _PythonPickler.dispatch | {type(_reconstruct_persistent_obj): save_global}
 
 
-def snapshot(net: EDMPrecond, about: Mapping[str, Any]) -> bytes:
+def snapshot(net: Precond, about: Mapping[str, Any]) -> bytes:
     """The bytes of a network snapshot: {"ema": net, "distill": about}. `about` holds plain values."""
     source = Path(networks.__file__).read_text(encoding="utf-8")
-    meta = {"type": "class", "version": 6, "module_src": source, "class_name": "EDMPrecond"}
+    meta = {"type": "class", "version": 6, "module_src": source, "class_name": type(net).__name__}
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=4).dump({"ema": _Persistent(meta | {"state": net.travelling_state(source)}), EXTRA: dict(about)})
     return buffer.getvalue()

@@ -18,6 +18,10 @@ from registry.files.locate import open_path
 from registry.files.plain import NETWORK_KINDS, STATE, load, load_safetensors
 
 
+BUFFERS = ("resample_filter", "freqs", "u")
+"""Tensors of EDM's networks that are not trained."""
+
+
 @dataclass
 class Description:
     """Facts about a file. `globals` holds (module, name, would execute); it is empty if the layout cannot refer to any."""
@@ -54,7 +58,8 @@ def describe(source: str) -> Description:
     if "network" in content:
         kwargs = content["network"]["kwargs"]
         shapes = {k: list(v.shape) if isinstance(v, Tensor) else v for k, v in content["weights"].items()}
-        found.networks.append(_network("", content["network"]["class"], kwargs, shapes, about.get("D")))
+        levels = content["network"].get("levels")
+        found.networks.append(_network("", content["network"]["class"], kwargs, shapes, about.get("D"), levels))
     found.facts |= _facts(about | {k: content[k] for k in ("nimg",) if k in content})
     return found
 
@@ -74,7 +79,8 @@ def _pickle(path: Path) -> Description:
         kwargs = dict(record.init_kwargs)
         D = record.state.get("D", kwargs.get("D")) if record.state.get("pfgmpp", kwargs.get("pfgmpp")) else None
         shapes = {name: list(tensor.shape) for name, tensor in record.tensors().items()}
-        found.networks.append(_network(key, record.class_name, kwargs, shapes, D))
+        levels = [record.state.get(name) for name in ("sigma_min", "sigma_max")]
+        found.networks.append(_network(key, record.class_name, kwargs, shapes, D, levels))
         found.writer = "PFGM++" if D is not None else found.writer
     if "G_ema" in content or list(content) == ["ema"]:
         found.writer = "the IPFM fork of SiD" if "G_ema990" in content else "SiD"
@@ -91,23 +97,32 @@ def _pickle(path: Path) -> Description:
     return found
 
 
-def _network(key: str, name: str, kwargs: Mapping[str, Any], shapes: Mapping[str, Any], D: Any) -> dict[str, str]:
-    """One network as readable text by heading."""
+def _network(key: str, name: str, kwargs: Mapping[str, Any], shapes: Mapping[str, Any], D: Any, levels: Any) -> dict[str, str]:
+    """One network as readable text by heading. `levels` are its lowest and highest noise level, if it has them."""
     encoder = {"positional": "ddpmpp", "fourier": "ncsnpp"}.get(str(kwargs.get("embedding_type", "positional")), "")
     arch = {"SongUNet": encoder, "DhariwalUNet": "adm"}.get(str(kwargs.get("model_type", "")), "")
     mult = kwargs.get("channel_mult")
     resolution = kwargs.get("img_resolution")
-    parameters = sum(math.prod(shape) for tensor, shape in shapes.items() if not tensor.endswith(("resample_filter", "freqs")))
+    parameters = sum(math.prod(shape) for tensor, shape in shapes.items() if tensor.rpartition(".")[2] not in BUFFERS)
     return {
         "key": key,
         "class": name + (f" ({arch})" if arch else ""),
         "images": f"{kwargs.get('img_channels')}×{resolution}×{resolution}" if resolution else str(kwargs.get("image_shape", "")),
         "labels": str(kwargs.get("label_dim", 0)),
         "D": "inf" if D is None else f"{D:g}",
+        "sigma": _levels(levels),
         "channels": f"{kwargs.get('model_channels', '')} × {mult}" if mult else "",
         "parameters": f"{parameters:,}",
         "fp16": "yes" if kwargs.get("use_fp16") else "no",
     }
+
+
+def _levels(levels: Any) -> str:
+    """A network's own range of sigma, or nothing if it knows all levels."""
+    match levels:
+        case [float() | int() as lowest, float() | int() as highest] if (lowest, highest) != (0, math.inf):
+            return f"{lowest:.3g}–{highest:.3g}"
+    return ""
 
 
 def _facts(about: Mapping[str, Any]) -> dict[str, str]:

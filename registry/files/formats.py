@@ -7,15 +7,17 @@ training states (.pt), our safetensors. Written: .pkl, which the scripts of thos
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from registry.core.contracts import Rebuildable
+from registry.core.contracts import KnowsLevels, Rebuildable
 from registry.core.errors import SettingError, UserError
-from registry.edm.networks import EDMPrecond
+from registry.edm.networks import PRECONDITIONINGS, Precond
 from registry.edm.pickles import RUNS_SOURCE, Persistent, list_globals, network_of, read_pickle
 from registry.edm.snapshots import EXTRA, snapshot
 from registry.files.atomic import write_atomically
@@ -45,7 +47,7 @@ def save_network(path: Path, kind: str, net: nn.Module, about: Mapping[str, Any]
     facts = {"kind": kind, "about": dict(about)}
     assert is_plain(facts), f"not plain: {about}"
     if path.suffix == ".pkl":
-        if not isinstance(net, EDMPrecond):
+        if not isinstance(net, Precond):
             raise UserError(
                 f"{path}: EDM's pickles can hold only EDM's networks; a {network['class']} can be saved as .pt or .safetensors"
             )
@@ -59,8 +61,13 @@ def save_network(path: Path, kind: str, net: nn.Module, about: Mapping[str, Any]
 
 
 def blueprint(net: nn.Module) -> dict[str, Any]:
-    """What is needed, besides its tensors, to rebuild one of our networks: its class and the constructor's arguments."""
-    return {"class": type(net).__name__, "kwargs": dict(net.init_kwargs) if isinstance(net, Rebuildable) else {}}
+    """What is needed, besides its tensors, to rebuild one of our networks: its class and the constructor's arguments.
+
+    `levels` are the lowest and highest noise level of a network that does not know all levels, for people.
+    """
+    found = {"class": type(net).__name__, "kwargs": dict(net.init_kwargs) if isinstance(net, Rebuildable) else {}}
+    limited = isinstance(net, KnowsLevels) and (net.sigma_min, net.sigma_max) != (0, math.inf)
+    return found | ({"levels": [net.sigma_min, net.sigma_max]} if limited else {})
 
 
 def convert_network(source: str, target: str, key: str | None = None, kind: str | None = None) -> str:
@@ -170,11 +177,13 @@ def _rebuild(
 ) -> nn.Module:
     """A network with exactly these tensors: EDM's, one of a registered class, or the one `build` makes. Raises UserError."""
     name, kwargs = network["class"], network["kwargs"]
-    registered = load_plugins().item("network", name, NetworkClass) if name != "EDMPrecond" else None
-    if name != "EDMPrecond" and registered is None and build is None:
+    ours = PRECONDITIONINGS.get(name)
+    registered = None if ours else load_plugins().item("network", name, NetworkClass)
+    if ours is None and registered is None and build is None:
         raise UserError(f"{source}: holds a network of class {name!r}, which only the plugin that made it can build")
     try:
-        net = EDMPrecond(**kwargs) if name == "EDMPrecond" else registered.make(**kwargs) if registered else build(facts)  # type: ignore[misc]
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn and replaced; the random state stays
+            net = ours(**kwargs) if ours else registered.make(**kwargs) if registered else build(facts)  # type: ignore[misc]
     except (TypeError, ValueError) as error:
         raise UserError(f"{source}: its network cannot be built: {error}") from None
     wanted = net.state_dict()

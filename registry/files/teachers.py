@@ -8,7 +8,7 @@ import torch
 
 from registry.core.contracts import Teacher
 from registry.core.errors import UserError
-from registry.edm.networks import EDMPrecond
+from registry.edm.networks import PRECONDITIONINGS, Precond
 from registry.files.formats import load_network, weights_hash
 from registry.files.locate import open_path
 
@@ -26,8 +26,9 @@ def teacher_from_file(
     file's values.
     """
     net, facts = load_network(source, "denoiser", key=key, sha256=sha256)
-    if not isinstance(net, EDMPrecond):
-        raise UserError(f"{source}: holds a {type(net).__name__}; a teacher must be an EDM network (EDMPrecond)")
+    if not isinstance(net, Precond):
+        known = ", ".join(PRECONDITIONINGS)
+        raise UserError(f"{source}: holds a {type(net).__name__}; a teacher must be one of EDM's networks ({known})")
     weights = weights_hash(net)
     if fp16 is not None:
         net = rebuilt(net, use_fp16=fp16)
@@ -46,9 +47,9 @@ def teacher_from_file(
     )
 
 
-def rebuilt(net: EDMPrecond, **settings: Any) -> EDMPrecond:
+def rebuilt(net: Precond, **settings: Any) -> Precond:
     """A copy with its own equal tensors, built with other settings, so that files saved from it state those settings."""
     with torch.device("meta"):  # draws no initial weights
-        twin = EDMPrecond(**(net.init_kwargs | settings))
+        twin = type(net)(**(net.init_kwargs | settings))
     twin.load_state_dict({name: tensor.clone() for name, tensor in net.state_dict().items()}, assign=True)
     return twin.train(net.training)

@@ -15,7 +15,7 @@ from registry.core.contracts import Noise, Teacher
 from registry.core.errors import UserError
 from registry.core.streams import Streams
 from registry.core.version import versions
-from registry.edm.networks import EDMPrecond
+from registry.edm.networks import Precond
 from registry.files.atomic import write_atomically
 from registry.files.downloads import cache_folder
 from registry.files.locate import shipped
@@ -23,7 +23,7 @@ from registry.measure.measuring import measured
 from registry.measure.rows import Metrics, Row
 from registry.recipe.resolved import plain
 from registry.recipe.tables import EvalConfig
-from registry.sample.heun import heun_samples
+from registry.sample.heun import heun_samples, level_range
 from registry.show.journal import Journal
 
 
@@ -89,12 +89,12 @@ def keep(path: Path, rows: dict[str, dict[str, Any]], journal: Journal) -> None:
 
 def depends_on(teacher: Teacher, noise: Noise, metrics: Metrics, config: EvalConfig, steps: int) -> dict[str, Any]:
     """Everything that a teacher's row depends on, as plain values."""
-    half_precision = {"fp16": True} if isinstance(teacher.denoiser, EDMPrecond) and teacher.denoiser.use_fp16 else {}
+    half_precision = {"fp16": True} if isinstance(teacher.denoiser, Precond) and teacher.denoiser.use_fp16 else {}
     return half_precision | {
         "weights": teacher.weights or None,
         "D": str(noise.D),
         "kernel": [round(v, 3) for v in noise.prior((1, 2, 2), 1.0, Streams([0])).flatten().tolist()],
-        "levels": [noise.sigma_min, noise.sigma_max, noise.rho],
+        "levels": [*level_range(teacher.denoiser, noise), noise.rho],
         "steps": steps,
         "samples": config.samples,
         "repeats": config.repeats,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from registry.core.contracts import Domain, Loss, Metric, Noise, Teacher, hidden_network
+from registry.core.contracts import Domain, KnowsLevels, Loss, Metric, Noise, Teacher, hidden_network
 from registry.core.errors import SettingError, UserError
 from registry.core.levels import generator_levels
 from registry.edm.augment import LABELS
@@ -21,7 +21,7 @@ from registry.files.formats import SUFFIXES
 from registry.plugins.loading import Plugins
 from registry.recipe.reading import check_fit
 from registry.recipe.resolved import Choice, Recipe, dumps, settings_of, training_tables
-from registry.recipe.tables import DataConfig
+from registry.recipe.tables import DataConfig, GeneratorConfig
 from registry.train.data import RealImages
 from registry.train.generator import Generator
 
@@ -34,6 +34,7 @@ def build(recipe: Recipe, plugins: Plugins) -> tuple[Teacher, Noise, Loss]:
     noise: Noise = recipe.noise.make(teacher)
     if noise.D != teacher.D:
         raise UserError(f"{recipe.path}: noise {recipe.noise.name!r} has D = {noise.D:g}, the teacher has D = {teacher.D:g}")
+    check_levels(recipe, teacher, noise)
     with weights_of_seed(recipe.train.seed):
         loss: Loss = recipe.loss.make(teacher)
     if hidden := hidden_network(loss):
@@ -51,6 +52,22 @@ def check_augment(recipe: Recipe, teacher: Teacher) -> None:
             inputs = f"{teacher.augment_dim or 'no'} inputs for augmentation labels"
             problem = f"the teacher's network has {inputs}, and needs {LABELS}; use 0"
             raise SettingError("augment", problem, recipe.train.augment)
+
+
+def check_levels(recipe: Recipe, teacher: Teacher, noise: Noise) -> None:
+    """Check that the teacher knows the recipe's noise levels. Raises SettingError."""
+    known = teacher.denoiser
+    if not isinstance(known, KnowsLevels):
+        return
+    levels = {"sigma_min": noise.sigma_min, "sigma_init": noise.sigma_init, "sigma_max": noise.sigma_max}
+    asked: list[tuple[Choice | GeneratorConfig, str, float]] = [(recipe.noise, name, sigma) for name, sigma in levels.items()]
+    if not isinstance(recipe.generator.schedule, str):
+        asked += [(recipe.generator, "schedule", sigma) for sigma in recipe.generator.schedule]
+    for table, setting, sigma in asked:
+        if not known.sigma_min * (1 - 1e-5) <= sigma <= known.sigma_max * (1 + 1e-5):  # people type levels with six digits
+            with settings_of(table):
+                problem = f"the teacher knows noise levels from {known.sigma_min:g} to {known.sigma_max:g} only"
+                raise SettingError(setting, problem, sigma)
 
 
 @contextmanager

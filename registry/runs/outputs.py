@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from registry.core.contracts import Metric
 from registry.core.version import versions
-from registry.edm.networks import EDMPrecond
+from registry.edm.networks import Precond
 from registry.files.formats import save_network
 from registry.measure.measuring import Sample, measure
 from registry.measure.rows import Metrics, Row, entry, headings, table
@@ -36,7 +36,7 @@ def snapshot_name(nimg: int, tables: Tables) -> str:
 
 def write_network(folder: RunFolder, name: str, kind: str, net: nn.Module, facts: Mapping[str, Any], nimg: int) -> str:
     """The network's file under this name, in EDM's format if it is EDM's network; gives the file's name."""
-    path = folder.path / f"{name}{'.pkl' if isinstance(net, EDMPrecond) else '.pt'}"
+    path = folder.path / f"{name}{'.pkl' if isinstance(net, Precond) else '.pt'}"
     if folder.writes:
         save_network(path, kind, net, {**facts, "nimg": nimg, "versions": versions()})
     return path.name

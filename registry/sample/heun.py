@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from registry.core.contracts import Denoiser, Domain, Noise
+from registry.core.contracts import Denoiser, Domain, KnowsLevels, Noise
+from registry.core.errors import UserError
 from registry.core.levels import heun_levels
 from registry.core.streams import Streams
 
@@ -35,21 +36,41 @@ def heun(
     return x
 
 
+def level_range(denoiser: Denoiser, noise: Noise) -> tuple[float, float]:
+    """The sampler's lowest and highest noise level: those of `noise`, or the denoiser's if it knows fewer. Raises UserError."""
+    if not isinstance(denoiser, KnowsLevels):
+        return noise.sigma_min, noise.sigma_max
+    lowest, highest = max(noise.sigma_min, denoiser.sigma_min), min(noise.sigma_max, denoiser.sigma_max)
+    if not lowest < highest:
+        raise UserError(
+            f"the network knows noise levels from {denoiser.sigma_min:g} to {denoiser.sigma_max:g}, "
+            f"but is to be sampled from {noise.sigma_max:g} to {noise.sigma_min:g}"
+        )
+    return lowest, highest
+
+
+def teacher_levels(denoiser: Denoiser, noise: Noise, steps: int) -> Tensor:
+    """The noise levels of the sampler, at which the denoiser is evaluated, and a last 0, in float64: [steps + 1]."""
+    levels = heun_levels(steps, *level_range(denoiser, noise), noise.rho)
+    return torch.cat([denoiser.round_sigma(levels[:-1]), levels[-1:]]) if isinstance(denoiser, KnowsLevels) else levels
+
+
 @torch.no_grad()
 def heun_images(
     denoiser: Denoiser, noise: Noise, image_shape: Sequence[int], label_dim: int, steps: int, rng: Streams,
     labels: Tensor | None = None, z: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """One Heun sample per stream, from the prior at sigma_max or from z: [B, C, H, W] in float32, and the labels.
+    """One Heun sample per stream, from the prior at the highest level or from z: [B, C, H, W] in float32, and the labels.
 
     Takes 2·steps − 1 evaluations. Labels are drawn if none are given.
     """
-    z = noise.prior(image_shape, noise.sigma_max, rng) if z is None else z
+    levels = teacher_levels(denoiser, noise, steps)
+    z = noise.prior(image_shape, float(levels[0]), rng) if z is None else z
     labels = rng.one_hot(label_dim) if labels is None else labels
-    return heun(denoiser, z, heun_levels(steps, noise.sigma_min, noise.sigma_max, noise.rho), labels).float(), labels
+    return heun(denoiser, z, levels, labels).float(), labels
 
 
 def heun_samples(denoiser: nn.Module, noise: Noise, domain: Domain, seeds: Sequence[int], steps: int) -> Tensor:
-    """Heun samples [n, C, H, W] of a denoiser from sigma_max, one per seed, on the denoiser's device."""
+    """Heun samples [n, C, H, W] of a denoiser, one per seed, on the denoiser's device."""
     device = next((t.device for t in (*denoiser.parameters(), *denoiser.buffers())), torch.device("cpu"))
     return heun_images(denoiser, noise, domain.image_shape, domain.label_dim, steps, Streams(seeds, device))[0]

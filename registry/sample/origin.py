@@ -12,7 +12,7 @@ from torch import nn
 from registry.core.contracts import Domain, Noise, Rebuildable, Teacher
 from registry.core.errors import SettingError, UserError
 from registry.core.levels import generator_levels
-from registry.edm.networks import EDMPrecond
+from registry.edm.networks import Precond
 from registry.files.facts import NetworkFacts
 from registry.files.locate import published
 from registry.plugins.component import Component
@@ -96,7 +96,7 @@ def levels_of(facts: NetworkFacts, noise: Noise) -> tuple[float, ...]:
 def domain_of(network: str, net: nn.Module, facts: NetworkFacts, D: float | None) -> Domain:
     """D, shape and classes of the images, from the file or the network. Raises UserError."""
     shape, label_dim = facts.image_shape, facts.label_dim
-    if isinstance(net, EDMPrecond):
+    if isinstance(net, Precond):
         shape, label_dim = (net.img_channels, net.img_resolution, net.img_resolution), net.label_dim
     elif shape is None and isinstance(net, Rebuildable) and "image_shape" in net.init_kwargs:
         c, h, w = net.init_kwargs["image_shape"]

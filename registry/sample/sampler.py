@@ -15,10 +15,10 @@ from registry.core.contracts import Domain, Noise
 from registry.core.errors import SettingError
 from registry.core.streams import Streams
 from registry.edm.latents import pfgmpp_latents
-from registry.edm.networks import EDMPrecond
+from registry.edm.networks import Precond
 from registry.files.formats import load_network, weights_hash
 from registry.plugins.loading import load_plugins
-from registry.sample.heun import heun_images
+from registry.sample.heun import heun_images, level_range
 from registry.sample.origin import copy_of_teacher, domain_of, kind_of, levels_of, noise_of
 from registry.train.generator import Generator
 
@@ -89,12 +89,12 @@ def open_sampler(
     settings: dict[str, Any] = {
         "network": network, "key": facts.key, "weights": weights_hash(net), "D": domain.D if math.isfinite(domain.D) else "inf",
         "noise": type(noise).__name__, "rng": rng,
-        "fp16": isinstance(net, EDMPrecond) and net.use_fp16 and place.type == "cuda",
+        "fp16": isinstance(net, Precond) and net.use_fp16 and place.type == "cuda",
     }  # fmt: skip
     start = pfgmpp_start if rng == "pfgmpp" and math.isfinite(domain.D) else no_start  # at D = inf, ours equals PFGM++'s
     if kind_of(network, facts, sampler) == "denoiser":
         n = heun_steps(domain.image_shape[1], steps, nfe)
-        settings |= {"kind": "teacher", "sampler": "heun", "steps": n, "levels": [noise.sigma_min, noise.sigma_max, noise.rho]}
+        settings |= {"kind": "teacher", "sampler": "heun", "steps": n, "levels": [*level_range(net, noise), noise.rho]}
         return Sampler(teacher_draw(net, noise, domain, n, start), 2 * n - 1, domain, place, settings)
     sigmas = levels_of(facts, noise)
     check_generator_steps(network, sigmas, steps, nfe)
@@ -117,10 +117,11 @@ def pfgmpp_start(streams: Streams, domain: Domain, sigma: float) -> Tensor | Non
 
 
 def teacher_draw(net: nn.Module, noise: Noise, domain: Domain, steps: int, start: Start) -> Draw:
-    """Draw with Heun's method from sigma_max."""
+    """Draw with Heun's method from the highest noise level."""
+    _, sigma_max = level_range(net, noise)
 
     def draw(streams: Streams, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        z = start(streams, domain, noise.sigma_max)
+        z = start(streams, domain, sigma_max)
         return heun_images(net, noise, domain.image_shape, domain.label_dim, steps, streams, labels, z)
 
     return draw
