@@ -9,20 +9,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import torch
 
 from registry.cli import main
-from registry.edm.networks import EDMPrecond
+from registry.edm.networks import PRECONDITIONINGS, EDMPrecond, Precond
 from registry.files.formats import save_network
 from registry.plugins.loading import Plugins, load_plugins
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 
+Network = TypeVar("Network", bound=torch.nn.Module)
 TINY = dict(
     model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1, attn_resolutions=[], dropout=0.0,
     channel_mult_noise=1, embedding_type="positional", encoder_type="standard", decoder_type="standard",
@@ -54,11 +55,20 @@ def tiny_network(resolution: int = 8, channels: int = 1, label_dim: int = 0, D: 
     """A small network in which every tensor matters (with the initial values, most layers output zeros)."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = EDMPrecond(resolution, channels, label_dim, D=D, pfgmpp=float("inf") != D, **(TINY | kwargs))
-        for p in net.parameters():
-            torch.nn.init.normal_(p, std=0.3 / max(1, p[0].numel()) ** 0.5) if p.ndim > 1 else p.data.add_(
-                0.1 * torch.randn_like(p)
-            )
+        return lively(EDMPrecond(resolution, channels, label_dim, D=D, pfgmpp=float("inf") != D, **(TINY | kwargs)))
+
+
+def tiny_preconditioned(name: str, resolution: int = 8, channels: int = 1, label_dim: int = 0, **kwargs: Any) -> Precond:
+    """The same around another preconditioning: VPPrecond, VEPrecond, iDDPMPrecond."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return lively(PRECONDITIONINGS[name](resolution, channels, label_dim, **(TINY | kwargs)))
+
+
+def lively(net: Network) -> Network:
+    """The network with weights of which every one matters, in eval mode."""
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.3 / max(1, p[0].numel()) ** 0.5) if p.ndim > 1 else p.data.add_(0.1 * torch.randn_like(p))
     return net.eval()
 
 

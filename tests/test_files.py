@@ -57,8 +57,6 @@ def test_a_network_in_a_training_state_is_picked_by_its_key(cli: Cli, tmp_path: 
     assert not torch.equal(*(next(load_network(tmp_path / n)[0].parameters()) for n in ("default.pt", "x.pt")))
     message = error_line(cli("convert", state, tmp_path / "y.pt", "--key", "G_ema998"))
     assert "has no network 'G_ema998'; it has fake_score, G, G_ema, G_ema990, G_ema995, G_ema999" in message
-    assert "VPPrecond" in error_line(cli("convert", HERE / "golden" / "teacher_edm_vpprecond.pkl", tmp_path / "z.pt"))
-    assert not (tmp_path / "z.pt").exists()
 
 
 def test_our_own_training_states_are_read_and_converted(cli: Cli, tmp_path: Path, recipe_file: Callable[..., Path]) -> None:
@@ -250,7 +248,7 @@ def test_the_embedded_module_needs_only_torch() -> None:
         ("training-state-ipfm-000512.pt", ["written by the IPFM fork of SiD", "G_ema995", "kimg: 512"]),
         ("training-state-sid-000512.pt", ["written by SiD", "fake_score"]),
         ("training-state-pfgmpp-000012.pt", ["training state (torch), written by PFGM++"]),
-        ("teacher_edm_vpprecond.pkl", ["VPPrecond"]),
+        ("teacher_edm_vpprecond.pkl", ["VPPrecond", "0.000977–152"]),
     ],
 )  # fmt: skip
 def test_inspect(name: str, wanted: list[str], cli: Cli) -> None:

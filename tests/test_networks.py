@@ -42,6 +42,19 @@ def test_names_are_the_published_ones_and_a_missing_label_means_zeros(name: str)
         torch.testing.assert_close(net(g.at("x"), g.at("sigma"), labels), g.at("out_no_augment"), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in NETWORKS if golden(name).meta["has_augment"]])
+def test_augment_labels_of_zeros_are_none_bit_for_bit(name: str) -> None:
+    """Their layer has no bias. So a network that was trained with augmentation can be called without these labels."""
+    g = golden(name)
+    for dtype in (torch.float32, torch.float64):
+        net = network_of(g, g.meta["kwargs"]).to(dtype)
+        labels = g.at("class_labels", dtype) if g.meta["has_labels"] else None
+        x, sigma, augment = g.at("x", dtype), g.at("sigma", dtype), g.at("augment_labels", dtype)
+        without = net(x, sigma, labels)
+        assert torch.equal(net(x, sigma, labels, augment_labels=torch.zeros_like(augment)), without)
+        assert not torch.equal(net(x, sigma, labels, augment_labels=augment), without)
+
+
 def test_convolutions_with_resampling() -> None:
     g = golden("conv2d")
     for case in g.meta["cases"]:

@@ -105,10 +105,6 @@ def test_other_contents_of_the_files_are_kept() -> None:
     assert content_of("training-state-pfgmpp-000012.pt")["step"] == 12032
 
 
-def test_other_preconditionings_are_refused_by_name() -> None:
-    assert refusal(GOLDEN / "teacher_edm_vpprecond.pkl") == "holds a network of class 'VPPrecond'; only 'EDMPrecond' is supported"
-
-
 ALL = {
     "collections.OrderedDict",
     "numpy.dtype",

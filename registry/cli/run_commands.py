@@ -7,7 +7,7 @@ import click
 from registry.cli.group import main
 from registry.cli.options import override, recipe_options
 from registry.cli.preview import preview
-from registry.core.errors import UserError
+from registry.core.errors import SettingError, UserError
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import FeaturesRecipe, PretrainRecipe, Recipe
@@ -69,7 +69,7 @@ def check(recipes: tuple[str, ...], sets: tuple[str, ...], loss: str | None, ope
                 build(resolved, plugins)
         except UserError as error:
             wrong += 1
-            click.echo(str(error), err=True)
+            click.echo(f"{name}: {error}" if isinstance(error, SettingError) else str(error), err=True)
         else:
             click.echo(f"{resolved.path}: ok")
     if wrong:

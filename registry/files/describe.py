@@ -17,7 +17,6 @@ from registry.files.formats import layout_of, network_keys
 from registry.files.locate import open_path
 from registry.files.plain import NETWORK_KINDS, STATE, load, load_safetensors
 
-
 BUFFERS = ("resample_filter", "freqs", "u")
 """Tensors of EDM's networks that are not trained."""
 

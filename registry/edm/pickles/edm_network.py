@@ -87,10 +87,10 @@ def network_of(record: Any, origin: str | Path) -> tuple[Precond, dict[str, Any]
     `img_channels`, `class_name` and `version`. Raises PickleError, whose message begins with `origin`.
     """
     with blaming(origin):
+        known = ", ".join(PRECONDITIONINGS)
         if not isinstance(record, Persistent):
-            raise PickleError(f"holds a {type(record).__name__} where a network belongs")
+            raise PickleError(f"holds a {type(record).__name__} where a network belongs ({known})")
         if record.class_name not in PRECONDITIONINGS:
-            known = ", ".join(PRECONDITIONINGS)
             raise PickleError(f"holds a network of class {shown(record.class_name)!r}; supported are {known}")
         if not 1 <= record.version <= NEWEST_VERSION:
             raise PickleError(f"has persistent objects of version {record.version}; known are 1 to {NEWEST_VERSION}")
