@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from registry.core.contracts import Domain, Loss, Metric, Noise, RealBatch, Teacher, hidden_network
-from registry.core.levels import heun_levels
+from registry.core.contracts import Domain, KnowsLevels, Loss, Metric, Noise, RealBatch, Teacher, hidden_network
 from registry.core.settings import NoiseConfig
 from registry.core.streams import Streams
 from registry.plugins.component import Component, Published, named
 from registry.plugins.loading import components, load_plugins
-from registry.sample.heun import heun
+from registry.sample.heun import heun, level_range, teacher_levels
 from registry.train.step import mode
 
 B = 4
@@ -91,10 +90,22 @@ def check_teacher(teacher: Teacher, noise: Noise | None = None) -> None:
     if noise is not None:
         demand(noise.D == teacher.D, f"noise.D = {noise.D}, teacher.D = {teacher.D}; they must agree")
     levels = noise or NoiseConfig()
+    if isinstance(denoiser, KnowsLevels):
+        _check_levels(denoiser)
     with mode(denoiser, train=False, grad=False):
         x, labels = _check_answers(teacher, levels)
         _check_denoising(teacher, levels, labels)
         _check_copy(teacher, x, labels)
+
+
+def _check_levels(denoiser: KnowsLevels) -> None:
+    """Check the range of a denoiser that knows only some noise levels, and that it rounds to levels that it keeps."""
+    low, high = denoiser.sigma_min, denoiser.sigma_max
+    demand(0 <= low < high, f"the denoiser has sigma_min = {low}, sigma_max = {high}; it must be 0 ≤ sigma_min < sigma_max")
+    sigma = torch.tensor([max(low, 0.01), min(high, 50.0)], dtype=torch.float64)
+    rounded = denoiser.round_sigma(sigma)
+    like(rounded, sigma, "denoiser.round_sigma(sigma)", "sigma")
+    same(denoiser.round_sigma(rounded), rounded, "denoiser.round_sigma changes a level that it has rounded")
 
 
 def _check_answers(teacher: Teacher, levels: Noise | NoiseConfig) -> tuple[Tensor, Tensor | None]:
@@ -102,7 +113,8 @@ def _check_answers(teacher: Teacher, levels: Noise | NoiseConfig) -> tuple[Tenso
     device, sigma_data = _device(teacher.denoiser), teacher.sigma_data
     rng = Streams(range(B), device)
     labels = rng.one_hot(teacher.label_dim)
-    sigma = torch.tensor([levels.sigma_min, sigma_data, levels.sigma_init, levels.sigma_max], device=device)
+    lowest, highest = level_range(teacher.denoiser, levels)
+    sigma = torch.tensor([lowest, sigma_data, levels.sigma_init, highest], device=device)
     x = (sigma_data + sigma).reshape(-1, 1, 1, 1) * rng.normal(teacher.image_shape)
 
     f = teacher.denoiser(x, sigma, labels)
@@ -132,24 +144,25 @@ def _check_answers(teacher: Teacher, levels: Noise | NoiseConfig) -> tuple[Tenso
 def _check_denoising(teacher: Teacher, levels: Noise | NoiseConfig, labels: Tensor | None) -> None:
     """Check f ≈ E[x₀ | x] on the denoiser's own samples, at levels where every denoiser must be accurate."""
     device, sigma_data, shape = _device(teacher.denoiser), teacher.sigma_data, teacher.image_shape
-    z, steps = Streams(range(B), device).normal(shape), heun_levels(18, levels.sigma_min, levels.sigma_max, levels.rho)
+    z, steps = Streams(range(B), device).normal(shape), teacher_levels(teacher.denoiser, levels, 18)
+    lowest, highest = level_range(teacher.denoiser, levels)
 
     def f(x: Tensor, sigma: float) -> Tensor:
         answer: Tensor = teacher.denoiser(x, torch.full((B,), sigma, device=device), labels)
         return answer
 
-    far = rms(f(levels.sigma_max * z, levels.sigma_max))
+    far = rms(f(highest * z, highest))
     demand(
         far <= 10 * sigma_data,
-        f"from pure noise at sigma_max = {levels.sigma_max:g} the denoiser gives values of {far:.3g} (root mean square); it "
+        f"from pure noise at sigma_max = {highest:g} the denoiser gives values of {far:.3g} (root mean square); it "
         f"must give about the data's mean (is it trained there? is sigma the noise's standard deviation, and x not rescaled?)",
     )
-    x = heun(teacher.denoiser, levels.sigma_max * z, steps, labels).to(z.dtype)
+    x = heun(teacher.denoiser, float(steps[0]) * z, steps, labels).to(z.dtype)
     noise = Streams(range(B, 2 * B), device).normal(shape)
-    near = rms(f(x + levels.sigma_min * noise, levels.sigma_min) - x)
+    near = rms(f(x + lowest * noise, lowest) - x)
     demand(
-        near <= 0.1 * sigma_data + 2 * levels.sigma_min,
-        f"at sigma_min = {levels.sigma_min:g} the denoiser moves a clean image by {near:.3g} (root mean square); it must leave it "
+        near <= 0.1 * sigma_data + 2 * lowest,
+        f"at sigma_min = {lowest:g} the denoiser moves a clean image by {near:.3g} (root mean square); it must leave it "
         "almost unchanged (does it return the image, not epsilon, v or a score?)",
     )
     sigma = 5 * sigma_data
@@ -351,11 +364,11 @@ def demand(true: bool, sentence: str) -> None:
         raise AssertionError(sentence)
 
 
-def like(found: Any, wanted: Tensor, what: str) -> None:
+def like(found: Any, wanted: Tensor, what: str, whose: str = "x") -> None:
     """Check that both have the same shape and dtype."""
-    demand(isinstance(found, Tensor), f"{what} is a {type(found).__name__}; it must be a tensor [B, C, H, W]")
-    demand(found.shape == wanted.shape, f"{what} has shape {list(found.shape)}; it must have x's, {list(wanted.shape)}")
-    demand(found.dtype == wanted.dtype, f"{what} is {found.dtype}; it must have x's type, {wanted.dtype}")
+    demand(isinstance(found, Tensor), f"{what} is a {type(found).__name__}; it must be a tensor like {whose}")
+    demand(found.shape == wanted.shape, f"{what} has shape {list(found.shape)}; it must have {whose}'s, {list(wanted.shape)}")
+    demand(found.dtype == wanted.dtype, f"{what} is {found.dtype}; it must have {whose}'s type, {wanted.dtype}")
 
 
 def same(found: Tensor, wanted: Tensor, sentence: str, tolerance: float = 1e-4) -> None:

@@ -172,6 +172,36 @@ def test_wrong_facts_of_a_teacher_are_caught(what: str) -> None:
         check_teacher(make())
 
 
+class Limited(nn.Module):
+    """The exact denoiser of N(0, ¼), which knows only levels from `low` to `high` and rounds them to multiples of 1/`grid`."""
+
+    def __init__(self, low: float = 0.05, high: float = 20.0, grid: float = 100.0, round_to: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.sigma_min, self.sigma_max, self.grid, self.round_to = low, high, grid, round_to
+        self.mean = nn.Parameter(torch.zeros(1))
+        self.asked: list[float] = []
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        return ((self.grid * sigma).round() / self.grid).to(self.round_to) if self.grid > 0 else sigma - self.grid
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        self.asked += [float(s) for s in sigma]
+        return self.mean + (x - self.mean) * 0.25 / (0.25 + column(sigma.to(x.dtype)) ** 2)
+
+
+def test_a_denoiser_is_checked_at_the_levels_that_it_knows() -> None:
+    limited = Limited()
+    check_teacher(teacher_of(denoiser=limited))
+    assert (min(limited.asked), max(limited.asked)) == (pytest.approx(0.05), 20.0)
+    for wrong, sentence in {
+        Limited(low=3, high=2): "it must be 0 ≤ sigma_min < sigma_max",
+        Limited(round_to=torch.float32): "it must have sigma's type, torch.float64",
+        Limited(grid=-1): "changes a level that it has rounded",
+    }.items():
+        with pytest.raises(AssertionError, match=sentence):
+            check_teacher(teacher_of(denoiser=wrong))
+
+
 def test_a_noise_of_another_dimension_is_caught() -> None:
     with pytest.raises(AssertionError, match="they must agree"):
         check_teacher(teacher_of(), GaussianNoise())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from registry.core.contracts import Denoiser, Domain, KnowsLevels, Noise
 from registry.core.errors import UserError
 from registry.core.levels import heun_levels
+from registry.core.settings import NoiseConfig
 from registry.core.streams import Streams
 
 
@@ -36,7 +37,7 @@ def heun(
     return x
 
 
-def level_range(denoiser: Denoiser, noise: Noise) -> tuple[float, float]:
+def level_range(denoiser: Denoiser, noise: Noise | NoiseConfig) -> tuple[float, float]:
     """The sampler's lowest and highest noise level: those of `noise`, or the denoiser's if it knows fewer. Raises UserError."""
     if not isinstance(denoiser, KnowsLevels):
         return noise.sigma_min, noise.sigma_max
@@ -49,7 +50,7 @@ def level_range(denoiser: Denoiser, noise: Noise) -> tuple[float, float]:
     return lowest, highest
 
 
-def teacher_levels(denoiser: Denoiser, noise: Noise, steps: int) -> Tensor:
+def teacher_levels(denoiser: Denoiser, noise: Noise | NoiseConfig, steps: int) -> Tensor:
     """The noise levels of the sampler, at which the denoiser is evaluated, and a last 0, in float64: [steps + 1]."""
     levels = heun_levels(steps, *level_range(denoiser, noise), noise.rho)
     return torch.cat([denoiser.round_sigma(levels[:-1]), levels[-1:]]) if isinstance(denoiser, KnowsLevels) else levels
