@@ -1,6 +1,6 @@
 """The formats and networks of the EDM family (EDM, PFGM++, SiD, the IPFM fork).
 
-networks       SongUNet, DhariwalUNet and EDM's preconditioning, in one file whose source is embedded in our snapshots
+networks       SongUNet, DhariwalUNet and the preconditionings, in one file whose source is embedded in our snapshots
 architectures  ddpmpp, ncsnpp and adm, as arguments to these networks
 pickles/       reads network snapshots and training states without executing anything
 snapshots      writes network snapshots that those projects' scripts can open
