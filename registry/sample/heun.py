@@ -50,9 +50,12 @@ def level_range(denoiser: Denoiser, noise: Noise | NoiseConfig) -> tuple[float, 
     return lowest, highest
 
 
-def teacher_levels(denoiser: Denoiser, noise: Noise | NoiseConfig, steps: int) -> Tensor:
-    """The noise levels of the sampler, at which the denoiser is evaluated, and a last 0, in float64: [steps + 1]."""
-    levels = heun_levels(steps, *level_range(denoiser, noise), noise.rho)
+def teacher_levels(denoiser: Denoiser, noise: Noise | NoiseConfig, steps: int, start: float | None = None) -> Tensor:
+    """The noise levels of the sampler, at which the denoiser is evaluated, and a last 0, in float64: [steps + 1].
+
+    They begin with the highest level, or with a lower `start`."""
+    lowest, highest = level_range(denoiser, noise)
+    levels = heun_levels(steps, lowest, highest if start is None else start, noise.rho)
     return torch.cat([denoiser.round_sigma(levels[:-1]), levels[-1:]]) if isinstance(denoiser, KnowsLevels) else levels
 
 

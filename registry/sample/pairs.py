@@ -14,12 +14,11 @@ from torch import Tensor
 from registry.core import distributed
 from registry.core.contracts import Noise, Teacher
 from registry.core.errors import UserError
-from registry.core.levels import heun_levels
 from registry.core.streams import Streams
 from registry.files.downloads import cache_folder
 from registry.files.formats import weights_hash
 from registry.files.plain import load, save
-from registry.sample.heun import heun
+from registry.sample.heun import heun, level_range, teacher_levels
 from registry.show.journal import Journal
 from registry.train.warmup import Pairs
 
@@ -59,7 +58,7 @@ def provenance(teacher: Teacher, noise: Noise, sigmas: Sequence[float], count: i
         "D": str(noise.D),
         # Of a noise it is not known what its prior depends on, so one draw of it stands for it.
         "kernel": [round(v, 3) for v in noise.prior((1, 2, 2), 1.0, Streams([0])).flatten().tolist()],
-        "levels": [noise.sigma_min, noise.sigma_max, noise.rho],
+        "levels": [*level_range(teacher.denoiser, noise), noise.rho],
         "sigmas": list(sigmas),
         "pairs": count,
         "nfe": nfe,
@@ -110,12 +109,12 @@ def part_of_pairs(
     labels = rng.one_hot(teacher.label_dim)
     steps = (nfe + 1) // 2
 
-    def end_of_ode(x: Tensor, sigma: float) -> Tensor:
-        levels = heun_levels(steps, min(noise.sigma_min, sigma / 2), sigma, noise.rho)
+    def end_of_ode(x: Tensor, levels: Tensor) -> Tensor:
         return heun(teacher.denoiser, x, levels, labels).float()
 
-    starts, images = [sigmas[0] * z], [end_of_ode(noise.sigma_max * z, noise.sigma_max)]
+    levels = teacher_levels(teacher.denoiser, noise, steps)
+    starts, images = [sigmas[0] * z], [end_of_ode(float(levels[0]) * z, levels)]
     for sigma in sigmas[1:]:
         starts.append(noise.perturb(images[-1], torch.full((len(z),), sigma, device=device), rng))
-        images.append(end_of_ode(starts[-1], sigma))
+        images.append(end_of_ode(starts[-1], teacher_levels(teacher.denoiser, noise, steps, sigma)))
     return torch.stack(starts).cpu(), torch.stack(images).cpu(), None if labels is None else labels.cpu()
