@@ -7,19 +7,21 @@ import sys
 import click
 
 from registry.cli.group import main
+from registry.cli.options import kind, say_doubt
 
 
 @main.command()
 @click.argument("file", metavar="FILE")
 @click.option("--globals", "show_globals", is_flag=True, help="List every global that the file refers to.")
-def inspect(file: str, show_globals: bool) -> None:
+@kind
+def inspect(file: str, show_globals: bool, kind: str | None) -> None:
     """Show what is in a network or training state, and whether it is safe, without executing it."""
     from rich.console import Console
     from rich.table import Table
 
     from registry.files.describe import describe
 
-    found, console = describe(file), Console(highlight=False)
+    found, console = describe(file, kind), Console(highlight=False)
     console.print(f"{found.path}: {found.layout}, written by {found.writer}", markup=False, soft_wrap=True)
     if found.networks:
         columns = [c for c in found.networks[0] if any(n[c] for n in found.networks)]
@@ -29,6 +31,8 @@ def inspect(file: str, show_globals: bool) -> None:
         console.print(table)
     for name, value in found.facts.items():
         console.print(f"{name}: {value}", markup=False, soft_wrap=True)
+    if found.doubt:
+        say_doubt(found.doubt)
     if show_globals or any(executes for _, _, executes in found.globals):
         for module, name, executes in found.globals:
             console.print(f"  {'EXECUTES ' if executes else ''}{module}.{name}", markup=False, soft_wrap=True)
@@ -39,9 +43,7 @@ def inspect(file: str, show_globals: bool) -> None:
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT", type=click.Path())
 @click.option("--key", help="Which network of a file that has several, e.g. ema, G_ema, net.")
-@click.option(
-    "--kind", type=click.Choice(["denoiser", "generator"]), help="What a foreign network is (default: denoiser; SiD: generator)."
-)
+@kind
 def convert(source: str, target: str, key: str | None, kind: str | None) -> None:
     """Convert a network: EDM, PFGM++ or SiD pickle or training state, safetensors, plain tensors.
 
@@ -49,7 +51,7 @@ def convert(source: str, target: str, key: str | None, kind: str | None) -> None
     """
     from registry.files.formats import convert_network
 
-    click.echo(convert_network(source, target, key, kind))
+    click.echo(convert_network(source, target, key, kind, on_doubt=say_doubt))
 
 
 @main.command()

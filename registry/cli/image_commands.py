@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from registry.cli.group import main
-from registry.cli.options import sampler_options
+from registry.cli.options import sampler_options, say_doubt
 from registry.core.errors import Interrupted
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import resolve_evaluation
+
+if TYPE_CHECKING:
+    from registry.sample.sampler import Sampler
+
+
+def opened(**options: Any) -> Sampler:
+    """The network's sampler; says so if the kind of network is only assumed."""
+    from registry.core import distributed
+    from registry.sample.sampler import open_sampler
+
+    sampler = open_sampler(**options)
+    if sampler.doubt and distributed.rank() == 0:
+        say_doubt(sampler.doubt)
+    return sampler
 
 
 @main.command()
@@ -32,11 +46,10 @@ def generate(seeds: str, class_: int | None, batch: int, outdir: Path, formats: 
     """
     from registry.core import distributed
     from registry.sample.generate import generate, parse_seeds
-    from registry.sample.sampler import open_sampler
 
     wanted = parse_seeds(seeds)
     try:
-        generate(open_sampler(**options), wanted, outdir, formats or ("png",), class_, batch)
+        generate(opened(**options), wanted, outdir, formats or ("png",), class_, batch)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; the images so far are in {outdir}, and the same command goes on from there", 130) from None
     distributed.stop()
@@ -81,7 +94,6 @@ def evaluate(
     )
     from registry.core import distributed
     from registry.measure.evaluate import evaluate
-    from registry.sample.sampler import open_sampler
 
-    evaluate(open_sampler(**options), config, choices, output, save_reference)
+    evaluate(opened(**options), config, choices, output, save_reference)
     distributed.stop()

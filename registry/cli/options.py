@@ -21,6 +21,14 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
     return decorate
 
 
+kind = click.option("--kind", type=click.Choice(["denoiser", "generator"]), help="What the network is, if its file does not say.")
+
+
+def say_doubt(sentence: str) -> None:
+    """Print which kind of network is assumed, and how to say otherwise."""
+    click.echo(f"{sentence}; --kind says otherwise")
+
+
 override = click.option("--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting; repeatable.")
 
 recipe_options = options(
@@ -36,7 +44,8 @@ recipe_options = options(
 sampler_options = options(
     click.option("--network", required=True, metavar="FILE", help="A generator or teacher: any file that distill reads."),
     click.option("--key", help="Which network of a file that has several, e.g. ema, G_ema, net."),
-    click.option("--sampler", type=click.Choice(["auto", "generator", "heun"]), default="auto", help="Default: as the file says."),
+    kind,
+    click.option("--sampler", type=click.Choice(["auto", "generator", "heun"]), default="auto", help="Default: that of the kind."),
     click.option("--steps", type=click.IntRange(min=1), help="Heun steps; a generator has its own, which must agree."),
     click.option("--nfe", type=click.IntRange(min=1), help="Network evaluations per image: 2·steps − 1 for Heun."),
     click.option("--sigma-init", type=float, help="Where a foreign generator starts, if not at 2.5."),

@@ -16,5 +16,7 @@ def preview(recipe: Recipe | PretrainRecipe) -> None:
     source = plain(recipe.teacher.config).get("source") if isinstance(recipe, Recipe) else None
     if source is not None:
         click.echo(f"# the teacher: {whereabouts(source)}")
+    if isinstance(recipe, Recipe) and (remark := recipe.teacher.config.remark()):
+        click.echo(f"# WARNING: [teacher] {remark}")
     chosen = (recipe.teacher, recipe.noise, recipe.loss) if isinstance(recipe, Recipe) else (recipe.noise,)
     click.echo("# " + ", ".join(f"{c.kind} {c.name!r} of plugin {c.owner}" for c in (*chosen, *recipe.metrics)))

@@ -72,5 +72,7 @@ def check(recipes: tuple[str, ...], sets: tuple[str, ...], loss: str | None, ope
             click.echo(f"{name}: {error}" if isinstance(error, SettingError) else str(error), err=True)
         else:
             click.echo(f"{resolved.path}: ok")
+            if isinstance(resolved, Recipe) and (remark := resolved.teacher.config.remark()):
+                click.echo(f"{resolved.path}: WARNING: [teacher] {remark}")
     if wrong:
         raise UserError(f"{wrong} of {len(recipes)} recipes cannot run")

@@ -78,6 +78,8 @@ class Teacher(Domain):
     """A short hash of its weights (`weights_hash`); needed with `path`."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """How it was trained, according to its file. For people: the host does not read it."""
+    remarks: tuple[str, ...] = ()
+    """Lines for the run's log: what had to be assumed of its file."""
 
     def copy(self) -> nn.Module:
         """A trainable denoiser with the teacher's weights, on the teacher's device."""

@@ -28,6 +28,13 @@ class Config(BaseModel):
         """The dimension of the teacher with these settings; None if only its file says."""
         return None
 
+    def remark(self) -> str | None:
+        """What the user should know of these settings although they are valid; None for nothing.
+
+        A clause such as "source = 'x.pkl' looks like a generator", which the host shows behind the name of the table.
+        """
+        return None
+
     def wants_data(self) -> bool:
         """Whether a loss with these settings is given real images beside the generated ones."""
         return False

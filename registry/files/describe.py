@@ -13,7 +13,8 @@ from torch import Tensor
 
 from registry.edm.pickles import RUNS_SOURCE, Persistent, list_globals, read_pickle
 from registry.edm.snapshots import EXTRA
-from registry.files.formats import layout_of, network_keys
+from registry.files.facts import NetworkFacts
+from registry.files.formats import facts_of_pickle, layout_of, network_keys
 from registry.files.locate import open_path
 from registry.files.plain import NETWORK_KINDS, STATE, load, load_safetensors
 
@@ -31,6 +32,8 @@ class Description:
     facts: dict[str, str] = field(default_factory=dict)
     networks: list[dict[str, str]] = field(default_factory=list)
     globals: list[tuple[str, str, bool]] = field(default_factory=list)
+    doubt: str | None = None
+    """A sentence that says which kind of network is assumed and why, if neither the file nor the user says it."""
 
     @property
     def verdict(self) -> str:
@@ -43,27 +46,29 @@ class Description:
         return "safe: it refers to nothing that executes"
 
 
-def describe(source: str) -> Description:
-    """Describe a file of networks or a training state. Raises UserError for any other file."""
+def describe(source: str, kind: str | None = None) -> Description:
+    """Describe a file of networks or a training state; `kind` is what the user says of it. Raises UserError for any other file."""
     path = open_path(source)
     layout = layout_of(path)
     if layout == "edm":
-        return _pickle(path)
+        return _pickle(path, source, kind)
     content = load_safetensors(path, path, shapes_only=True) if layout == "safetensors" else load(path, *NETWORK_KINDS, STATE)
     about = content.get("about", {})
-    found = Description(path, "safetensors" if layout == "safetensors" else "plain tensors", "distill", {"kind": content["kind"]})
+    stated = NetworkFacts.of(about, kind=content["kind"]).told(kind, source)
+    form = "safetensors" if layout == "safetensors" else "plain tensors"
+    found = Description(path, form, "distill", {"kind": stated.kind or stated.looks_like}, doubt=stated.kind_in_doubt(source))
     if layout != "safetensors":
         found.globals = list_globals(path)
     if "network" in content:
         kwargs = content["network"]["kwargs"]
         shapes = {k: list(v.shape) if isinstance(v, Tensor) else v for k, v in content["weights"].items()}
         levels = content["network"].get("levels")
-        found.networks.append(_network("", content["network"]["class"], kwargs, shapes, about.get("D"), levels))
+        found.networks.append(_network("", "", content["network"]["class"], kwargs, shapes, about.get("D"), levels))
     found.facts |= _facts(about | {k: content[k] for k in ("nimg",) if k in content})
     return found
 
 
-def _pickle(path: Path) -> Description:
+def _pickle(path: Path, source: str, kind: str | None) -> Description:
     names = list_globals(path)
     zipped = path.open("rb").read(2) == b"PK"
     found = Description(
@@ -71,7 +76,6 @@ def _pickle(path: Path) -> Description:
     )
     if any(executes for _, _, executes in names):
         return found
-    found.writer = "EDM"
     content = read_pickle(path, tensors=False)
     for key in network_keys(content):
         record: Persistent = content[key]
@@ -79,14 +83,14 @@ def _pickle(path: Path) -> Description:
         D = record.state.get("D", kwargs.get("D")) if record.state.get("pfgmpp", kwargs.get("pfgmpp")) else None
         shapes = {name: list(tensor.shape) for name, tensor in record.tensors().items()}
         levels = [record.state.get(name) for name in ("sigma_min", "sigma_max")]
-        found.networks.append(_network(key, record.class_name, kwargs, shapes, D, levels))
-        found.writer = "PFGM++" if D is not None else found.writer
-    if "G_ema" in content or list(content) == ["ema"]:
-        found.writer = "the IPFM fork of SiD" if "G_ema990" in content else "SiD"
+        facts = facts_of_pickle(content, key, source)
+        facts = facts.told(kind, source) if facts.kind or "kind" in facts.assumed else facts
+        found.networks.append(_network(key, facts.kind or facts.looks_like, record.class_name, kwargs, shapes, D, levels))
+        found.doubt = facts.kind_in_doubt(source) or found.doubt
+    found.writer = _writer(content, found)
     ours = content.get(EXTRA)
     if isinstance(ours, dict):
-        found.writer = "distill"
-        found.facts |= {"kind": str(ours.get("kind"))} | _facts(ours.get("about", {}))
+        found.facts |= {"kind": found.networks[0]["kind"]} | _facts(ours.get("about", {}))
     if isinstance(content.get("step"), int):
         found.facts["kimg"] = f"{content['step'] / 1000:g}"
     kimg = re.search(r"-(\d{6})\.\w+$", path.name)
@@ -96,7 +100,21 @@ def _pickle(path: Path) -> Description:
     return found
 
 
-def _network(key: str, name: str, kwargs: Mapping[str, Any], shapes: Mapping[str, Any], D: Any, levels: Any) -> dict[str, str]:
+def _writer(content: Mapping[str, Any], found: Description) -> str:
+    """The project whose layout this is."""
+    if isinstance(content.get(EXTRA), dict):
+        return "distill"
+    if "G_ema" in content:
+        return "the IPFM fork of SiD" if "G_ema990" in content else "SiD"
+    if any(network["kind"] == "generator" for network in found.networks):
+        return "SiD"
+    project = "PFGM++" if any(network["D"] != "inf" for network in found.networks) else "EDM"
+    return f"{project}, or SiD" if found.doubt else project
+
+
+def _network(
+    key: str, kind: str, name: str, kwargs: Mapping[str, Any], shapes: Mapping[str, Any], D: Any, levels: Any
+) -> dict[str, str]:
     """One network as readable text by heading. `levels` are its lowest and highest noise level, if it has them."""
     encoder = {"positional": "ddpmpp", "fourier": "ncsnpp"}.get(str(kwargs.get("embedding_type", "positional")), "")
     arch = {"SongUNet": encoder, "DhariwalUNet": "adm"}.get(str(kwargs.get("model_type", "")), "")
@@ -105,6 +123,7 @@ def _network(key: str, name: str, kwargs: Mapping[str, Any], shapes: Mapping[str
     parameters = sum(math.prod(shape) for tensor, shape in shapes.items() if tensor.rpartition(".")[2] not in BUFFERS)
     return {
         "key": key,
+        "kind": kind,
         "class": name + (f" ({arch})" if arch else ""),
         "images": f"{kwargs.get('img_channels')}×{resolution}×{resolution}" if resolution else str(kwargs.get("image_shape", "")),
         "labels": str(kwargs.get("label_dim", 0)),

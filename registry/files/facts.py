@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from registry.core.errors import SettingError
+
+CONVERTED = "the file that it was converted from does not say"
+
 
 @dataclass(frozen=True)
 class NetworkFacts:
@@ -16,7 +20,7 @@ class NetworkFacts:
     """
 
     kind: str | None = None
-    """denoiser, generator or classifier; None for foreign files, which do not say."""
+    """denoiser, generator or classifier; None if neither the file nor the user says so, as for foreign files."""
     D: float | None = None
     sigma_data: float | None = None
     label_dim: int | None = None
@@ -35,27 +39,45 @@ class NetworkFacts:
     key: str | None = None
     """Which of the file's networks this is, if it has several."""
     looks_like: str = "denoiser"
-    """What a foreign file's layout suggests: denoiser or generator."""
-    D_is_certain: bool = True
-    """Whether the file itself states D. A foreign file that does not is assumed to hold a diffusion model."""
+    """What a file that does not state the kind is taken to hold: denoiser or generator."""
+    assumed: Mapping[str, str] = field(default_factory=dict)
+    """Which of kind and D the file leaves open, so that they are only assumed, and why they are."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any], **found: Any) -> NetworkFacts:
         """Build from the plain values that a file stores and from what reading it determined; the latter takes precedence."""
-        known = {f.name for f in fields(cls)} - {"kind", "others", "key", "looks_like", "D_is_certain"}
+        known = {f.name for f in fields(cls)} - {"kind", "others", "key", "looks_like", "assumed"}
         named = {k: v for k, v in values.items() if k in known}
-        others = {k: v for k, v in values.items() if k not in known}
+        others = {k: v for k, v in values.items() if k not in {*known, "assumed"}}
         for name in ("image_shape", "sigmas"):
             if name in named:
                 named[name] = tuple(named[name])
-        return replace(cls(**named, others=others), **found)
+        listed = values.get("assumed")
+        assumed = {name: CONVERTED for name in ("kind", "D") if isinstance(listed, list) and name in listed}
+        facts = replace(cls(**named, others=others), **found)
+        facts = replace(facts, assumed={**facts.assumed, **assumed})
+        return replace(facts, kind=None, looks_like=facts.kind) if facts.kind and "kind" in assumed else facts
+
+    def told(self, kind: str | None, source: object) -> NetworkFacts:
+        """The same with what the user says of the kind (None: nothing). Raises SettingError if the file says something else."""
+        if kind is None:
+            return self
+        if self.kind not in (None, kind):
+            raise SettingError("kind", f"{source} is a {self.kind}; leave this out", kind)
+        return replace(self, kind=kind, assumed={name: why for name, why in self.assumed.items() if name != "kind"})
+
+    def kind_in_doubt(self, source: object) -> str | None:
+        """A sentence that says which kind is assumed and why; None if there is no doubt."""
+        if self.kind is not None or "kind" not in self.assumed:
+            return None
+        return f"{source} does not say what it holds; it is taken to be a {self.looks_like}, because {self.assumed['kind']}"
 
     def stored(self) -> dict[str, Any]:
         """The facts that our files store, as plain values."""
         own = {
             "D": self.D, "sigma_data": self.sigma_data, "sigma_init": self.sigma_init, "sigmas": self.sigmas,
             "image_shape": self.image_shape, "label_dim": self.label_dim, "teacher": self.teacher,
-            "recipe": dict(self.recipe) or None, "nimg": self.nimg,
+            "recipe": dict(self.recipe) or None, "nimg": self.nimg, "assumed": list(self.assumed) or None,
         }  # fmt: skip
         return {k: list(v) if isinstance(v, tuple) else v for k, v in own.items() if v is not None} | dict(self.others)
 

@@ -22,7 +22,8 @@ from registry.edm.pickles import RUNS_SOURCE, Persistent, list_globals, network_
 from registry.edm.snapshots import EXTRA, snapshot
 from registry.files.atomic import write_atomically
 from registry.files.facts import NetworkFacts
-from registry.files.locate import open_path
+from registry.files.kinds import guess_kind
+from registry.files.locate import newest_network, open_path
 from registry.files.plain import NETWORK_KINDS, STATE, is_plain, load, load_safetensors, save, save_safetensors
 from registry.plugins.component import NetworkClass
 from registry.plugins.loading import load_plugins
@@ -70,12 +71,19 @@ def blueprint(net: nn.Module) -> dict[str, Any]:
     return found | ({"levels": [net.sigma_min, net.sigma_max]} if limited else {})
 
 
-def convert_network(source: str, target: str, key: str | None = None, kind: str | None = None) -> str:
-    """Read a network and save it in the format of `target`'s suffix; returns a one-line summary. Raises UserError."""
-    net, facts = load_network(source, key=key)
-    if kind is not None and facts.kind not in (None, kind):
-        raise SettingError("kind", f"{source} is a {facts.kind}; leave this out", kind)
-    kind = kind or facts.kind or facts.looks_like
+def convert_network(
+    source: str, target: str, key: str | None = None, kind: str | None = None, on_doubt: Callable[[str], None] | None = None
+) -> str:
+    """Read a network and save it in the format of `target`'s suffix; returns a one-line summary. Raises UserError.
+
+    `kind` is what a foreign network is. Without it, `on_doubt` is called with a sentence if the kind is only assumed. The new
+    file keeps what is only assumed as assumed.
+    """
+    net, facts = load_network(source, key=key, kind=kind)
+    doubt = facts.kind_in_doubt(source)
+    if doubt and on_doubt:
+        on_doubt(doubt)
+    kind = facts.kind or facts.looks_like
     save_network(Path(target), kind, net, facts.stored())
     return f"{target}: {kind} of D = {facts.dimension():g}, from {source}" + (f" [{facts.key}]" if facts.key else "")
 
@@ -88,13 +96,14 @@ def load_network(
     *kinds: str,
     key: str | None = None,
     sha256: str | None = None,
+    kind: str | None = None,
     build: Build = None,
 ) -> tuple[nn.Module, NetworkFacts]:
     """A network in eval mode on the CPU, and what its file says about it.
 
-    `kinds` are the kinds accepted from our files. `key` picks a network from a file that has several (default: the first of
-    NETWORK_KEYS). `sha256` is checked if `source` is a URL. `build` makes a network of a class that no plugin registers.
-    Every tensor comes from the file. Raises UserError.
+    `kinds` are the kinds accepted from files that state theirs. `key` picks a network from a file that has several (default:
+    the first of NETWORK_KEYS). `sha256` is checked if `source` is a URL. `kind` is what the user says of a file that does not
+    state it. `build` makes a network of a class that no plugin registers. Every tensor comes from the file. Raises UserError.
     """
     path = open_path(str(source), sha256)
     layout = layout_of(path)
@@ -105,9 +114,10 @@ def load_network(
     else:
         if key is not None:
             raise SettingError("key", f"{source} holds only one network; leave this out", key)
-        content = load_safetensors(path, source) if layout == "safetensors" else load(source, *(kinds or NETWORK_KINDS))
+        content = load_safetensors(path, source) if layout == "safetensors" else content
         facts = NetworkFacts.of(content["about"], kind=content["kind"])
         net = _rebuild(content["network"], content["weights"], source, facts, build)
+    facts = facts.told(kind, source)
     if kinds and facts.kind is not None and facts.kind not in kinds:
         raise UserError(f"{source}: is a {facts.kind}, expected a {' or '.join(kinds)}")
     return net.eval(), facts
@@ -116,8 +126,8 @@ def load_network(
 def layout_of(path: Path) -> str:
     """'edm' for pickles and torch files that hold modules, 'safetensors', or 'plain' for our own. Raises UserError."""
     if path.is_dir():
-        files = [p.name for p in sorted(path.glob("network-snapshot-*"), key=lambda p: p.name) if p.suffix in SUFFIXES]
-        raise UserError(f"{path}: is a folder; give a file{f' in it, e.g. {path / files[-1]}' if files else ''}")
+        newest = newest_network(path)
+        raise UserError(f"{path}: is a folder; give a file{f' in it, e.g. {newest}' if newest else ''}")
     try:
         with open(path, "rb") as file:
             head = file.read(10)
@@ -137,7 +147,7 @@ def network_keys(content: Mapping[str, Any]) -> list[str]:
     return [k for k, v in content.items() if isinstance(v, Persistent) and v.class_name.endswith("Precond")]
 
 
-def _of_pickle(content: Mapping[str, Any], key: str | None, source: object) -> tuple[nn.Module, NetworkFacts]:
+def _of_pickle(content: Mapping[str, Any], key: str | None, source: str | Path) -> tuple[nn.Module, NetworkFacts]:
     """A network from a pickle of the EDM family, or from one that we wrote. Raises UserError."""
     networks = network_keys(content)
     chosen = key or next((k for k in NETWORK_KEYS if k in networks), None)
@@ -145,16 +155,25 @@ def _of_pickle(content: Mapping[str, Any], key: str | None, source: object) -> t
         wanted = f"network {chosen!r}" if chosen else "network"
         raise UserError(f"{source}: has no {wanted}; it has {', '.join(networks) or 'none'}")
     net, found = network_of(content[chosen], str(source))
-    ours = content.get(EXTRA)
-    ours = ours if isinstance(ours, dict) else {}
-    # SiD's snapshots hold only an average; in its training states, generators are called G…
-    looks_like = "generator" if chosen.startswith("G") or list(content) == ["ema"] else "denoiser"
-    facts = NetworkFacts.of(
-        ours.get("about", {}), kind=ours.get("kind"), key=chosen, looks_like=looks_like,
-        D=found["D"], D_is_certain=found["tells_D"], sigma_data=found["sigma_data"], label_dim=found["label_dim"],
+    facts = facts_of_pickle(
+        content, chosen, source, tells_D=found["tells_D"],
+        D=found["D"], sigma_data=found["sigma_data"], label_dim=found["label_dim"],
         image_shape=(found["img_channels"], found["img_resolution"], found["img_resolution"]),
     )  # fmt: skip
     return net, facts
+
+
+def facts_of_pickle(
+    content: Mapping[str, Any], key: str, source: str | Path, *, tells_D: bool = True, **found: Any
+) -> NetworkFacts:
+    """What a pickle says about its network `key`, by our own facts in it or by its name and layout, and what its network tells."""
+    ours = content.get(EXTRA)
+    if isinstance(ours, dict):
+        return NetworkFacts.of(ours.get("about", {}), kind=ours.get("kind"), key=key, **found)
+    guess = guess_kind(source, key, content)
+    unsaid = {"kind": guess.doubt, "D": "" if tells_D else "it says nothing of D"}
+    assumed = {name: why for name, why in unsaid.items() if why}
+    return NetworkFacts.of({}, key=key, looks_like=guess.kind, assumed=assumed, **found)
 
 
 def _of_state(state: Mapping[str, Any], key: str | None, source: object, build: Build) -> tuple[nn.Module, NetworkFacts]:

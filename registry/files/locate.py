@@ -22,13 +22,16 @@ def locate(name: str, folder: Path | None = None) -> str:
     """An existing path, or the bare name of a shipped file, in a form that `open_path` accepts.
 
     A URL or the short name of a published teacher is returned unchanged, whether or not the file exists. Otherwise this tries
-    the path as typed, then relative to `folder` (the recipe's), then the shipped files. Raises ValueError.
+    the path as typed, then relative to `folder` (the recipe's), then the shipped files. For a folder it is the newest network
+    in it. Raises ValueError.
     """
     if is_url(name) or published(name):
         return name
     for path in [Path(name).expanduser(), *([folder / name] if folder else [])]:
         if path.is_file():
             return str(path.resolve())
+        if newest := newest_network(path):
+            return str(newest.resolve())
     if _shipped_file(name, ".pt"):
         return name
     known, short = sorted(p.stem for p in shipped().rglob("*.pt")), load_plugins().names("published")
@@ -92,6 +95,19 @@ def open_path(source: str, sha256: str | None = None) -> Path:
     return path if path.is_file() else _shipped_file(source, ".pt") or path
 
 
+def newest_network(folder: Path) -> Path | None:
+    """The newest snapshot or training state in a folder, by the last number in its name; None if there is none.
+
+    Of equally new ones, snapshots come before states, and pickles first. PFGM++ has training-state-*.pkl beside those in .pt.
+    """
+    files = [*folder.glob("network-snapshot-*"), *folder.glob("training-state-*")] if folder.is_dir() else []
+
+    def rank(path: Path) -> tuple[int, bool, bool]:
+        return int((re.findall(r"\d+", path.stem) or [-1])[-1]), path.name.startswith("network"), path.suffix == ".pkl"
+
+    return max((p for p in files if p.suffix in (".pkl", ".pt", ".safetensors")), key=rank, default=None)
+
+
 def _downloaded_by_hand(teacher: Published) -> Path:
     """A teacher's file under DISTILL_TEACHERS or in the cache folder, or the newest file in its folder. Raises UserError."""
     from registry.files.downloads import cache_folder
@@ -102,13 +118,12 @@ def _downloaded_by_hand(teacher: Published) -> Path:
         for file in (path.with_name(path.name + suffix) for suffix in (".pkl", ".pt")):
             if file.is_file():
                 return file
-        found = [*path.glob("network-snapshot-*.pkl"), *path.glob("training-state-*.pt")]
-        if found:
-            return max(found, key=lambda p: (int((re.findall(r"\d+", p.stem) or [-1])[-1]), p.suffix == ".pkl"))
+        if found := newest_network(path):
+            return found
     path = places[0] / name
     raise UserError(
         f"{teacher.name}: not downloaded yet, and it must be downloaded by hand: {teacher.by_hand}, and put it at {path}.pkl (or "
-        f".pt, or a folder {path} with its network-snapshot-*.pkl or training-state-*.pt); DISTILL_TEACHERS can name another folder"
+        f".pt, or a folder {path} with its network-snapshot-*.pkl or training-state-*); DISTILL_TEACHERS can name another folder"
     )
 
 

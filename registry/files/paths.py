@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from registry.core.settings import Config
 from registry.files import locate
+from registry.files.kinds import NOT_A_TEACHER, named_like_a_generator
 
 
 def _looked_up(look_up: Callable[[str, Path | None], str]) -> AfterValidator:
@@ -43,6 +44,10 @@ class FileTeacherConfig(Config):
 
     source: Source = Field(description="the teacher's file: a path, a URL, or the name of a shipped or published teacher")
     key: str | None = Field(None, description="which network in the file, e.g. ema; default: an average if it has one")
+    kind: Literal["denoiser"] | None = Field(
+        None,
+        description="denoiser, for the file of another project that looks like a generator's; takes it as one without a warning",
+    )
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="the file's hash, checked when it is downloaded")
     dropout: float | None = Field(
         None, ge=0, lt=1, description="dropout of the student's and the generator's networks; default: the file's"
@@ -53,3 +58,8 @@ class FileTeacherConfig(Config):
         """D of a published teacher, known from its short name; None for others."""
         found = locate.published(self.source)
         return found.D if found else None
+
+    def remark(self) -> str | None:
+        """A file with a generator's name is no teacher; it is not opened for this."""
+        why = named_like_a_generator(self.source, self.key) if self.kind is None else None
+        return why and f"source = {self.source!r} looks like a generator, because {why}; {NOT_A_TEACHER}"

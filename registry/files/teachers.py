@@ -9,7 +9,9 @@ import torch
 from registry.core.contracts import Teacher
 from registry.core.errors import UserError
 from registry.edm.networks import PRECONDITIONINGS, Precond
+from registry.files.facts import NetworkFacts
 from registry.files.formats import load_network, weights_hash
+from registry.files.kinds import NOT_A_TEACHER, Kind
 from registry.files.locate import open_path
 
 
@@ -19,13 +21,15 @@ def teacher_from_file(
     sha256: str | None = None,
     dropout: float | None = None,
     fp16: bool | None = None,
+    kind: Kind | None = None,
 ) -> Teacher:
     """A teacher of any D from any supported file (see `load_network`). Raises UserError.
 
     `dropout` applies to the student and the generator. `fp16` runs all three networks in float16 on CUDA. Both default to the
-    file's values.
+    file's values. `kind` = "denoiser" says what the file of another project holds, if that is in doubt. A file that says it
+    holds a generator is refused; one that only looks like it gets a remark.
     """
-    net, facts = load_network(source, "denoiser", key=key, sha256=sha256)
+    net, facts = load_network(source, "denoiser", key=key, sha256=sha256, kind=kind)
     if not isinstance(net, Precond):
         known = ", ".join(PRECONDITIONINGS)
         raise UserError(f"{source}: holds a {type(net).__name__}; a teacher must be one of EDM's networks ({known})")
@@ -43,8 +47,20 @@ def teacher_from_file(
         path=open_path(source, sha256),
         weights=weights,
         provenance=facts.stored() | ({} if facts.key is None else {"key": facts.key}),
+        remarks=remarks_on(facts, source),
         trainable=None if dropout is None else lambda: rebuilt(net, dropout=dropout),
     )
+
+
+def remarks_on(facts: NetworkFacts, source: str) -> tuple[str, ...]:
+    """What the log should say of a teacher's file: that it looks like a generator's, or that it does not say what it holds."""
+    if facts.kind is not None:
+        return ()
+    if facts.looks_like == "generator":
+        why = facts.assumed.get("kind", f"{facts.key!r} is a generator in SiD's training states")
+        return (f"WARNING: {source} looks like a generator, because {why}; {NOT_A_TEACHER}",)
+    doubt = facts.kind_in_doubt(source)
+    return (f'{doubt}; kind = "denoiser" says that it is one',) if doubt else ()
 
 
 def rebuilt(net: Precond, **settings: Any) -> Precond:

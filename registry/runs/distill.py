@@ -74,6 +74,8 @@ def distill(
     if run.nimg < run.regression_end:
         run.pairs = teacher_pairs(teacher, noise, generator.sigmas, recipe.warmup.pairs, recipe.warmup.nfe, device, journal)
     journal.log(f"{introduction(recipe, teacher, noise, generator)} on {device}{processes()}")
+    for remark in teacher.remarks:
+        journal.log(remark)
     shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
 
     def snapshot() -> None:

@@ -21,7 +21,7 @@ from registry.recipe.resolved import Choice
 
 
 def kind_of(network: str, facts: NetworkFacts, sampler: str) -> str:
-    """'denoiser' or 'generator': from the file, otherwise from `sampler`, otherwise from the file's layout. Raises UserError."""
+    """'denoiser' or 'generator': from the file or the user, else from `sampler`, else a guess. Raises UserError."""
     asked = {"heun": "denoiser", "generator": "generator"}.get(sampler)
     if facts.kind and asked and facts.kind != asked:
         raise SettingError("sampler", f"{network} is a {facts.kind}; leave this out", sampler)
@@ -34,7 +34,7 @@ def dimension_of(network: str, facts: NetworkFacts, D: float | None) -> float:
         raise SettingError("D", "must be a positive number, or inf", D)
     known = published(network)
     stated = known.D if known else facts.dimension()
-    certain = known is not None or facts.kind is not None or facts.D_is_certain
+    certain = known is not None or "D" not in facts.assumed
     if D is not None and certain and stated != D:
         raise SettingError("D", f"{network} was trained with D = {stated:g}; leave this out", D)
     return stated if D is None or certain else D

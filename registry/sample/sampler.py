@@ -17,6 +17,7 @@ from registry.core.streams import Streams
 from registry.edm.latents import pfgmpp_latents
 from registry.edm.networks import Precond
 from registry.files.formats import load_network, weights_hash
+from registry.files.kinds import Kind
 from registry.plugins.loading import load_plugins
 from registry.sample.heun import heun_images, level_range
 from registry.sample.origin import copy_of_teacher, domain_of, kind_of, levels_of, noise_of
@@ -38,6 +39,8 @@ class Sampler:
     device: torch.device
     settings: dict[str, Any] = field(default_factory=dict)
     """What is sampled and how, as plain values. Two samplers with equal settings give equal images."""
+    doubt: str | None = None
+    """A sentence for people, if neither the file nor the user says whether the network is a denoiser or a generator."""
 
     def __call__(self, seeds: Sequence[int], labels: Tensor | None = None) -> Tensor:
         """Images [n, C, H, W] in about [−1, 1], one per seed. Labels [n, label_dim] are drawn if none are given."""
@@ -64,6 +67,7 @@ def open_sampler(
     network: str,
     *,
     key: str | None = None,
+    kind: Kind | None = None,
     sampler: Literal["auto", "generator", "heun"] = "auto",
     steps: int | None = None,
     nfe: int | None = None,
@@ -75,12 +79,12 @@ def open_sampler(
     """A sampler for the network in a file. What the file states (kind, D, noise levels) needs no argument.
 
     A teacher is sampled with Heun's method, in `steps` steps or `nfe` = 2·steps − 1 evaluations; a generator with the noise
-    levels that it was trained with. `sampler`, `sigma_init` (2.5, as in SiD) and `D` are for foreign files, which may not state
-    them. Raises UserError if an argument contradicts the file.
+    levels that it was trained with. `kind` (or `sampler`), `sigma_init` (2.5, as in SiD) and `D` are for foreign files, which may
+    not state them. Raises UserError if an argument contradicts the file.
     """
     plugins = load_plugins()
     net, facts = load_network(
-        network, "denoiser", "generator", key=key, build=lambda facts: copy_of_teacher(network, facts, plugins)
+        network, "denoiser", "generator", key=key, kind=kind, build=lambda facts: copy_of_teacher(network, facts, plugins)
     )
     place = distributed.start(device)
     net = net.to(place).requires_grad_(False)
@@ -92,14 +96,15 @@ def open_sampler(
         "fp16": isinstance(net, Precond) and net.use_fp16 and place.type == "cuda",
     }  # fmt: skip
     start = pfgmpp_start if rng == "pfgmpp" and math.isfinite(domain.D) else no_start  # at D = inf, ours equals PFGM++'s
+    doubt = facts.kind_in_doubt(network) if sampler == "auto" else None
     if kind_of(network, facts, sampler) == "denoiser":
         n = heun_steps(domain.image_shape[1], steps, nfe)
         settings |= {"kind": "teacher", "sampler": "heun", "steps": n, "levels": [*level_range(net, noise), noise.rho]}
-        return Sampler(teacher_draw(net, noise, domain, n, start), 2 * n - 1, domain, place, settings)
+        return Sampler(teacher_draw(net, noise, domain, n, start), 2 * n - 1, domain, place, settings, doubt)
     sigmas = levels_of(facts, noise)
-    check_generator_steps(network, sigmas, steps, nfe)
+    check_generator_steps(network, sigmas, steps, nfe, doubt)
     settings |= {"kind": "generator", "sampler": "generator", "sigmas": list(sigmas)}
-    return Sampler(generator_draw(net, noise, domain, sigmas, start), len(sigmas), domain, place, settings)
+    return Sampler(generator_draw(net, noise, domain, sigmas, start), len(sigmas), domain, place, settings, doubt)
 
 
 Start = Callable[[Streams, Domain, float], Tensor | None]
@@ -138,7 +143,9 @@ def generator_draw(net: nn.Module, noise: Noise, domain: Domain, sigmas: Sequenc
     return draw
 
 
-def check_generator_steps(network: str, sigmas: Sequence[float], steps: int | None, nfe: int | None) -> None:
+def check_generator_steps(
+    network: str, sigmas: Sequence[float], steps: int | None, nfe: int | None, doubt: str | None = None
+) -> None:
     """Check that a generator is sampled with the steps that it was distilled with. Raises SettingError."""
     if nfe is not None and steps is not None and nfe != steps:
         raise SettingError(
@@ -146,6 +153,8 @@ def check_generator_steps(network: str, sigmas: Sequence[float], steps: int | No
         )
     for setting, asked in (("steps", steps), ("nfe", nfe)):
         if asked is not None and asked != len(sigmas):
+            if doubt:
+                raise SettingError(setting, f"{doubt}; it takes one evaluation; kind = denoiser says otherwise", asked)
             levels = ", ".join(f"{s:g}" for s in sigmas)
             raise SettingError(
                 setting,
