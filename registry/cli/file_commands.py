@@ -44,11 +44,22 @@ def inspect(file: str, show_globals: bool, kind: str | None) -> None:
 @click.argument("target", metavar="OUT", type=click.Path())
 @click.option("--key", help="Which network of a file that has several, e.g. ema, G_ema, net.")
 @kind
-def convert(source: str, target: str, key: str | None, kind: str | None) -> None:
+@click.option("--as", "as_", type=click.Choice(["SiD"], case_sensitive=False), help="A whole training state, as SiD resumes it.")
+def convert(source: str, target: str, key: str | None, kind: str | None, as_: str | None) -> None:
     """Convert a network: EDM, PFGM++ or SiD pickle or training state, safetensors, plain tensors.
 
     The suffix of OUT says into what: .pkl (opened by the scripts of EDM, SiD and PFGM++), .safetensors or .pt.
+
+    With --as sid, IN is a training state of distill, and OUT one that SiD's loop resumes: student, generator, average and both
+    optimisers.
     """
+    if as_ is not None:
+        from registry.files.handover import hand_over
+
+        if key or kind:
+            raise click.UsageError("--as sid converts a whole training state; leave --key and --kind out")
+        click.echo(hand_over(source, target))
+        return
     from registry.files.formats import convert_network
 
     click.echo(convert_network(source, target, key, kind, on_doubt=say_doubt))

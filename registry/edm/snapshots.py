@@ -37,7 +37,9 @@ class _Persistent:
 _PythonPickler: Any = pickle._Pickler  # the C pickler would import the global that it names
 
 
-class _Pickler(_PythonPickler):  # type: ignore[misc]
+class Pickler(_PythonPickler):  # type: ignore[misc]
+    """Python's pickler, which also writes the name of the function that we cannot import."""
+
     def save_global(self, obj: Any, name: str | None = None) -> None:
         if obj is _reconstruct_persistent_obj:
             self.write(pickle.GLOBAL + b"torch_utils.persistence\n_reconstruct_persistent_obj\n")
@@ -48,10 +50,15 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
     dispatch = _PythonPickler.dispatch | {type(_reconstruct_persistent_obj): save_global}
 
 
-def snapshot(net: Precond, about: Mapping[str, Any]) -> bytes:
-    """The bytes of a network snapshot: {"ema": net, "distill": about}. `about` holds plain values."""
+def persistent(net: Precond) -> Any:
+    """What pickles as a persistent object of EDM: the network's arguments and tensors, and the source text that rebuilds it."""
     source = Path(networks.__file__).read_text(encoding="utf-8")
     meta = {"type": "class", "version": 6, "module_src": source, "class_name": type(net).__name__}
+    return _Persistent(meta | {"state": net.travelling_state(source)})
+
+
+def snapshot(net: Precond, about: Mapping[str, Any]) -> bytes:
+    """The bytes of a network snapshot: {"ema": net, "distill": about}. `about` holds plain values."""
     buffer = io.BytesIO()
-    _Pickler(buffer, protocol=4).dump({"ema": _Persistent(meta | {"state": net.travelling_state(source)}), EXTRA: dict(about)})
+    Pickler(buffer, protocol=4).dump({"ema": persistent(net), EXTRA: dict(about)})
     return buffer.getvalue()

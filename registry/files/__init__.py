@@ -5,8 +5,10 @@ locate      finds the path for what the user typed: beside the recipe, shipped, 
 paths       kinds of paths as settings, and the settings of a teacher that is read from a file
 downloads   fetches URLs into the cache
 facts       what a file says about its network
+kinds       whether a foreign network is a denoiser or a generator, by its file's name and layout
 plain       our own containers: plain tensors (.pt) and safetensors
 formats     reads a network from any supported file, and writes it in our formats
+handover    writes one of our training states as one that SiD's loop resumes
 teachers    builds a teacher from a file
 describe    a readable summary of a file's contents
 """

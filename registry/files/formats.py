@@ -110,7 +110,7 @@ def load_network(
     if layout == "edm":
         net, facts = _of_pickle(read_pickle(path), key, source)
     elif layout == "plain" and (content := load(source, *NETWORK_KINDS, STATE))["kind"] == STATE:
-        net, facts = _of_state(content, key, source, build)
+        net, facts = network_of_state(content, key, source, build)
     else:
         if key is not None:
             raise SettingError("key", f"{source} holds only one network; leave this out", key)
@@ -176,7 +176,9 @@ def facts_of_pickle(
     return NetworkFacts.of({}, key=key, looks_like=guess.kind, assumed=assumed, **found)
 
 
-def _of_state(state: Mapping[str, Any], key: str | None, source: object, build: Build) -> tuple[nn.Module, NetworkFacts]:
+def network_of_state(
+    state: Mapping[str, Any], key: str | None, source: object, build: Build = None
+) -> tuple[nn.Module, NetworkFacts]:
     """A network from one of our training states: the average by default, or the raw network named by `key`. Raises UserError."""
     parts, networks = state["parts"], state["networks"]
     name = key or "ema"
@@ -205,17 +207,31 @@ def _rebuild(
             net = ours(**kwargs) if ours else registered.make(**kwargs) if registered else build(facts)  # type: ignore[misc]
     except (TypeError, ValueError) as error:
         raise UserError(f"{source}: its network cannot be built: {error}") from None
-    wanted = net.state_dict()
-    problems = [f"missing {k}" for k in wanted if k not in weights] + [f"unknown {k}" for k in weights if k not in wanted]
-    problems += [
-        f"{k} is {list(weights[k].shape)}, not {list(v.shape)}"
-        for k, v in wanted.items()
-        if k in weights and weights[k].shape != v.shape
-    ]
-    if problems:
-        raise UserError(f"{source}: its tensors do not fit its network: {'; '.join(problems[:5])} ({len(problems)} in all)")
+    if problem := _tensor_problems(net.state_dict(), weights):
+        raise UserError(f"{source}: its tensors do not fit its network: {problem}")
     net.load_state_dict(weights)
     return net
+
+
+def misfit(own: nn.Module, other: nn.Module) -> str | None:
+    """Why a network cannot take over the weights of another one and be the same function; None if it can."""
+    mine, its = blueprint(own), blueprint(other)
+    if mine["class"] != its["class"]:
+        return f"it is a {its['class']}, not a {mine['class']}"
+    for name in ("img_resolution", "model_type", "sigma_data"):
+        a, b = mine["kwargs"].get(name), its["kwargs"].get(name)
+        if a != b:
+            return f"its {name} is {b}, not {a}"
+    return _tensor_problems(own.state_dict(), other.state_dict())
+
+
+def _tensor_problems(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """The names and shapes of tensors that differ from the wanted ones, or None."""
+    problems = [f"missing {k}" for k in wanted if k not in found] + [f"unknown {k}" for k in found if k not in wanted]
+    problems += [
+        f"{k} is {list(found[k].shape)}, not {list(v.shape)}" for k, v in wanted.items() if k in found and found[k].shape != v.shape
+    ]
+    return f"{'; '.join(problems[:5])} ({len(problems)} in all)" if problems else None
 
 
 def weights_hash(net: nn.Module) -> str:

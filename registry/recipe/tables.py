@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from registry.core.settings import Config, Device, Dimension, Positive
-from registry.files.paths import DataSource, Reference
+from registry.files.paths import DataSource, Reference, Source
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
@@ -29,6 +29,9 @@ class GeneratorConfig(Config):
         "all", description="train through all applications, or through a random one per image with those before it fixed"
     )
     recompute: bool = Field(False, description="compute activations again in the backward pass: less memory, more time")
+    init: Source | None = Field(
+        None, description="a network's file or a training state whose weights the generator begins with; default: the teacher's"
+    )
 
     @field_validator("schedule", mode="before")
     @classmethod

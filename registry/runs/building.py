@@ -17,7 +17,7 @@ from registry.core.levels import generator_levels
 from registry.edm.augment import LABELS
 from registry.edm.datasets import load_images
 from registry.files.atomic import check_folder
-from registry.files.formats import SUFFIXES
+from registry.files.formats import SUFFIXES, load_network, misfit
 from registry.plugins.loading import Plugins
 from registry.recipe.reading import check_fit
 from registry.recipe.resolved import Choice, Recipe, dumps, settings_of, training_tables
@@ -84,10 +84,16 @@ def build_metrics(choices: tuple[Choice, ...], domain: Domain) -> list[tuple[Cho
 
 
 def build_generator(recipe: Recipe, teacher: Teacher, noise: Noise) -> Generator:
-    """The generator of [generator], initialised as the teacher."""
-    config = recipe.generator
+    """The generator of [generator], initialised as the teacher, or as the network in `init`. Raises SettingError."""
+    config, net = recipe.generator, teacher.copy()
     sigmas = generator_levels(config.steps, config.schedule, noise.sigma_init, noise.sigma_min, noise.rho)
-    return Generator(teacher.copy(), noise, teacher.image_shape, teacher.label_dim, sigmas, config.gradient, config.recompute)
+    if config.init is not None:
+        other, _ = load_network(config.init, "denoiser", "generator", build=lambda _: teacher.copy())
+        if problem := misfit(net, other):
+            with settings_of(config):
+                raise SettingError("init", f"does not fit the teacher: {problem}", config.init)
+        net.load_state_dict(other.state_dict())
+    return Generator(net, noise, teacher.image_shape, teacher.label_dim, sigmas, config.gradient, config.recompute)
 
 
 def generator_facts(recipe: Recipe, teacher: Teacher, noise: Noise, generator: Generator) -> dict[str, Any]:

@@ -119,9 +119,10 @@ def final_table(
 def introduction(recipe: Recipe, teacher: Teacher, noise: Noise, generator: Generator) -> str:
     """What is distilled, and how, in a line."""
     steps = f", {generator.steps} steps at sigma = {', '.join(f'{s:.4g}' for s in generator.sigmas)}" if generator.steps > 1 else ""
+    start = f", beginning with the generator {Path(recipe.generator.init).name}" if recipe.generator.init else ""
     return (
         f"distilling {Path(teacher.origin).name} (D = {noise.D:g}, {'×'.join(map(str, teacher.image_shape))}, "
-        f"{parameter_count(generator.net)} parameters) with loss {recipe.loss.name!r} and noise {recipe.noise.name!r}{steps}"
+        f"{parameter_count(generator.net)} parameters) with loss {recipe.loss.name!r} and noise {recipe.noise.name!r}{steps}{start}"
     )
 
 

@@ -16,11 +16,13 @@ import torch
 
 from registry.core import distributed
 from registry.core.errors import Interrupted, SettingError
+from registry.edm.sid_states import holds_modules
 from registry.files.atomic import check_folder
 from registry.recipe.resolved import PretrainRecipe, Recipe, settings_of
 from registry.recipe.tables import PretrainConfig, TrainConfig
 from registry.runs.checkpoints import Stateful, check_same_run, differences, find_state, read_state, restore_state, save_state
 from registry.runs.folder import RunFolder
+from registry.runs.foreign import adopt
 from registry.runs.interruption import Interruption
 from registry.runs.schedule import Schedule
 from registry.runs.ticks import Learners, Signs, Ticks
@@ -79,8 +81,13 @@ def start_device(train: TrainConfig | PretrainConfig) -> torch.device:
 def start_or_resume(
     recipe: Recipe | PretrainRecipe, run: Training, saved: Saved, resume: str | None, state: Path | None, journal: Journal
 ) -> RunFolder:
-    """A new run folder, or the folder of the state to resume from, with the run restored from it. Raises UserError."""
-    if state is None:
+    """A new run folder, or the folder of the state to resume from, with the run restored from it. Raises UserError.
+
+    From a state of SiD, a new folder, too: nothing is written into SiD's.
+    """
+    if state is not None and holds_modules(state):
+        folder = start_from_foreign(recipe, run, saved, state, journal)
+    elif state is None:
         with settings_of(recipe.log):
             folder = RunFolder.new(Path(recipe.log.outdir), recipe.path.stem, journal)
         if resume:
@@ -95,6 +102,22 @@ def start_or_resume(
         for difference in differences(content["recipe"], saved.tables):
             journal.log(f"changed since that state was written: {difference}")
     folder.write_recipe(saved.tables)
+    return folder
+
+
+def start_from_foreign(recipe: Recipe | PretrainRecipe, run: Training, saved: Saved, state: Path, journal: Journal) -> RunFolder:
+    """A new run folder for a run that goes on from a training state of SiD. Raises UserError before anything is written."""
+    if isinstance(recipe, Recipe) and recipe.generator.init is not None:
+        with settings_of(recipe.generator):
+            raise SettingError("init", f"{state} has a generator of its own; leave this out", recipe.generator.init)
+    run.nimg, lines = adopt(state, saved.parts, saved.facts["D"])
+    if run.nimg >= run.total:
+        with settings_of(recipe.train):
+            raise SettingError("duration_kimg", f"{state} is at {run.nimg / 1000:g} kimg already; give more", run.total / 1000)
+    with settings_of(recipe.log):
+        folder = RunFolder.new(Path(recipe.log.outdir), recipe.path.stem, journal)
+    for line in lines:
+        journal.log(line)
     return folder
 
 
