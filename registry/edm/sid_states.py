@@ -11,16 +11,16 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from registry.core.errors import UserError
+from registry.edm import snapshots
 from registry.edm.networks import EDMPrecond
 from registry.edm.pickles import RUNS_SOURCE, PickleError, list_globals, network_of, read_pickle
-from registry.edm.snapshots import Pickler, persistent
+from registry.edm.snapshots import persistent
 
 NETWORKS = {"student": "fake_score", "generator": "G", "average": "G_ema"}
 ADAMS = {"student": "fake_score_optimizer_state", "generator": "g_optimizer_state"}
@@ -92,5 +92,5 @@ def sid_state(state: SiDState) -> bytes:
     content = {key: persistent(state.networks[name]) for name, key in NETWORKS.items()}
     content |= {key: state.adams[name] for name, key in ADAMS.items()}
     buffer = io.BytesIO()
-    torch.save(content, buffer, pickle_module=SimpleNamespace(Pickler=Pickler), pickle_protocol=2)
+    torch.save(content, buffer, pickle_module=snapshots, pickle_protocol=2)
     return buffer.getvalue()

@@ -14,7 +14,7 @@ from registry.core.errors import UserError
 from registry.edm.networks import EDMPrecond
 from registry.edm.sid_states import SiDState, sid_state
 from registry.files.atomic import write_atomically
-from registry.files.formats import network_of_state
+from registry.files.formats import layout_of, network_of_state
 from registry.files.locate import open_path
 from registry.files.plain import STATE, load
 
@@ -28,6 +28,8 @@ def hand_over(source: str, target: str) -> str:
 
     SiD takes the number of images from the file's name, so the target must be called training-state-{kimg:06d}.pt.
     """
+    if layout_of(open_path(source)) != "plain":
+        raise UserError(f"{source}: is not a training state of distill")
     content, path = load(source, STATE), Path(target)
     parts, kimg = content["parts"], int(content["nimg"]) // 1000
     if set(parts) != PARTS:
