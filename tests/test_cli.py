@@ -375,7 +375,7 @@ def test_the_options_of_the_command_are_frozen() -> None:
     common = {"--recipe", "--set", "--seed", "--outdir", "--resume", "--dry-run", "--debug"}
     assert options(main) == common | {"--loss", "--fresh-teacher", "--version"}
     assert isinstance(main, click.Group)
-    sampling = {"--network", "--key", "--sampler", "--steps", "--nfe", "--sigma-init", "--dim", "--rng", "--device"}
+    sampling = {"--network", "--key", "--kind", "--sampler", "--steps", "--nfe", "--sigma-init", "--dim", "--rng", "--device"}
     assert {name: options(command) for name, command in main.commands.items()} == {
         "pretrain": common | {"--save"},
         "features": {"--recipe", "--set", "--save", "--debug"},
@@ -393,8 +393,8 @@ def test_the_options_of_the_command_are_frozen() -> None:
             "--save-reference",
             "--debug",
         },
-        "inspect": {"--globals", "--debug"},
-        "convert": {"--key", "--kind", "--debug"},
+        "inspect": {"--globals", "--kind", "--debug"},
+        "convert": {"--key", "--kind", "--as", "--debug"},
         "dataset": {"--resolution", "--crop", "--folder-labels", "--debug"},
         "plugins": {"--debug"},
     }

@@ -34,9 +34,9 @@ def pictures(folder: Path, size: tuple[int, int] = (10, 8), count: int = 5) -> P
     return folder
 
 
-@pytest.mark.parametrize("dest", ["set.zip", "set"])
+@pytest.mark.parametrize("dest", ["set.zip", "set.v2"])
 def test_a_data_set_made_from_a_folder_has_edms_layout_and_reads_back(dest: str, cli: Cli, tmp_path: Path) -> None:
-    done = cli("dataset", pictures(tmp_path / "raw"), tmp_path / dest, "--crop", "--resolution", "4", "--folder-labels")
+    done = cli("dataset", pictures(tmp_path / "raw"), tmp_path / dest, "--crop", "--resolution", "4")
     assert done.returncode == 0, done.stderr
     assert "5 images of 4×4, RGB, 2 classes" in done.stdout
     found = load_images(str(tmp_path / dest))
@@ -48,9 +48,43 @@ def test_a_data_set_made_from_a_folder_has_edms_layout_and_reads_back(dest: str,
             assert archive.namelist()[0] == "00000/img00000000.png"
             assert all(i.compress_type == zipfile.ZIP_STORED for i in archive.infolist())
             assert json.loads(archive.read("dataset.json"))["labels"][0] == ["00000/img00000000.png", 0]
-    again = cli("dataset", tmp_path / dest if dest == "set" else tmp_path / "raw", tmp_path / "copy", "--crop", "--resolution", "4")
+    source = tmp_path / dest if dest == "set.v2" else tmp_path / "raw"  # the labels of a data set are copied
+    again = cli("dataset", source, tmp_path / "copy", "--crop", "--resolution", "4", "--no-folder-labels")
     assert again.returncode == 0, again.stderr
-    assert ("2 classes" in again.stdout) == (dest == "set")  # the labels of a data set are copied
+    assert ("2 classes" in again.stdout) == (dest == "set.v2")
+
+
+def labels_of(source: Path, dest: Path, folder_labels: bool | None = None) -> list[int] | None:
+    make_dataset(str(source), str(dest), 4, crop=True, folder_labels=folder_labels)
+    found = load_images(str(dest)).classes
+    return None if found is None else found.tolist()
+
+
+def test_where_labels_come_from(tmp_path: Path) -> None:
+    """As in EDM's tool: dataset.json, otherwise the top-level folders if there are several; a flag overrides both."""
+    raw = pictures(tmp_path / "raw", count=4)
+    (raw / "dogs" / "old.v1").mkdir()
+    (raw / "dogs" / "2.png").rename(raw / "dogs" / "old.v1" / "2.png")
+    assert labels_of(raw, tmp_path / "default") == [0, 0, 1, 1]  # cats/1, cats/3, dogs/0, dogs/old.v1/2
+    assert labels_of(raw, tmp_path / "off", False) is None
+    assert labels_of(raw / "cats", tmp_path / "flat") is None
+    one = tmp_path / "one"
+    (one / "only").mkdir(parents=True)
+    (raw / "cats" / "1.png").rename(one / "only" / "1.png")
+    assert labels_of(one, tmp_path / "single") is None
+    assert labels_of(one, tmp_path / "asked", True) == [0]
+    (raw / "cats" / "3.png").rename(raw / "3.png")
+    assert labels_of(raw, tmp_path / "mixed") == [0, 1, 1]  # images outside of folders are the first class
+    (raw / "dataset.json").write_text(json.dumps({"labels": [["3.png", 5], ["dogs/0.png", 6], ["dogs/old.v1/2.png", 7]]}))
+    assert labels_of(raw, tmp_path / "listed") == labels_of(raw, tmp_path / "listed2", False) == [5, 6, 7]
+    assert labels_of(raw, tmp_path / "overridden", True) == [0, 1, 1]
+    (raw / "dataset.json").write_text('{"labels": null}')
+    assert labels_of(raw, tmp_path / "none") is None  # it says that there are none
+
+
+def test_an_archive_of_another_kind_is_not_made_as_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a data set is a \.zip or a folder, not a \.tar"):
+        make_dataset(str(pictures(tmp_path / "raw")), str(tmp_path / "set.tar"), 4, crop=True)
 
 
 def test_cifar_tarball(tmp_path: Path) -> None:

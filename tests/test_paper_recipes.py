@@ -164,6 +164,15 @@ def test_steps_and_regularisation_of_ipfm_are_set_on_the_command_line(name: str,
     assert (recipe.generator.steps, recipe.generator.schedule, recipe.loss.table()["alpha"]) == (4, "uniform", 0.5)
 
 
+def test_the_recipe_whose_command_differs_from_the_papers_text_says_which_it_follows(plugins: Plugins) -> None:
+    name = "ipfm_cifar10_d2048"
+    assert resolved(name, plugins).train.student_steps == 1
+    comment, setting = (ROOT / "recipes" / f"{name}.toml").read_text().partition("\n[")[0], "train.student_steps=2"
+    assert "two student steps per generator step" in comment
+    assert f"for two: --set {setting}" in comment
+    assert resolved(name, plugins, setting).train.student_steps == 2
+
+
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_swap_changes_teacher_noise_and_loss_only(name: str, plugins: Plugins) -> None:
     plain, swapped = (resolved(name, plugins, loss=loss).tables() for loss in (None, other(name)))

@@ -70,9 +70,16 @@ def convert(source: str, target: str, key: str | None, kind: str | None, as_: st
 @click.argument("dest", metavar="DEST", type=click.Path())
 @click.option("--resolution", type=click.IntRange(min=1), help="Resize to this many pixels a side (Lanczos).")
 @click.option("--crop", is_flag=True, help="Take the centre square of images that are not square.")
-@click.option("--folder-labels", is_flag=True, help="Classes from the names of sub-folders, in alphabetical order.")
-def dataset(source: str, dest: str, resolution: int | None, crop: bool, folder_labels: bool) -> None:
-    """Make a data set in EDM's layout (.zip or folder) from a folder of images or CIFAR-10's python tarball."""
+@click.option(
+    "--folder-labels/--no-folder-labels",
+    default=None,
+    help="Classes from the names of sub-folders, in alphabetical order.  [default: if there is no dataset.json]",
+)
+def dataset(source: str, dest: str, resolution: int | None, crop: bool, folder_labels: bool | None) -> None:
+    """Make a data set in EDM's layout (.zip or folder) from a folder of images or CIFAR-10's python tarball.
+
+    The classes are those of dataset.json in the folder. Without that file, images in several sub-folders have a class for each.
+    """
     from rich.console import Console
     from rich.progress import Progress
 

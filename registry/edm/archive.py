@@ -18,6 +18,9 @@ from PIL import Image
 from registry.core.errors import SettingError, UserError
 from registry.edm.datasets import IMAGES, grey_or_rgb, readable_labels
 
+OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".npz", ".json")
+"""Suffixes that would surprise as the name of a folder. Others are part of a folder's name (faces.v2)."""
+
 
 class Picture(NamedTuple):
     """One image to be written to a data set, with its class number or None."""
@@ -32,20 +35,22 @@ def make_dataset(
     dest: str,
     resolution: int | None = None,
     crop: bool = False,
-    folder_labels: bool = False,
+    folder_labels: bool | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> str:
     """Make a data set from a folder of images or CIFAR-10's python tarball; returns a one-line summary. Raises UserError.
 
     `dest` is a .zip or a folder and must not exist. With `crop`, each image is cropped to its central square; without it, images
-    must be square. They are then resized (Lanczos) to `resolution`. Labels come from dataset.json in the folder, from the
-    sub-folder names in alphabetical order with `folder_labels`, or from CIFAR-10 itself. `progress` is called with the number
-    of images written. A failure leaves nothing behind.
+    must be square. They are then resized (Lanczos) to `resolution`.
+
+    Labels come from CIFAR-10 itself, or from dataset.json in the folder. A folder without that file has the classes of its
+    sub-folders if there are several, in alphabetical order, as in EDM's tool. `folder_labels` = True takes the sub-folders in
+    any case, False never. `progress` is called with the number of images written. A failure leaves nothing behind.
     """
     target = Path(dest).expanduser()
     if target.exists():
         raise UserError(f"{dest}: already exists; give another file or folder, or remove it")
-    if target.suffix != ".zip" and target.suffix:
+    if target.suffix.lower() in OTHER_ARCHIVES:
         raise UserError(f"{dest}: a data set is a .zip or a folder, not a {target.suffix}")
     temporary = target.with_name(f".{target.name}.partial")
     labels: list[list[Any]] = []
@@ -131,7 +136,7 @@ def _square(picture: Picture, resolution: int | None, crop: bool) -> Image.Image
     return image
 
 
-def _pictures(source: Path, folder_labels: bool) -> Iterator[Picture]:
+def _pictures(source: Path, folder_labels: bool | None) -> Iterator[Picture]:
     if source.is_dir():
         yield from _folder(source, folder_labels)
     elif source.is_file() and tarfile.is_tarfile(source):
@@ -142,14 +147,14 @@ def _pictures(source: Path, folder_labels: bool) -> Iterator[Picture]:
         raise UserError(f"{source}: no such folder or file")
 
 
-def _folder(source: Path, folder_labels: bool) -> Iterator[Picture]:
+def _folder(source: Path, folder_labels: bool | None) -> Iterator[Picture]:
     files = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
+    listed = source / "dataset.json"
     of: dict[str, int] = {}
-    if folder_labels:
-        classes = sorted({p.relative_to(source).parts[0] for p in files if p.parent != source})
-        of = {p.relative_to(source).as_posix(): classes.index(p.relative_to(source).parts[0]) for p in files if p.parent != source}
-    elif (source / "dataset.json").is_file():
-        of = readable_labels(str(source), (source / "dataset.json").read_bytes()) or {}
+    if listed.is_file() and not folder_labels:
+        of = readable_labels(str(source), listed.read_bytes()) or {}
+    elif folder_labels is not False:
+        of = _classes_of_folders([p.relative_to(source) for p in files], at_least=1 if folder_labels else 2)
     for path in files:
         name = path.relative_to(source).as_posix()
         try:
@@ -158,6 +163,16 @@ def _folder(source: Path, folder_labels: bool) -> Iterator[Picture]:
         except Exception as error:
             raise UserError(f"{path}: not a readable image: {error}") from None
         yield Picture(name, image, of.get(name))
+
+
+def _classes_of_folders(files: list[Path], at_least: int) -> dict[str, int]:
+    """The classes of files by name: the number of their top-level folder. Files outside of folders are a class of their own, 0.
+
+    None have a class if there are fewer than `at_least` folders.
+    """
+    folder = {file.as_posix(): file.parts[0] if len(file.parts) > 1 else "" for file in files}
+    names = sorted(set(folder.values()))
+    return {file: names.index(name) for file, name in folder.items()} if len(names) >= at_least else {}
 
 
 class _CifarUnpickler(pickle.Unpickler):
