@@ -81,6 +81,11 @@ class NetworkFacts:
         }  # fmt: skip
         return {k: list(v) if isinstance(v, tuple) else v for k, v in own.items() if v is not None} | dict(self.others)
 
+    @property
+    def D_is_certain(self) -> bool:
+        """Whether the file itself states D. A foreign file that does not is assumed to hold a diffusion model."""
+        return "D" not in self.assumed
+
     def dimension(self) -> float:
         """D, or inf if the file does not state it."""
         return math.inf if self.D is None else float(self.D)

@@ -55,6 +55,7 @@ def introduction(path: Path, kimg: int, state: SiDState) -> str:
 def differences(name: str, learner: Learner, adam: Mapping[str, Any]) -> list[str]:
     """Where Adam's settings in the file are not the recipe's. The recipe's are used."""
     theirs, ours = adam["param_groups"][0], learner.optimiser.param_groups[0]
+    theirs = {key: tuple(value) if isinstance(value, list) else value for key, value in theirs.items()}
     return [
         f"changed since that state was written: the {name}'s {key}: {theirs.get(key)} -> {ours[key]}"
         for key in ("lr", "betas", "eps")

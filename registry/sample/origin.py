@@ -34,7 +34,7 @@ def dimension_of(network: str, facts: NetworkFacts, D: float | None) -> float:
         raise SettingError("D", "must be a positive number, or inf", D)
     known = published(network)
     stated = known.D if known else facts.dimension()
-    certain = known is not None or "D" not in facts.assumed
+    certain = known is not None or facts.D_is_certain
     if D is not None and certain and stated != D:
         raise SettingError("D", f"{network} was trained with D = {stated:g}; leave this out", D)
     return stated if D is None or certain else D
