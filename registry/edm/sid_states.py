@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from registry.core.errors import UserError
 from registry.edm import snapshots
-from registry.edm.networks import EDMPrecond
+from registry.edm.networks import Precond
 from registry.edm.pickles import RUNS_SOURCE, PickleError, list_globals, network_of, read_pickle
 from registry.edm.snapshots import persistent
 
@@ -32,7 +32,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 class SiDState:
     """What training changes."""
 
-    networks: Mapping[str, EDMPrecond]
+    networks: Mapping[str, Precond]
     """student, generator, average."""
     adams: Mapping[str, dict[str, Any]]
     """student, generator: as `torch.optim.Adam.state_dict` gives it, over the network's parameters in their order."""
