@@ -17,7 +17,7 @@ from registry.core.errors import SettingError
 from registry.core.version import versions
 from registry.files.atomic import check_folder, write_atomically
 from registry.measure.measuring import repeats, seeds
-from registry.measure.rows import Metrics, Row, entry, headings, label
+from registry.measure.rows import Metrics, Row, deviation, entry, headings, label
 from registry.recipe.resolved import Choice
 from registry.recipe.tables import EvalConfig
 from registry.sample.sampler import Sampler
@@ -118,8 +118,7 @@ def span(seeds: range) -> str:
 
 def summary(values: list[float]) -> dict[str, Any]:
     """Values, minimum, mean and standard deviation. EDM's protocol reports the minimum of three."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"values": values, "min": min(values), "mean": statistics.fmean(values), "std": spread}
+    return {"values": values, "min": min(values), "mean": statistics.fmean(values), "std": deviation(values)}
 
 
 def table_of_repeats(row: Row, metrics: Metrics, config: EvalConfig) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,8 +41,14 @@ class Row:
         values = self.values[column]
         if all(v.is_integer() for v in values) and len(set(values)) == 1:
             return f"{values[0]:.0f}"
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        return f"{self.mean(column):.3g} ± {spread:.2g}"
+        return f"{self.mean(column):.3g} ± {deviation(values):.2g}"
+
+
+def deviation(values: list[float]) -> float:
+    """The standard deviation: 0 for a single value, NaN if a value is not finite (which `statistics.stdev` does not survive)."""
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def label(choice: Choice, metric: Metric, samples: int) -> str:

@@ -8,6 +8,7 @@ training      what happens around a loop: the start, after every iteration, the 
 schedule      when a tick, a snapshot, a state is due
 ticks         a line of the log and of the statistics
 outputs       what a snapshot leaves: pictures, the network's file, its metrics, the best so far
+clock         seconds of training so far
 checkpoints   training states: saved, found, restored exactly
 foreign       going on from a training state of SiD
 interruption  signals that stop a run

@@ -25,9 +25,14 @@ class Stateful(Protocol):
 
 
 def save_state(
-    path: Path, parts: Mapping[str, Stateful], nimg: int, recipe: Mapping[str, Any], facts: Mapping[str, Any] | None = None
+    path: Path,
+    parts: Mapping[str, Stateful],
+    nimg: int,
+    recipe: Mapping[str, Any],
+    facts: Mapping[str, Any] | None = None,
+    seconds: float = 0.0,
 ) -> None:
-    """Save the parts, the number of images, and the random states of all processes (rank 0 writes).
+    """Save the parts, the number of images, the seconds of training, and the random states of all processes (rank 0 writes).
 
     `facts` are what is to be known of the networks besides the recipe, so that a state can be sampled like a snapshot. The
     loop's draws need no state, since each image has a stream of its own; dropout uses torch's global one.
@@ -36,11 +41,8 @@ def save_state(
     if distributed.rank() == 0:
         content = {name: part.state_dict() for name, part in parts.items()}
         networks = {name: blueprint(part.net) for name, part in parts.items() if isinstance(part, Learner)}
-        save(
-            path,
-            STATE,
-            {"parts": content, "networks": networks, "nimg": nimg, "rng": rng, "recipe": dict(recipe), "about": dict(facts or {})},
-        )
+        about = {"nimg": nimg, "seconds": seconds, "rng": rng, "recipe": dict(recipe), "about": dict(facts or {})}
+        save(path, STATE, {"parts": content, "networks": networks, **about})
 
 
 def read_state(path: Path, parts: Mapping[str, Stateful]) -> dict[str, Any]:

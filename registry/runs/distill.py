@@ -82,7 +82,7 @@ def distill(
         with run.average.averaged() as net:
             draw_samples(folder, f"fakes_{run.nimg // 1000:06d}.png", generator.sample(shown), recipe.log.grid, teacher.images)
             file = write_network(folder, snapshot_name(run.nimg, saved.tables), "generator", net, saved.facts, run.nimg)
-            measure_snapshot(folder, metrics, generator.sample, recipe.eval, file, run.nimg)
+            measure_snapshot(folder, metrics, generator.sample, recipe.eval, file, run.nimg, saved.clock.seconds)
         draw_curves(folder, ("regression", "student", "generator"), metrics)
 
     if run.nimg == 0:

@@ -42,8 +42,10 @@ def write_network(folder: RunFolder, name: str, kind: str, net: nn.Module, facts
     return path.name
 
 
-def measure_snapshot(folder: RunFolder, metrics: Metrics, sample: Sample, config: EvalConfig, file: str, nimg: int) -> None:
-    """Measure the network of a snapshot's file, if [eval] asks for it; all processes take part."""
+def measure_snapshot(
+    folder: RunFolder, metrics: Metrics, sample: Sample, config: EvalConfig, file: str, nimg: int, trained: float
+) -> None:
+    """Measure the network of a snapshot's file, if [eval] asks for it; all processes take part. `trained`: seconds of training."""
     n = config.snapshot_samples
     if not n or not metrics:
         return
@@ -52,7 +54,8 @@ def measure_snapshot(folder: RunFolder, metrics: Metrics, sample: Sample, config
         found = measure(metrics, sample, range(n), config.batch, bar.at)
     seconds, kimg = time.monotonic() - start, nimg / 1000
     for choice, metric in metrics:
-        folder.append(entry(choice, metric, found, n, file, seconds) | {"kimg": kimg}, f"metric-{choice.name}.jsonl")
+        line = entry(choice, metric, found, n, file, seconds) | {"kimg": kimg, "train_seconds": trained}
+        folder.append(line, f"metric-{choice.name}.jsonl")
     numbers = "  ".join(f"{name} {found[column]:.4g}" for column, name in headings(metrics, n).items())
     folder.journal.log(f"kimg {kimg:<9.1f} {numbers}  ({n} samples)")
     keep_best(folder, *metrics[0])
@@ -101,5 +104,6 @@ def write_table(folder: RunFolder, rows: list[Row], metrics: Metrics, config: Ev
     """The final table, printed and kept as quality.txt and quality.json."""
     title = f"{nimg / 1000:g} kimg: {config.samples} samples, mean ± standard deviation of {config.repeats} sampling seeds"
     folder.journal.table(table(rows, metrics, title, config.samples), "quality.txt")
-    content = {"samples": config.samples, "rows": [vars(row) for row in rows], "versions": versions()}
+    columns = {choice.name: list(metric.columns) for choice, metric in metrics}
+    content = {"samples": config.samples, "columns": columns, "rows": [vars(row) for row in rows], "versions": versions()}
     folder.write("quality.json", (json.dumps(content, indent=1) + "\n").encode())

@@ -41,8 +41,8 @@ class Ticks:
         """Images per second."""
         return (nimg - self._since) / max(time.monotonic() - self._start, 1e-9)
 
-    def record(self, nimg: int, total: int) -> None:
-        """Write the line, and reset the counts."""
+    def record(self, nimg: int, total: int, seconds: float) -> None:
+        """Write the line, and reset the counts. `seconds` is how long the run has trained."""
         entry: dict[str, Any] = {}
         said = []
         for name, learner in self.learners().items():
@@ -65,7 +65,8 @@ class Ticks:
         speed, memory, kimg = self.speed(nimg), memory_mb(self.device), nimg / 1000
         entry |= {
             "Progress/tick": single(int(kimg / self.tick_kimg)), "Progress/kimg": single(kimg),
-            "Timing/img_per_sec": single(speed), "Resources/peak_mem_mb": single(memory),
+            "Timing/img_per_sec": single(speed), "Timing/train_sec": single(seconds),
+            "Resources/peak_mem_mb": single(memory),
         }  # fmt: skip
         self.folder.append(entry)
         self.note = f"{'  '.join(said)}  {memory:.0f} MB"

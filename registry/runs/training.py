@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from registry.files.atomic import check_folder
 from registry.recipe.resolved import PretrainRecipe, Recipe, settings_of
 from registry.recipe.tables import PretrainConfig, TrainConfig
 from registry.runs.checkpoints import Stateful, check_same_run, differences, find_state, read_state, restore_state, save_state
+from registry.runs.clock import Clock
 from registry.runs.folder import RunFolder
 from registry.runs.foreign import adopt
 from registry.runs.interruption import Interruption
@@ -49,11 +50,13 @@ class Saved:
     """The resolved recipe."""
     facts: dict[str, Any]
     """What network files say about the networks, besides the number of images."""
+    clock: Clock = field(default_factory=Clock)
+    """How long the run has trained."""
 
     def save(self, folder: RunFolder, nimg: int) -> Path:
         """Write the state to training-state-{kimg:06d}.pt."""
         path = folder.path / f"training-state-{nimg // 1000:06d}.pt"
-        save_state(path, self.parts, nimg, self.tables, self.facts)
+        save_state(path, self.parts, nimg, self.tables, self.facts, self.clock.seconds)
         return path
 
 
@@ -96,6 +99,7 @@ def start_or_resume(
         content = read_state(state, saved.parts)
         check_same_run(state, content["recipe"], saved.tables)
         run.nimg = restore_state(state, content, saved.parts)
+        saved.clock.seconds = content.get("seconds", 0.0)  # 0: states of version 0.1 do not say
         folder = RunFolder(state.parent, journal)
         folder.forget_after(run.nimg / 1000)
         journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {state}")
@@ -139,11 +143,14 @@ def train(
     ticks.begin(run.nimg)
     length = math.ceil(run.total / 1000 * 10) / 10
     with Interruption(run.device) as interruption, folder.journal.progress(recipe.path.stem, length) as bar:
+        saved.clock.start()
         for _ in iterations:
             due = schedule.due(run.nimg)
             bar.at(round(run.nimg / 1000, 1), f"kimg  {ticks.speed(run.nimg):.0f} img/s  {ticks.note}")
+            if any(due):
+                saved.clock.stop(run.device)
             if due.tick:
-                ticks.record(run.nimg, run.total)
+                ticks.record(run.nimg, run.total, saved.clock.seconds)
             if due.snapshot:
                 snapshot()
             if due.state:
@@ -151,5 +158,7 @@ def train(
             if due.tick:
                 ticks.begin(run.nimg)
             if not due.end and interruption.requested(run.nimg // batch):
+                saved.clock.stop(run.device)
                 path = saved.save(folder, run.nimg)
                 raise Interrupted(f"interrupted at {run.nimg / 1000:.3f} kimg; the state is kept", interruption.code, str(path))
+            saved.clock.start()
