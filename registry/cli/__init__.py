@@ -6,12 +6,19 @@ preview            --dry-run
 run_commands       pretrain, features, check
 image_commands     generate, evaluate
 file_commands      inspect, convert, dataset
+study_commands     study
 plugin_commands    plugins
 """
 
 from __future__ import annotations
 
-from registry.cli import file_commands, image_commands, plugin_commands, run_commands  # noqa: F401  (each adds its commands)
+from registry.cli import (  # noqa: F401  (each adds its commands)
+    file_commands,
+    image_commands,
+    plugin_commands,
+    run_commands,
+    study_commands,
+)
 from registry.cli.group import main
 
 __all__ = ["main"]

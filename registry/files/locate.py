@@ -141,19 +141,33 @@ def whereabouts(source: str) -> str:
 
 def locate_recipe(name: str) -> Path:
     """The path of a recipe, given as a path or as the bare name of a shipped recipe. Raises UserError."""
+    return _locate_toml(name, "recipe", [p for p in shipped().rglob("*.toml") if p.parent.name != STUDIES])
+
+
+def locate_study(name: str) -> Path:
+    """The path of a study's file, given as a path, as a study's folder, or as the bare name of a shipped one. Raises UserError."""
+    folder = Path(name).expanduser()
+    return _locate_toml(str(folder / "study.toml") if folder.is_dir() else name, "study", [*(shipped() / STUDIES).glob("*.toml")])
+
+
+STUDIES = "studies"
+"""The folder of the shipped studies, among the recipes."""
+
+
+def _locate_toml(name: str, what: str, files: list[Path]) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    found = _shipped_file(name, ".toml")
+    found = _shipped_file(name, ".toml", files)
     if found:
         return found
     if path.is_dir():
-        raise UserError(f"{name}: this is a folder; a recipe is a TOML file")
-    known = sorted({p.stem for p in shipped().rglob("*.toml")})
-    raise UserError(f"{name}: no such recipe{near(Path(name).stem, known)}; shipped: {', '.join(known)}")
+        raise UserError(f"{name}: this is a folder; a {what} is a TOML file")
+    known = sorted({p.stem for p in files})
+    raise UserError(f"{name}: no such {what}{near(Path(name).stem, known)}; shipped: {', '.join(known)}")
 
 
-def _shipped_file(name: str, suffix: str) -> Path | None:
+def _shipped_file(name: str, suffix: str, files: list[Path] | None = None) -> Path | None:
     wanted = name.removesuffix(suffix)
-    files = sorted(shipped().rglob(f"*{suffix}"), key=lambda p: (len(p.parts), p))
+    files = sorted(shipped().rglob(f"*{suffix}") if files is None else files, key=lambda p: (len(p.parts), p))
     return next((p for p in files if wanted in (p.stem, p.relative_to(shipped()).with_suffix("").as_posix())), None)

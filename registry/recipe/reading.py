@@ -30,6 +30,7 @@ from registry.recipe.tables import (
     LogConfig,
     NetworkConfig,
     PretrainConfig,
+    StudyConfig,
     TrainConfig,
     WarmupConfig,
 )
@@ -265,7 +266,8 @@ class Reading:
         warmup = self.settings("warmup", WarmupConfig)
         train, log = self.settings("train", TrainConfig), self.settings("log", LogConfig)
         evaluation, metrics = self.evaluation()
-        self.unknown_tables(("teacher", "noise", "loss", "data", "generator", "warmup", "train", "log", "eval", "swap"))
+        self.settings("study", StudyConfig)  # not a part of a run; only its errors are of interest here
+        self.unknown_tables(("teacher", "noise", "loss", "data", "generator", "warmup", "train", "log", "eval", "swap", "study"))
         known = self.plugins.names("loss")
         swaps = self.table("swap") or {}
         for name in swaps:

@@ -6,6 +6,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -198,4 +199,25 @@ class EvalConfig(Config):
     def _is_a_set(cls, value: int) -> int:
         if value == 1:
             raise ValueError("must be 0, or at least 2: one image is no distribution")
+        return value
+
+
+PLACEHOLDER = re.compile(r"\{([\w-]+(?:\.[\w-]+)+)\}")
+"""{table.key} in a setting of a study: the value that the key has there."""
+
+
+class StudyConfig(Config):
+    """[study]: what a study of this recipe sets together. A run does not use it."""
+
+    along: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="settings that follow others, e.g. 'teacher.source=digits_d{noise.D}': used when a study sets noise.D"
+    )
+
+    @field_validator("along")
+    @classmethod
+    def _follow_a_key(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            key, equals, setting = text.partition("=")
+            if not equals or "." not in key or not PLACEHOLDER.search(setting):
+                raise ValueError("must be settings that name a key in braces, e.g. 'teacher.source=digits_d{noise.D}'")
         return value

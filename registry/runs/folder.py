@@ -66,7 +66,7 @@ class RunFolder:
 
     def lines(self, name: str = STATISTICS) -> list[dict[str, Any]]:
         """All lines so far, including those from before a resumption."""
-        return [entry for _, entry in _lines(self.path / name)] if (self.path / name).is_file() else []
+        return read_lines(self.path / name) if (self.path / name).is_file() else []
 
     def forget_after(self, kimg: float) -> None:
         """Drop lines of statistics that a resumed run will write again."""
@@ -85,6 +85,11 @@ class RunFolder:
             if str(error) not in self._reported:
                 self._reported.add(str(error))
                 self.journal.log(f"no picture: {error}")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The entries of a JSON-lines file, but for one that was cut off."""
+    return [entry for _, entry in _lines(path)]
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:

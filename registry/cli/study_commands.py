@@ -1,0 +1,93 @@
+"""The command that runs studies."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from registry.cli.group import main
+from registry.cli.options import override
+from registry.plugins.loading import load_plugins
+
+if TYPE_CHECKING:
+    from registry.study.definition import Study
+    from registry.study.grid import Combination
+
+
+@main.command()
+@click.argument("name", required=False, metavar="[STUDY]")
+@click.option("--recipe", metavar="PATH|NAME", help="The recipe of all runs.")
+@click.option("--vary", multiple=True, metavar="TABLE.KEY=V,V,…", help="An axis: a key and its values; repeatable.")
+@click.option("--seeds", metavar="LIST", help="Training seeds, e.g. 0-4.  [default: 0-4]")
+@override
+@click.option("--equal", type=click.Choice(["images", "time"]), help="Compare at equal images (default) or equal training time.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time on this machine.")
+@click.option("--slurm", is_flag=True, help="Run as a Slurm array, as the study's [slurm] or --set slurm.KEY=VALUE say.")
+@click.option("--retry", is_flag=True, help="Run failed and diverged cells again.")
+@click.option("--report-only", is_flag=True, help="Run nothing; report what is there.")
+@click.option("--outdir", metavar="DIR", help="The study's folder.  [default: runs/study-NAME]")
+@click.option("--dry-run", is_flag=True, help="Check everything, and print the commands of all runs.")
+def study(
+    name: str | None,
+    recipe: str | None,
+    vary: tuple[str, ...],
+    seeds: str | None,
+    sets: tuple[str, ...],
+    equal: str | None,
+    jobs: int,
+    slurm: bool,
+    retry: bool,
+    report_only: bool,
+    outdir: str | None,
+    dry_run: bool,
+) -> None:
+    """Run a grid over settings of a recipe × training seeds, and report means, paired tests and curves.
+
+    STUDY is a TOML file, the name of a shipped study, or a study's folder. What was interrupted goes on.
+
+    \b
+    distill study alpha --jobs 2
+    distill study --recipe quickstart --vary loss.alpha=0.5,1 --vary generator.steps=1,2,4 --seeds 0-4
+    """
+    from registry.study.definition import read_study
+
+    wanted = read_study(name, recipe=recipe, vary=vary, seeds=seeds, sets=sets, equal=equal)
+    folder = Path(outdir) if outdir else default_folder(name, wanted)
+    plugins = load_plugins()
+    if dry_run:
+        from registry.study.cells import prepare
+
+        cells = prepare(wanted, folder, plugins, cell_command)
+        for cell in cells:
+            click.echo(shlex.join(["distill", *cell.command[3:]]))
+        click.echo(f"# {len(cells)} runs; the study's folder is {folder}")
+        return
+    from registry.study.conduct import conduct
+
+    typed = shlex.join(["distill", *sys.argv[1:]])
+    conduct(
+        wanted, folder, plugins, cell_command, typed=typed, jobs=jobs, slurm=slurm, retry=retry, report_only=report_only
+    )  # fmt: skip
+
+
+def default_folder(name: str | None, study: Study) -> Path:
+    """A study's own folder, if it was named by that; otherwise runs/study-NAME, or runs/study-RECIPE-AXES for a typed one."""
+    if name is None:
+        return Path("runs") / "-".join(["study", Path(study.recipe).stem, *(axis.name.rpartition(".")[2] for axis in study.axes)])
+    path = Path(name).expanduser()
+    if path.is_dir() or path.name == "study.toml":
+        return path if path.is_dir() else path.parent
+    return Path("runs") / f"study-{path.stem}"
+
+
+def cell_command(recipe: str, combination: Combination, seed: int, folder: Path, resume: bool) -> list[str]:
+    """The command line of one run."""
+    loss = ["--loss", combination.loss] if combination.loss else []
+    sets = [word for text in combination.sets for word in ("--set", text)]
+    again = ["--resume", "auto"] if resume else []
+    where = ["--seed", str(seed), "--outdir", str(folder)]
+    return [sys.executable, "-m", "registry.cli", "--recipe", recipe, *loss, *sets, *where, *again]

@@ -1,0 +1,15 @@
+"""Studies: a grid over settings of a recipe × training seeds, run, measured, tested and drawn.
+
+definition   a study's file and what is laid over it -> a valid Study
+grid         axes -> combinations of settings, each as the overrides of one run; pure
+cells        a cell: one combination and one seed, its folder, and how far it is
+attempts     one attempt at a cell: a process that runs a command, and what it left
+local        cells in parallel on this machine
+slurm        cells as a Slurm array
+progress     what is seen while cells run
+results      from run folders to numbers
+statistics   paired tests, their correction, values at equal time; pure
+summary      means, tests and counts of all combinations
+tables       …
+conduct      a study from beginning to end
+"""

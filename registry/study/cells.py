@@ -1,0 +1,210 @@
+"""Cells: one combination and one training seed, the folder of their run, and how far it is."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from registry.core.errors import SettingError, UserError
+from registry.files.atomic import write_atomically
+from registry.files.locate import locate_recipe
+from registry.plugins.loading import Plugins
+from registry.recipe.reading import expect, read_tables, resolve
+from registry.recipe.resolved import Recipe, Tables, dumps
+from registry.recipe.tables import StudyConfig
+from registry.runs.checkpoints import differences
+from registry.runs.folder import STATISTICS
+from registry.study.definition import Study
+from registry.study.grid import Combination, combinations
+
+Command = Callable[[str, Combination, int, Path, bool], list[str]]
+"""From recipe, combination, seed, folder and whether to resume to the command line of the run, which a user could type."""
+
+INTERRUPTED = (130, 143)
+"""Exit codes of a run that was asked to stop."""
+
+
+class Status(StrEnum):
+    """How far a cell is. Failed and diverged cells are results."""
+
+    WAITING = "waiting"
+    UNFINISHED = "unfinished"
+    DONE = "done"
+    FAILED = "failed"
+    DIVERGED = "diverged"
+
+
+FINAL = (Status.DONE, Status.FAILED, Status.DIVERGED)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination and one seed."""
+
+    combination: Combination
+    seed: int
+    folder: Path
+    command: tuple[str, ...]
+    again: tuple[str, ...]
+    """The command that continues the run."""
+    tables: Tables
+    """The resolved recipe: what makes this cell what it is."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.combination.slug}, seed {self.seed}"
+
+    @property
+    def total_kimg(self) -> float:
+        return float(self.tables["train"]["duration_kimg"]) or 1e-3
+
+    def run_folder(self) -> Path | None:
+        """The newest run folder in the cell's folder."""
+        return run_folder(self.folder)
+
+    def attempt(self) -> dict[str, Any]:
+        """What the last attempt left; empty before the first."""
+        return read_json(self.folder / ATTEMPT)
+
+
+def run_folder(folder: Path) -> Path | None:
+    """The newest run folder in a cell's folder."""
+    return max((p for p in folder.glob("*-*") if re.match(r"\d{5}-", p.name) and p.is_dir()), default=None)
+
+
+ATTEMPT = "attempt.json"
+RECIPE = "recipe.toml"
+
+
+def prepare(study: Study, outdir: Path, plugins: Plugins, command: Command) -> tuple[Cell, ...]:
+    """All cells, seed by seed, so that a study that is broken off has whole tables of fewer seeds. Writes nothing.
+
+    Raises UserError with everything that is wrong with any of their recipes.
+    """
+    raw = read_tables(locate_recipe(study.recipe))
+    try:
+        along = StudyConfig.model_validate(raw.get("study", {})).along
+    except ValidationError:  # reading the recipe will say what is wrong with it
+        along = ()
+    cells, errors = [], dict[str, None]()
+    for seed in study.seeds:
+        for combination in combinations(study.axes, study.fixed, along, raw):
+            folder = outdir / "cells" / combination.slug / f"seed-{seed}"
+            try:
+                found = resolve(study.recipe, plugins, combination.sets, combination.loss, seed, str(folder))
+                recipe = expect(found, Recipe)
+            except UserError as error:
+                errors |= dict.fromkeys(str(error).splitlines())
+                continue
+            if not recipe.metrics:
+                errors[f"{recipe.path}: has no metrics, so a study has nothing to compare"] = None
+            first, again = (tuple(command(study.recipe, combination, seed, folder, resume)) for resume in (False, True))
+            cells.append(Cell(combination, seed, folder, first, again, recipe.tables()))
+    if errors:
+        raise UserError("\n".join(errors))
+    check_distinct(cells)
+    return tuple(cells)
+
+
+def identity(tables: Tables) -> Tables:
+    """What must be the same for a cell's results to be used again: the whole recipe, but for where the run is."""
+    return tables | {"log": {key: value for key, value in tables["log"].items() if key != "outdir"}}
+
+
+def check_distinct(cells: list[Cell]) -> None:
+    """Check that no two combinations are the same run. Raises SettingError."""
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        text = dumps(identity(cell.tables))
+        if text in seen:
+            names = f"{seen[text].combination.slug} and {cell.combination.slug}"
+            raise SettingError("vary", f"{names} are the same run: the settings that differ do not change the recipe")
+        seen[text] = cell
+
+
+def check_unchanged(cells: tuple[Cell, ...], outdir: Path, plugins: Plugins) -> None:
+    """Check that the runs in the study's folder are those of these cells. Raises SettingError with what differs."""
+    found: Counter[str] = Counter()
+    for cell in cells:
+        if (cell.folder / RECIPE).is_file():
+            old = expect(resolve(str(cell.folder / RECIPE), plugins), Recipe).tables()
+            found.update(differences(identity(old), identity(cell.tables), ignore=()))
+    if found:
+        changes = "; ".join(f"{change} ({n} cell{'s' * (n > 1)})" for change, n in found.items())
+        raise SettingError(
+            "outdir", f"has runs with other settings: {changes}; name another folder, or remove this one", str(outdir)
+        )
+
+
+def record(cell: Cell) -> None:
+    """Write down what the cell is, before its run begins."""
+    write_atomically(cell.folder / RECIPE, dumps(cell.tables).encode())
+
+
+def status(cell: Cell) -> tuple[Status, str]:
+    """How far a cell is, and what went wrong, if it did."""
+    attempt, run = cell.attempt(), cell.run_folder()
+    if not attempt:
+        return Status.WAITING, ""
+    code = attempt["exit"]
+    finished = run is not None and (run / "quality.json").is_file()
+    if code in INTERRUPTED or (code is None and not finished):
+        return Status.UNFINISHED, ""
+    if code:
+        return Status.FAILED, attempt["error"]
+    if run is None or not finished:
+        return Status.FAILED, "the run left no numbers"
+    reason = divergence(run, cell.tables["train"]["batch"])
+    return (Status.DIVERGED, reason) if reason else (Status.DONE, "")
+
+
+def divergence(run: Path, batch: int) -> str:
+    """Why a finished run counts as diverged: numbers that are not finite, or no image was left to learn from; '' if it does not."""
+    quality = read_json(run / "quality.json")
+    for column, values in quality["rows"][0]["values"].items():
+        if not all(map(math.isfinite, values)):
+            return f"{column} = {next(v for v in values if not math.isfinite(v))}"
+    last = last_line(run / STATISTICS)
+    for key, guard in last.items():
+        learner = key.removeprefix("Guard/").removesuffix("_dropped")
+        if key == f"Guard/{learner}_dropped" and guard["mean"] >= batch * last[f"Loss/{learner}"]["num"] > 0:
+            return f"at the end all images were dropped: the {learner}'s loss was not finite"
+    return ""
+
+
+def kimg(cell: Cell) -> float:
+    """Thousands of images that the newest run has seen, by its last tick."""
+    run = cell.run_folder()
+    return float(last_line(run / STATISTICS).get("Progress/kimg", {"mean": 0.0})["mean"]) if run else 0.0
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's content; empty if there is none or it was cut off."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def last_line(path: Path) -> dict[str, Any]:
+    """The last whole line of a JSON-lines file; empty if there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            return dict(json.loads(line))
+        except ValueError:
+            continue
+    return {}

@@ -1,0 +1,179 @@
+"""A study from beginning to end."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from registry.core.errors import SettingError, UserError
+from registry.files.atomic import check_folder, write_atomically
+from registry.plugins.loading import Plugins
+from registry.recipe.resolved import dumps
+from registry.show.journal import Journal
+from registry.study.cells import Cell, Command, Status, check_unchanged, prepare, read_json, status
+from registry.study.definition import Study
+from registry.study.local import run_local
+from registry.study.page import page
+from registry.study.progress import Progress
+from registry.study.results import Result, read_results
+from registry.study.sheets import csv_text, markdown, rich_table, sheets
+from registry.study.slurm import run_slurm
+from registry.study.summary import Summary, summarise
+
+STUDY = "study.toml"
+
+
+def conduct(
+    study: Study,
+    outdir: Path,
+    plugins: Plugins,
+    command: Command,
+    *,
+    typed: str,
+    jobs: int = 1,
+    slurm: bool = False,
+    retry: bool = False,
+    report_only: bool = False,
+    journal: Journal | None = None,
+) -> Summary:
+    """Run every cell that has no result yet, and report all of them in the study's folder. Raises UserError and Interrupted.
+
+    `typed` is the command line that is shown in the report. `retry` runs failed and diverged cells again, `report_only` runs
+    nothing.
+    """
+    journal = journal or Journal()
+    check_folder(outdir, "outdir")
+    cells = prepare(study, outdir, plugins, command)
+    with alone(outdir):
+        check_unchanged(cells, outdir, plugins)
+        write_atomically(outdir / STUDY, dumps(study.tables()).encode())
+        journal.open(outdir)
+        if not report_only:
+            if retry:
+                forget_failures(cells)
+            carry_out(study, cells, outdir, jobs, slurm, journal)
+        return report(study, outdir, read_results(cells), typed, journal)
+
+
+@contextmanager
+def alone(outdir: Path) -> Iterator[None]:
+    """Keep other studies out of the folder. Raises SettingError if one is in it."""
+    outdir.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(outdir / "study.lock", timeout=0):
+            yield
+    except Timeout:
+        raise SettingError("outdir", "another study is running in this folder", str(outdir)) from None
+
+
+def forget_failures(cells: Sequence[Cell]) -> None:
+    """Make failed and diverged cells run again: a failed run continues where it was, a diverged one begins anew."""
+    for cell in cells:
+        state, _ = status(cell)
+        run = cell.run_folder()
+        if state is Status.DIVERGED and run is not None:
+            run.rename(run.with_name(f"diverged-{run.name}"))
+        if state in (Status.FAILED, Status.DIVERGED):
+            note = read_json(cell.folder / "attempt.json") | {"exit": None, "error": ""}
+            write_atomically(cell.folder / "attempt.json", (json.dumps(note, indent=1) + "\n").encode())
+
+
+def carry_out(study: Study, cells: Sequence[Cell], outdir: Path, jobs: int, slurm: bool, journal: Journal) -> None:
+    """Run all cells without a result."""
+    todo = [cell for cell in cells if status(cell)[0] in (Status.WAITING, Status.UNFINISHED)]
+    if not todo:
+        return
+    journal.log(f"{len(cells)} runs, {len(cells) - len(todo)} of them done; the study is in {outdir}")
+    progress = Progress(cells, journal)
+    if slurm:
+        run_slurm(todo, study.scheduler, outdir, progress)
+    else:
+        run_local(todo, jobs, progress)
+
+
+def report(study: Study, outdir: Path, results: Sequence[Result], typed: str, journal: Journal) -> Summary:
+    """Write study.json, results.csv, table.md, the figures and the page, and print the tables."""
+    summary = summarise(study, results)
+    tables = sheets(summary)
+    names = [axis.name for axis in study.axes]
+    write_atomically(
+        outdir / "study.json", (json.dumps(content(study, summary, results, typed), indent=1, allow_nan=False) + "\n").encode()
+    )
+    write_atomically(outdir / "results.csv", csv_text(summary, results, names).encode())
+    write_atomically(outdir / "table.md", markdown(tables).encode())
+    drawn = draw(summary, outdir, journal)
+    write_atomically(outdir / "index.html", page(outdir.name, study, typed, summary, results, tables, drawn).encode())
+    for table in tables:
+        journal.console.print(rich_table(table))
+    lost = [result for result in results if result.status in (Status.FAILED, Status.DIVERGED)]
+    for result in lost:
+        journal.log(f"{result.cell.name} {result.status}: {result.error}")
+    journal.log(f"the report is {outdir / 'index.html'}")
+    return summary
+
+
+def draw(summary: Summary, outdir: Path, journal: Journal) -> dict[str, tuple[bytes, bytes]]:
+    """Write the figures as PNG, and give them as SVGs for light and dark pages. Without matplotlib there are none."""
+    from registry.study.charts import DARK, LIGHT, as_image, figures
+
+    try:
+        light, dark = figures(summary, LIGHT), figures(summary, DARK)
+    except UserError as error:
+        journal.log(f"no figures: {error}")
+        return {}
+    for name, figure in light.items():
+        write_atomically(outdir / f"{name}.png", as_image(figure, "png"))
+    return {name: (as_image(light[name], "svg"), as_image(dark[name], "svg")) for name in light}
+
+
+def content(study: Study, summary: Summary, results: Sequence[Result], typed: str) -> dict[str, Any]:
+    """Everything, as plain values for study.json. What is no finite number there is a text: 'nan', 'inf'."""
+    found = {
+        "command": typed,
+        "study": study.tables(),
+        "equal": study.equal,
+        "time": summary.time,
+        "axes": [{"name": name, "variants": list(labels)} for name, labels in summary.axes],
+        "columns": list(summary.columns),
+        "combinations": [
+            {
+                "labels": list(g.labels), "evaluations": g.evaluations,
+                "columns": {c: {"mean": g.mean(c), "std": g.deviation(c), "n": len(v), "by_seed": v} for c, v in g.values.items()},
+                "states": {state.value: g.count(state) for state in Status if g.count(state)},
+            }
+            for g in summary.groups
+        ],
+        "comparisons": [asdict(c) | {"shown": c.shown} for c in summary.comparisons],
+        "teachers": [asdict(t) for t in summary.teachers],
+        "floor": asdict(summary.floor) if summary.floor else None,
+        "cells": [cell_content(result) for result in results],
+    }  # fmt: skip
+    return dict(strict(found))
+
+
+def cell_content(result: Result) -> dict[str, Any]:
+    """One cell of study.json."""
+    cell = result.cell
+    return {
+        "labels": list(cell.combination.labels), "settings": cell.combination.settings, "seed": cell.seed,
+        "status": result.status.value, "error": result.error, "command": list(cell.command),
+        "folder": result.run.as_posix() if result.run else None,
+        "kimg": result.kimg, "train_seconds": result.seconds, "rows": [asdict(row) for row in result.rows],
+        "curve": [asdict(point) for point in result.points], "attempt": result.attempt,
+    }  # fmt: skip
+
+
+def strict(value: Any) -> Any:
+    """Plain values that strict JSON can hold."""
+    if isinstance(value, dict):
+        return {str(key): strict(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

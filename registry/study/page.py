@@ -1,0 +1,119 @@
+"""One page of a study, with everything inside: tables, tests, figures, images, and what it was made with."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from registry.recipe.resolved import dumps
+from registry.show.journal import duration
+from registry.study.cells import Status
+from registry.study.definition import Study
+from registry.study.results import Result
+from registry.study.sheets import Sheet
+from registry.study.summary import Summary
+
+TEMPLATE = Path(__file__).with_name("page.html")
+MOST_PICTURES = 24
+
+
+def page(
+    name: str,
+    study: Study,
+    command: str,
+    summary: Summary,
+    results: Sequence[Result],
+    tables: Sequence[Sheet],
+    figures: Mapping[str, tuple[bytes, bytes]],
+) -> str:
+    """The page as HTML. `figures` are SVGs for light and for dark pages, by name."""
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        TEMPLATE.read_text(encoding="utf-8")
+    )
+    first = summary.columns[0] if summary.columns else ""
+    shown = {key: tuple(map(svg_address, pair)) for key, pair in figures.items()}
+    return template.render(
+        name=name,
+        about=study.about,
+        command=command,
+        headline=headline(results),
+        findings=findings(summary),
+        tables=tables,
+        figures={captions(key): pair for key, pair in shown.items() if key.startswith(f"{first}-")},
+        more_figures={captions(key): pair for key, pair in shown.items() if not key.startswith(f"{first}-")},
+        pictures=pictures(summary),
+        lost=[r for r in results if r.status in (Status.FAILED, Status.DIVERGED)],
+        results=results,
+        main=first,
+        duration=duration,
+        definition=dumps(study.tables()).strip(),
+        example=" ".join(results[0].cell.command) if results else "",
+        provenance=provenance(results),
+        date=time.strftime("%Y-%m-%d %H:%M"),
+    )
+
+
+def headline(results: Sequence[Result]) -> str:
+    """How many runs there are, and how many of them came to what."""
+    counts = Counter(result.status for result in results)
+    parts = [f"{counts[state]} {state.value}" for state in Status if counts[state]]
+    spent = sum(result.attempt.get("seconds", 0.0) for result in results)
+    return f"{len(results)} runs: {', '.join(parts)}; {duration(spent)} of computing"
+
+
+def findings(summary: Summary) -> list[str]:
+    """A sentence for every metric: which differences are shown, and which are not."""
+    found = []
+    for column in summary.columns:
+        tested = [c for c in summary.comparisons if c.column == column]
+        if not tested:
+            continue
+        shown = [f"{c.variant} against {c.reference}{f' at {chr(44).join(c.at)}' if c.at else ''}" for c in tested if c.shown]
+        text = f"{column}: of {len(tested)} comparison{'s' * (len(tested) != 1)} "
+        found.append(text + (f"{len(shown)} show a difference: {'; '.join(shown)}." if shown else "none shows a difference."))
+    return found
+
+
+def provenance(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """What the runs were made with; where runs differ, every value with the number of runs."""
+    keys: dict[str, Counter[str]] = {}
+    for result in results:
+        for key, value in result.attempt.get("made_with", {}).items():
+            keys.setdefault(key, Counter())[str(value)] += 1
+        if result.attempt:
+            keys.setdefault("threads", Counter())[str(result.attempt.get("threads", ""))] += 1
+    return [
+        (key, "; ".join(value if len(counts) == 1 else f"{value} ({n} runs)" for value, n in counts.items()))
+        for key, counts in keys.items()
+    ]
+
+
+def pictures(summary: Summary) -> list[tuple[str, str]]:
+    """The last grid of images of every combination's first finished run, as data addresses."""
+    found = []
+    for group in summary.groups[:MOST_PICTURES]:
+        runs = [r.run for r in group.results if r.status is Status.DONE and r.run]
+        grids = sorted(runs[0].glob("fakes_[0-9]*.png")) if runs else []
+        if grids:
+            found.append((", ".join(group.labels) or "generator", address(grids[-1].read_bytes(), "image/png")))
+    return found
+
+
+def captions(name: str) -> str:
+    """A figure's caption."""
+    column, _, over = name.rpartition("-")
+    return f"{column} over { ({'kimg': 'images seen', 'time': 'training time', 'evaluations': 'evaluations per image'}[over]) }"
+
+
+def svg_address(content: bytes) -> str:
+    return address(content, "image/svg+xml")
+
+
+def address(content: bytes, kind: str) -> str:
+    """A file as an address that a page can hold."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

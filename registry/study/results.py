@@ -1,0 +1,102 @@
+"""From run folders to numbers."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from registry.runs.folder import STATISTICS, read_lines
+from registry.study.cells import Cell, Status, kimg, last_line, read_json, status
+from registry.study.statistics import Curve
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measurement at a snapshot: where, after how many seconds of training, and the metrics' columns."""
+
+    kimg: float
+    seconds: float
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row of a run's final table: generator, teacher or floor, with one value per sampling seed."""
+
+    name: str
+    evaluations: int | None
+    values: dict[str, list[float]]
+
+    def mean(self, column: str) -> float:
+        return statistics.fmean(self.values[column]) if self.values.get(column) else float("nan")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a cell has come to."""
+
+    cell: Cell
+    status: Status
+    error: str
+    run: Path | None
+    kimg: float
+    seconds: float
+    """Of training, without measuring."""
+    main: dict[str, str] = field(default_factory=dict)
+    """The first column of every metric: {column: metric}."""
+    rows: tuple[Measured, ...] = ()
+    points: tuple[Point, ...] = ()
+    attempt: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def generator(self) -> Measured | None:
+        return self.rows[0] if self.rows else None
+
+    @property
+    def teachers(self) -> tuple[Measured, ...]:
+        """The teacher's rows, by evaluations."""
+        rows = [row for row in self.rows[1:] if row.evaluations is not None]
+        return tuple(sorted(rows, key=lambda row: row.evaluations or 0))
+
+    @property
+    def floor(self) -> Measured | None:
+        """Real images against real images."""
+        return next((row for row in self.rows[1:] if row.evaluations is None), None)
+
+    def curve(self, column: str, over: str = "kimg") -> Curve:
+        """A column over `kimg` or `seconds`."""
+        return [
+            (point.kimg if over == "kimg" else point.seconds, point.values[column])
+            for point in self.points
+            if column in point.values
+        ]
+
+
+def read_result(cell: Cell) -> Result:
+    """What a cell's folder holds."""
+    found, error = status(cell)
+    run = cell.run_folder()
+    if run is None:
+        return Result(cell, found, error, None, 0.0, 0.0, attempt=cell.attempt())
+    quality = read_json(run / "quality.json")
+    main = {columns[0]: metric for metric, columns in quality.get("columns", {}).items()}
+    rows = tuple(Measured(row["name"], row["evaluations"], row["values"]) for row in quality.get("rows", []))
+    seconds = float(last_line(run / STATISTICS).get("Timing/train_sec", {"mean": 0.0})["mean"])
+    return Result(cell, found, error, run, kimg(cell), seconds, main, rows, read_points(run), cell.attempt())
+
+
+def read_points(run: Path) -> tuple[Point, ...]:
+    """The measurements at all snapshots, of all metrics, in their order."""
+    found: dict[float, Point] = {}
+    for path in sorted(run.glob("metric-*.jsonl")):
+        for line in read_lines(path):
+            point = found.setdefault(line["kimg"], Point(line["kimg"], line.get("train_seconds", 0.0), {}))
+            point.values.update(line["results"])
+    return tuple(found[key] for key in sorted(found))
+
+
+def read_results(cells: Sequence[Cell]) -> tuple[Result, ...]:
+    return tuple(map(read_result, cells))

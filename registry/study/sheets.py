@@ -1,0 +1,177 @@
+"""Tables as text: for Markdown, for a page, for a terminal, and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from registry.study.cells import Status
+from registry.study.results import Measured, Result
+from registry.study.statistics import Effect
+from registry.study.summary import Comparison, Group, Summary
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of texts."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: int = 1
+    """How many columns are names; the others are numbers."""
+    note: str = ""
+
+
+def sheets(summary: Summary) -> list[Sheet]:
+    """All tables of a study, in their order."""
+    found = [results_sheet(summary)]
+    if len(summary.axes) > 1 and all(len(labels) > 1 for _, labels in summary.axes) and summary.columns:
+        found.append(crossed_sheet(summary))
+    if summary.teachers or summary.floor:
+        found.append(teachers_sheet(summary))
+    found += [tests_sheet(summary, column) for column in summary.columns if any(c.column == column for c in summary.comparisons)]
+    return found
+
+
+def spread(mean: float, deviation: float) -> str:
+    """mean ± standard deviation; a dash without a mean."""
+    if math.isnan(mean):
+        return "–"
+    return f"{mean:.3g}" + ("" if math.isnan(deviation) else f" ± {deviation:.2g}")
+
+
+def counted(group: Group) -> str:
+    """How many runs the numbers are of, and what became of the others."""
+    total = len(group.results)
+    lost = [
+        f"{group.count(state)} of {total} {word}"
+        for state, word in ((Status.FAILED, "failed"), (Status.DIVERGED, "diverged"))
+        if group.count(state)
+    ]
+    open_ = group.count(Status.WAITING, Status.UNFINISHED)
+    lost += [f"{open_} to run"] if open_ else []
+    n = max((len(values) for values in group.values.values()), default=0)
+    return f"{n}" + (f" ({', '.join(lost)})" if lost else "")
+
+
+def results_sheet(summary: Summary) -> Sheet:
+    """Every combination: mean ± standard deviation of every metric, number of runs, and their length."""
+    names = [name for name, _ in summary.axes]
+    rows = []
+    for group in summary.groups:
+        done = [r for r in group.results if r.status is Status.DONE]
+        kimg = f"{sum(r.kimg for r in done) / len(done):.4g}" if done else "–"
+        seconds = f"{sum(r.seconds for r in done) / len(done):.3g}" if done else "–"
+        numbers = [spread(group.mean(c), group.deviation(c)) for c in summary.columns]
+        rows.append((*group.labels, *numbers, counted(group), kimg, seconds))
+    at = f" after {summary.time:.3g} s of training" if summary.time is not None else ""
+    title = f"Results{at}: mean ± standard deviation over seeds"
+    return Sheet(title, (*names, *summary.columns, "n", "kimg", "training, s"), tuple(rows), len(names))
+
+
+def crossed_sheet(summary: Summary) -> Sheet:
+    """The first metric: the first axis down, all others across."""
+    (first, variants), *others = summary.axes
+    across = list(itertools.product(*(labels for _, labels in others)))
+    heads = tuple(
+        ", ".join(f"{name.rpartition('.')[2]} {label}" for (name, _), label in zip(others, at, strict=True)) for at in across
+    )
+    rows = tuple(
+        (v, *(spread((g := summary.group((v, *at))).mean(summary.columns[0]), g.deviation(summary.columns[0])) for at in across))
+        for v in variants
+    )
+    return Sheet(f"{summary.columns[0]}, crossed", (first, *heads), rows)
+
+
+def teachers_sheet(summary: Summary) -> Sheet:
+    """Teachers by evaluations, and the floor; the spread is over sampling seeds."""
+
+    def line(name: str, row: Measured) -> tuple[str, ...]:
+        numbers = []
+        for column in summary.columns:
+            group = Group((), {column: dict(enumerate(row.values.get(column, ())))}, None, ())
+            numbers.append(spread(group.mean(column), group.deviation(column)))
+        return (name, "" if row.evaluations is None else str(row.evaluations), *numbers)
+
+    rows = [line(teacher.name, row) for teacher in summary.teachers for row in teacher.rows]
+    rows += [line("real images against real images", summary.floor)] if summary.floor else []
+    return Sheet(
+        "Teachers and floor: mean ± standard deviation over sampling seeds", ("", "evaluations", *summary.columns), tuple(rows)
+    )
+
+
+def tests_sheet(summary: Summary, column: str) -> Sheet:
+    """All comparisons of one column."""
+    found = [c for c in summary.comparisons if c.column == column]
+    ratio = all(c.effect.scale == "ratio" for c in found)
+    rows = tuple(
+        (c.axis, f"{c.variant} against {c.reference}", place(c), estimate(c.effect), *(p_text(p) for p in (c.effect.p, c.p_holm)),
+         str(c.effect.n), "yes" if c.shown else "no" if not math.isnan(c.p_holm) else "–")
+        for c in found
+    )  # fmt: skip
+    note = (
+        f"A {'ratio below 1' if ratio else 'difference below 0'} means a lower {column} than the reference's. Paired t test over "
+        f"seeds{' on logarithms' if ratio else ''}; Holm's correction over the {len(found)} comparison"
+        f"{'s' * (len(found) != 1)} of this table{', averages and single ones apart' if any(c.at is None for c in found) else ''}."
+    )
+    heads = ("axis", "compared", "at", "ratio [95 %]" if ratio else "difference [95 %]", "p", "p, Holm", "n", "differs")
+    return Sheet(f"Tests: {column}", heads, rows, 3, note)
+
+
+def place(comparison: Comparison) -> str:
+    """Where a comparison was made."""
+    return "average of all" if comparison.at is None else ", ".join(comparison.at)
+
+
+def estimate(effect: Effect) -> str:
+    """The estimate with its interval, if there is one."""
+    interval = "" if math.isnan(effect.low) else f" [{effect.low:.3g}, {effect.high:.3g}]"
+    return f"{effect.estimate:.3g}{interval}"
+
+
+def p_text(p: float) -> str:
+    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def markdown(found: Sequence[Sheet]) -> str:
+    """The tables in Markdown."""
+    texts = []
+    for sheet in found:
+        lines = [sheet.head, tuple("---" if i < sheet.left else "---:" for i in range(len(sheet.head))), *sheet.rows]
+        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        texts.append(f"**{sheet.title}**\n\n{table}\n" + (f"\n{sheet.note}\n" if sheet.note else ""))
+    return "\n".join(texts)
+
+
+def rich_table(sheet: Sheet) -> Table:
+    """A table for a terminal."""
+    table = Table(title=sheet.title, title_justify="left", caption=sheet.note or None, caption_justify="left")
+    for i, head in enumerate(sheet.head):
+        table.add_column(head, justify="left" if i < sheet.left else "right")
+    for row in sheet.rows:
+        table.add_row(*row)
+    return table
+
+
+def csv_text(summary: Summary, results: Sequence[Result], names: Sequence[str]) -> str:
+    """One line for every cell: axes, seed, status, numbers at the end of the run, length, error, folder."""
+    columns = sorted({c for r in results if r.generator for c in r.generator.values}, key=lambda c: (c not in summary.columns, c))
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow([*names, "seed", "status", *columns, "evaluations", "kimg", "train_seconds", "error", "folder"])
+    for result in results:
+        row = result.generator
+        numbers = [row.mean(c) if row and c in row.values else "" for c in columns]
+        cell = result.cell
+        lines.writerow([
+            *cell.combination.labels, cell.seed, result.status, *numbers, row.evaluations if row else "", result.kimg,
+            round(result.seconds, 3), result.error, result.run.as_posix() if result.run else "",
+        ])  # fmt: skip
+    return text.getvalue()

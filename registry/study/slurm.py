@@ -1,0 +1,130 @@
+"""Cells as a Slurm array, through submitit. Its executor for this machine does the same without Slurm, which tests use."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from registry.core.errors import Interrupted, SettingError, UserError
+from registry.files.atomic import write_atomically
+from registry.study.attempts import Attempt, begin, is_running
+from registry.study.cells import ATTEMPT, FINAL, Cell, read_json, record, run_folder, status
+from registry.study.local import Signals
+from registry.study.machine import cores
+from registry.study.progress import Progress
+
+if TYPE_CHECKING:
+    from submitit import AutoExecutor, Job
+    from submitit.helpers import DelayedSubmission
+
+JOB = "job.json"
+POLL_SECONDS = 2.0
+
+
+class CellJob:
+    """A cell as a job: it starts the cell's run or continues it, on whichever machine it is called.
+
+    When the scheduler is about to end the job, submitit calls `checkpoint`: the run saves its state, and the job is queued again.
+    """
+
+    def __init__(self, folder: Path, command: Sequence[str], again: Sequence[str]) -> None:
+        self.folder, self.command, self.again = folder, list(command), list(again)
+        self.attempt: Attempt | None = None
+
+    def __call__(self) -> None:
+        threads = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("OMP_NUM_THREADS") or str(cores())
+        command = self.again if run_folder(self.folder) else self.command
+        self.attempt = begin(self.folder, command, {"OMP_NUM_THREADS": threads})
+        while self.attempt.poll():
+            time.sleep(0.5)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Stop the run, and give submitit the job that goes on with it."""
+        from submitit.helpers import DelayedSubmission
+
+        if self.attempt is not None:
+            self.attempt.signal(signal.SIGINT)
+            while self.attempt.poll():
+                time.sleep(0.5)
+        return DelayedSubmission(CellJob(self.folder, self.command, self.again))
+
+
+def run_slurm(cells: Sequence[Cell], parameters: Mapping[str, Any], outdir: Path, progress: Progress) -> None:
+    """Submit cells as an array, but for those whose jobs are still queued, and wait for all. Raises UserError and Interrupted.
+
+    Interrupted by a signal, this leaves the jobs to the scheduler; the next call waits for them again.
+    """
+    executor = open_executor(parameters, outdir)
+    jobs = {cell.name: job for cell in cells if (job := queued(cell, outdir / "slurm"))}
+    new = [cell for cell in cells if cell.name not in jobs and not is_running(cell.folder)]
+    for cell in new:
+        record(cell)
+    submitted = executor.map_array(call, [CellJob(cell.folder.absolute(), cell.command, cell.again) for cell in new]) if new else []
+    for cell, job in zip(new, submitted, strict=True):
+        jobs[cell.name] = job
+        write_atomically(cell.folder / JOB, json.dumps({"id": job.job_id, "executor": executor.cluster}).encode())
+    with Signals() as signals, progress:
+        for cell in cells:
+            progress.started(cell)
+        waiting = list(cells)
+        while waiting and not signals.number:
+            for cell in list(waiting):
+                if ended(cell, jobs.get(cell.name)):
+                    waiting.remove(cell)
+                    progress.ended(cell)
+            progress.update()
+            time.sleep(POLL_SECONDS if executor.cluster == "slurm" else 0.2)
+    if signals.number:
+        text = f"interrupted; {len(waiting)} jobs stay with the scheduler, and the same command waits for them again"
+        raise Interrupted(text, 128 + signals.number)
+
+
+def call(job: CellJob) -> None:
+    """Run a job: submitit maps a function over an array's arguments."""
+    job()
+
+
+def open_executor(parameters: Mapping[str, Any], outdir: Path) -> AutoExecutor:
+    """submitit's executor with these parameters; `executor` among them names another one than Slurm's. Raises UserError."""
+    try:
+        import submitit
+    except ImportError:
+        raise UserError("a Slurm array needs submitit: pip install 'distill[slurm]'") from None
+    own = dict(parameters)
+    name = own.pop("executor", "slurm")
+    try:
+        executor = submitit.AutoExecutor(folder=outdir / "slurm", cluster=name)
+        executor.update_parameters(**{"name": outdir.name} | own)
+    except (RuntimeError, ValueError, TypeError, AssertionError, NameError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingError("slurm", f"cannot be used: {reason}") from None
+    return executor
+
+
+def queued(cell: Cell, folder: Path) -> Job[None] | None:
+    """The job that an earlier call submitted for a cell, if it is still queued or running."""
+    import submitit
+
+    note = read_json(cell.folder / JOB)
+    if note.get("executor") != "slurm":
+        return None
+    job: Job[None] = submitit.SlurmJob(folder, str(note["id"]))
+    return None if job.done(force_check=True) else job
+
+
+def ended(cell: Cell, job: Job[None] | None) -> bool:
+    """Whether a cell's job is over. One that left no word about its run has failed, and its last words are kept."""
+    if job is None:
+        return not is_running(cell.folder)
+    if not job.done():
+        return False
+    if status(cell)[0] not in FINAL and read_json(cell.folder / ATTEMPT).get("exit") is None and not is_running(cell.folder):
+        words = (job.stderr() or "").strip().splitlines() or ["the job ended without a word"]
+        note = {"seconds": 0.0} | read_json(cell.folder / ATTEMPT) | {"exit": 1, "error": words[-1]}
+        write_atomically(cell.folder / ATTEMPT, (json.dumps(note, indent=1) + "\n").encode())
+    return True
