@@ -63,7 +63,7 @@ def study(
 
         cells = prepare(wanted, folder, plugins, cell_command)
         for cell in cells:
-            click.echo(shlex.join(["distill", *cell.command[3:]]))
+            click.echo(cell.line)
         click.echo(f"# {len(cells)} runs; the study's folder is {folder}")
         return
     from registry.study.conduct import conduct

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,6 +63,11 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.combination.slug}, seed {self.seed}"
+
+    @property
+    def line(self) -> str:
+        """The command as it is typed."""
+        return shlex.join(["distill", *self.command[self.command.index("-m") + 2 :]])
 
     @property
     def total_kimg(self) -> float:

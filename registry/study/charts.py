@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from registry.core.errors import UserError
 from registry.study.cells import Status
 from registry.study.statistics import band
-from registry.study.summary import EVALUATIONS, Group, Summary, TeacherRows, teacher_name
+from registry.study.summary import EVALUATIONS, Group, Summary, TeacherRows, named, teacher_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +31,7 @@ class Theme:
 
 LIGHT = Theme("#22303c", "#c9d1d6", ("#c8553d", "#2a7f9e", "#d19a2a", "#5f8f4e", "#8d5a97", "#22303c", "#9b6b43", "#7d8a94"))
 DARK = Theme("#dde4e8", "#46535d", ("#ea7d63", "#5fb6d8", "#e6bb55", "#8fc37e", "#c493d0", "#dde4e8", "#cf9f76", "#94a1ab"))
+BESIDE = ("teacher", "real")
 AXIS_LABELS = {"kimg": "thousands of images (kimg)", "seconds": "seconds of training"}
 
 
@@ -84,7 +85,7 @@ def draw_training(summary: Summary, column: str, over: str, theme: Theme) -> Fig
             bands[panel, line] = points
     if not any(len(points) > 1 for points in bands.values()):
         return None
-    figure, axes = new_figure(plan, theme)
+    figure, axes = new_figure(summary, plan, theme)
     for (panel, line), points in bands.items():
         ax, color = axes[plan.panels.index(panel)], color_of(plan, line, theme)
         x, low, mean, high = zip(*points, strict=True)
@@ -109,22 +110,23 @@ def draw_evaluations(summary: Summary, column: str, theme: Theme) -> Figure | No
     along = evaluations_axis(summary)
     plan = layout(summary, along)
     measured = [g for g in summary.groups if g.evaluations and g.values.get(column)]
-    places = {g.evaluations for g in measured} | {row.evaluations for t in summary.teachers for row in t.rows}
+    teachers = () if any(name == EVALUATIONS for name, _ in summary.axes) else summary.teachers  # () if they are what is measured
+    places = {g.evaluations for g in measured} | {row.evaluations for t in teachers for row in t.rows}
     if not measured or len(places) < 2:
         return None
-    figure, axes = new_figure(plan, theme)
+    figure, axes = new_figure(summary, plan, theme)
     for ax, panel in zip(axes, plan.panels, strict=True):
         drawn: set[str] = set()
         lines = plan.lines[1] if plan.lines else (None,)
-        shared = len({teachers_in(summary, plan.groups(summary, panel, line)) for line in lines}) == 1
+        shared = len({teachers_in(plan.groups(summary, panel, line)) for line in lines}) == 1
         for i, line in enumerate(lines):
             groups = [g for g in plan.groups(summary, panel, line) if g in measured]
             color = color_of(plan, line, theme)
             draw_points(
                 ax, groups, column, color, name_of(summary, plan, line), along is not None, 1.03 ** (i - (len(lines) - 1) / 2)
             )
-            for teacher in summary.teachers:
-                if teacher.name in teachers_in(summary, groups) - drawn and along_is_not_theirs(summary):
+            for teacher in teachers:
+                if teacher.name in teachers_in(groups) - drawn:
                     drawn.add(teacher.name)
                     draw_teacher(ax, teacher, column, theme.ink if shared else color)
         if summary.floor:
@@ -148,12 +150,7 @@ def evaluations_axis(summary: Summary) -> int | None:
     return None
 
 
-def along_is_not_theirs(summary: Summary) -> bool:
-    """Whether teachers are drawn beside what the study measures; not if they are what it measures."""
-    return all(name != EVALUATIONS for name, _ in summary.axes)
-
-
-def teachers_in(summary: Summary, groups: Sequence[Group]) -> frozenset[str]:
+def teachers_in(groups: Sequence[Group]) -> frozenset[str]:
     """The names of the teachers of these groups' runs."""
     return frozenset(teacher_name(r) for g in groups for r in g.results)
 
@@ -176,7 +173,7 @@ def draw_teacher(ax: Axes, teacher: TeacherRows, column: str, color: str) -> Non
     ax.plot(x, y, color=color, marker="s", markersize=3.5, linewidth=1.1, linestyle=(0, (4, 2)), label=f"teacher {teacher.name}")
 
 
-def new_figure(plan: Layout, theme: Theme) -> tuple[Figure, list[Axes]]:
+def new_figure(summary: Summary, plan: Layout, theme: Theme) -> tuple[Figure, list[Axes]]:
     """Panels in up to four columns, in the style of the theme. Raises UserError without matplotlib."""
     try:
         from matplotlib.figure import Figure
@@ -199,7 +196,7 @@ def new_figure(plan: Layout, theme: Theme) -> tuple[Figure, list[Axes]]:
         ax.set_visible(False)
     for ax, panel in zip(axes, plan.panels, strict=False):
         if panel:
-            ax.set_title(", ".join(panel), color=theme.ink, fontsize=9.5)
+            ax.set_title(named([summary.axes[i][0] for i in plan.others], panel), color=theme.ink, fontsize=9.5)
     return figure, axes[:count]
 
 
@@ -218,17 +215,18 @@ def finish(figure: Figure, axes: Sequence[Axes], column: str, theme: Theme, loga
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             labels.setdefault(label, handle)
     if len(labels) > 1:
-        handles, names = list(labels.values()), list(labels)
+        names = sorted(labels, key=lambda name: name.startswith(BESIDE))  # what the study measures comes first
+        handles = [labels[name] for name in names]
         figure.legend(handles, names, loc="outside right center", fontsize=8.5, frameon=False, labelcolor=theme.ink)
 
 
 def readable_ticks(ax: Axes) -> None:
     """Numbers on a logarithmic axis: 1, 2, 5 times powers of ten, written out."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator
 
     ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.minorticks_off()
 
 
 def color_of(plan: Layout, line: str | None, theme: Theme) -> str:

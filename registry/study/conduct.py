@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from rich.console import Console
 
 from registry.core.errors import SettingError, UserError
 from registry.files.atomic import check_folder, write_atomically
@@ -28,6 +29,8 @@ from registry.study.slurm import run_slurm
 from registry.study.summary import Summary, summarise
 
 STUDY = "study.toml"
+MOST_PRINTED, WIDE = 40, 140
+"""Longer tables are only in the files; columns of a table that is printed to no terminal."""
 
 
 def conduct(
@@ -59,7 +62,8 @@ def conduct(
             if retry:
                 forget_failures(cells)
             carry_out(study, cells, outdir, jobs, slurm, journal)
-        return report(study, outdir, read_results(cells), typed, journal)
+        before = read_json(outdir / "study.json").get("command") if report_only else None
+        return report(study, outdir, read_results(cells), before or typed, journal)
 
 
 @contextmanager
@@ -110,8 +114,10 @@ def report(study: Study, outdir: Path, results: Sequence[Result], typed: str, jo
     write_atomically(outdir / "table.md", markdown(tables).encode())
     drawn = draw(summary, outdir, journal)
     write_atomically(outdir / "index.html", page(outdir.name, study, typed, summary, results, tables, drawn).encode())
+    console = journal.console if journal.console.is_terminal else Console(width=WIDE, highlight=False)
     for table in tables:
-        journal.console.print(rich_table(table))
+        if len(table.rows) <= MOST_PRINTED:
+            console.print(rich_table(table))
     lost = [result for result in results if result.status in (Status.FAILED, Status.DIVERGED)]
     for result in lost:
         journal.log(f"{result.cell.name} {result.status}: {result.error}")
@@ -163,7 +169,7 @@ def cell_content(result: Result) -> dict[str, Any]:
     cell = result.cell
     return {
         "labels": list(cell.combination.labels), "settings": cell.combination.settings, "seed": cell.seed,
-        "status": result.status.value, "error": result.error, "command": list(cell.command),
+        "status": result.status.value, "error": result.error, "command": cell.line,
         "folder": result.run.as_posix() if result.run else None,
         "kimg": result.kimg, "train_seconds": result.seconds, "rows": [asdict(row) for row in result.rows],
         "curve": [asdict(point) for point in result.points], "attempt": result.attempt,

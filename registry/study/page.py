@@ -15,8 +15,8 @@ from registry.show.journal import duration
 from registry.study.cells import Status
 from registry.study.definition import Study
 from registry.study.results import Result
-from registry.study.sheets import Sheet
-from registry.study.summary import Summary
+from registry.study.sheets import Sheet, estimate
+from registry.study.summary import Summary, named
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MOST_PICTURES = 24
@@ -52,7 +52,7 @@ def page(
         main=first,
         duration=duration,
         definition=dumps(study.tables()).strip(),
-        example=" ".join(results[0].cell.command) if results else "",
+        example=results[0].cell.line if results else "",
         provenance=provenance(results),
         date=time.strftime("%Y-%m-%d %H:%M"),
     )
@@ -67,15 +67,14 @@ def headline(results: Sequence[Result]) -> str:
 
 
 def findings(summary: Summary) -> list[str]:
-    """A sentence for every metric: which differences are shown, and which are not."""
+    """A sentence for every metric: which differences are shown, and how large they are; of several axes, the averages only."""
     found = []
     for column in summary.columns:
-        tested = [c for c in summary.comparisons if c.column == column]
-        if not tested:
-            continue
-        shown = [f"{c.variant} against {c.reference}{f' at {chr(44).join(c.at)}' if c.at else ''}" for c in tested if c.shown]
-        text = f"{column}: of {len(tested)} comparison{'s' * (len(tested) != 1)} "
-        found.append(text + (f"{len(shown)} show a difference: {'; '.join(shown)}." if shown else "none shows a difference."))
+        tested = [c for c in summary.comparisons if c.column == column and (c.at is None or len(summary.axes) == 1)]
+        if tested:
+            shown = [f"{named([c.axis], [c.variant])} against {c.reference}: {estimate(c.effect)}" for c in tested if c.shown]
+            text = f"{column}: a difference is shown in {len(shown)} of {len(tested)} comparisons"
+            found.append(text + (f": {'; '.join(shown)}" if shown else ""))
     return found
 
 
@@ -100,7 +99,12 @@ def pictures(summary: Summary) -> list[tuple[str, str]]:
         runs = [r.run for r in group.results if r.status is Status.DONE and r.run]
         grids = sorted(runs[0].glob("fakes_[0-9]*.png")) if runs else []
         if grids:
-            found.append((", ".join(group.labels) or "generator", address(grids[-1].read_bytes(), "image/png")))
+            found.append(
+                (
+                    named([name for name, _ in summary.axes], group.labels) or "generator",
+                    address(grids[-1].read_bytes(), "image/png"),
+                )
+            )
     return found
 
 

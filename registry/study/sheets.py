@@ -14,7 +14,7 @@ from rich.table import Table
 from registry.study.cells import Status
 from registry.study.results import Measured, Result
 from registry.study.statistics import Effect
-from registry.study.summary import Comparison, Group, Summary
+from registry.study.summary import Comparison, Group, Summary, named
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,12 @@ def sheets(summary: Summary) -> list[Sheet]:
         found.append(crossed_sheet(summary))
     if summary.teachers or summary.floor:
         found.append(teachers_sheet(summary))
-    found += [tests_sheet(summary, column) for column in summary.columns if any(c.column == column for c in summary.comparisons)]
+    for column in summary.columns:
+        tested = [c for c in summary.comparisons if c.column == column]
+        averages = [c for c in tested if c.at is None]
+        found += [tests_sheet(summary, column, averages, "averaged over the other axes")] if averages else []
+        single = [c for c in tested if c.at is not None]
+        found += [tests_sheet(summary, column, single, "in every combination" if averages else "")] if single else []
     return found
 
 
@@ -47,42 +52,34 @@ def spread(mean: float, deviation: float) -> str:
     return f"{mean:.3g}" + ("" if math.isnan(deviation) else f" ± {deviation:.2g}")
 
 
-def counted(group: Group) -> str:
-    """How many runs the numbers are of, and what became of the others."""
-    total = len(group.results)
-    lost = [
-        f"{group.count(state)} of {total} {word}"
-        for state, word in ((Status.FAILED, "failed"), (Status.DIVERGED, "diverged"))
-        if group.count(state)
-    ]
-    open_ = group.count(Status.WAITING, Status.UNFINISHED)
-    lost += [f"{open_} to run"] if open_ else []
-    n = max((len(values) for values in group.values.values()), default=0)
-    return f"{n}" + (f" ({', '.join(lost)})" if lost else "")
+def lost(group: Group) -> str:
+    """What became of the runs that have no number: '2 of 5 failed'; '' if all have one."""
+    words = {Status.FAILED: "failed", Status.DIVERGED: "diverged", Status.UNFINISHED: "unfinished", Status.WAITING: "not run"}
+    return ", ".join(f"{n} of {len(group.results)} {word}" for state, word in words.items() if (n := group.count(state)))
 
 
 def results_sheet(summary: Summary) -> Sheet:
     """Every combination: mean ± standard deviation of every metric, number of runs, and their length."""
-    names = [name for name, _ in summary.axes]
-    rows = []
+    names, rows = [name for name, _ in summary.axes], []
+    any_lost = any(map(lost, summary.groups))
     for group in summary.groups:
         done = [r for r in group.results if r.status is Status.DONE]
         kimg = f"{sum(r.kimg for r in done) / len(done):.4g}" if done else "–"
         seconds = f"{sum(r.seconds for r in done) / len(done):.3g}" if done else "–"
         numbers = [spread(group.mean(c), group.deviation(c)) for c in summary.columns]
-        rows.append((*group.labels, *numbers, counted(group), kimg, seconds))
+        n = max((len(values) for values in group.values.values()), default=0)
+        rows.append((*group.labels, *numbers, str(n), kimg, seconds, *([lost(group)] if any_lost else [])))
     at = f" after {summary.time:.3g} s of training" if summary.time is not None else ""
     title = f"Results{at}: mean ± standard deviation over seeds"
-    return Sheet(title, (*names, *summary.columns, "n", "kimg", "training, s"), tuple(rows), len(names))
+    heads = (*names, *summary.columns, "n", "kimg", "training, s", *(["without a number"] if any_lost else []))
+    return Sheet(title, heads, tuple(rows), len(names))
 
 
 def crossed_sheet(summary: Summary) -> Sheet:
     """The first metric: the first axis down, all others across."""
     (first, variants), *others = summary.axes
     across = list(itertools.product(*(labels for _, labels in others)))
-    heads = tuple(
-        ", ".join(f"{name.rpartition('.')[2]} {label}" for (name, _), label in zip(others, at, strict=True)) for at in across
-    )
+    heads = tuple(named([name for name, _ in others], at) for at in across)
     rows = tuple(
         (v, *(spread((g := summary.group((v, *at))).mean(summary.columns[0]), g.deviation(summary.columns[0])) for at in across))
         for v in variants
@@ -107,27 +104,27 @@ def teachers_sheet(summary: Summary) -> Sheet:
     )
 
 
-def tests_sheet(summary: Summary, column: str) -> Sheet:
-    """All comparisons of one column."""
-    found = [c for c in summary.comparisons if c.column == column]
+def tests_sheet(summary: Summary, column: str, found: Sequence[Comparison], where: str) -> Sheet:
+    """Comparisons of one column."""
     ratio = all(c.effect.scale == "ratio" for c in found)
     rows = tuple(
-        (c.axis, f"{c.variant} against {c.reference}", place(c), estimate(c.effect), *(p_text(p) for p in (c.effect.p, c.p_holm)),
-         str(c.effect.n), "yes" if c.shown else "no" if not math.isnan(c.p_holm) else "–")
+        (c.axis, f"{c.variant} against {c.reference}", *([place(summary, c)] if c.at else []), estimate(c.effect),
+         *(p_text(p) for p in (c.effect.p, c.p_holm)), str(c.effect.n), "–" if math.isnan(c.p_holm) else "yes" if c.shown else "no")
         for c in found
     )  # fmt: skip
     note = (
         f"A {'ratio below 1' if ratio else 'difference below 0'} means a lower {column} than the reference's. Paired t test over "
-        f"seeds{' on logarithms' if ratio else ''}; Holm's correction over the {len(found)} comparison"
-        f"{'s' * (len(found) != 1)} of this table{', averages and single ones apart' if any(c.at is None for c in found) else ''}."
+        f"seeds{' on logarithms' if ratio else ''}; Holm's correction over the {len(found)} comparison{'s' * (len(found) != 1)} of "
+        f"this table."
     )
-    heads = ("axis", "compared", "at", "ratio [95 %]" if ratio else "difference [95 %]", "p", "p, Holm", "n", "differs")
-    return Sheet(f"Tests: {column}", heads, rows, 3, note)
+    at = ("at",) if any(c.at for c in found) else ()
+    heads = ("axis", "compared", *at, "ratio [95 %]" if ratio else "difference [95 %]", "p", "p, Holm", "n", "differs")
+    return Sheet(f"Tests: {column}{', ' * bool(where)}{where}", heads, rows, 2 + len(at), note)
 
 
-def place(comparison: Comparison) -> str:
-    """Where a comparison was made."""
-    return "average of all" if comparison.at is None else ", ".join(comparison.at)
+def place(summary: Summary, comparison: Comparison) -> str:
+    """Where a comparison was made: the other axes' variants; '' if there are none or they are averaged."""
+    return named([name for name, _ in summary.axes if name != comparison.axis], comparison.at) if comparison.at else ""
 
 
 def estimate(effect: Effect) -> str:

@@ -89,6 +89,11 @@ class Summary:
         return next(group for group in self.groups if group.labels == labels)
 
 
+def named(axes: Sequence[str], labels: Sequence[str]) -> str:
+    """Variants with the names of their axes: 'alpha 0.5, steps 2'."""
+    return ", ".join(f"{axis.rpartition('.')[2]} {label}" for axis, label in zip(axes, labels, strict=True))
+
+
 def summarise(study: Study, results: Sequence[Result]) -> Summary:
     """Means, counts and tests. Raises SettingError if the numbers at equal time are wanted, and there are none."""
     finished = [result for result in results if result.status is Status.DONE]
