@@ -14,6 +14,7 @@ train    the loop (read train/loop.py first), the step, the generator, kernels, 
 sample   seeds -> images
 measure  images -> numbers, tables
 runs     a recipe from beginning to end
+study    many runs, compared
 api      all that a plugin imports; `testing` has the checks for its tests
 builtin  the SiD plugin, loaded like anybody's; its mirror image is the package ipfm_plugin
 cli      the command `distill`

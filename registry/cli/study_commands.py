@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from registry.cli.group import main
-from registry.cli.options import override
 from registry.plugins.loading import load_plugins
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--recipe", metavar="PATH|NAME", help="The recipe of all runs.")
 @click.option("--vary", multiple=True, metavar="TABLE.KEY=V,V,…", help="An axis: a key and its values; repeatable.")
 @click.option("--seeds", metavar="LIST", help="Training seeds, e.g. 0-4.  [default: 0-4]")
-@override
+@click.option("--set", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting in all runs; repeatable.")
 @click.option("--equal", type=click.Choice(["images", "time"]), help="Compare at equal images (default) or equal training time.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time on this machine.")
 @click.option("--slurm", is_flag=True, help="Run as a Slurm array, as the study's [slurm] or --set slurm.KEY=VALUE say.")
@@ -36,7 +35,7 @@ def study(
     recipe: str | None,
     vary: tuple[str, ...],
     seeds: str | None,
-    sets: tuple[str, ...],
+    set: tuple[str, ...],
     equal: str | None,
     jobs: int,
     slurm: bool,
@@ -55,7 +54,7 @@ def study(
     """
     from registry.study.definition import read_study
 
-    wanted = read_study(name, recipe=recipe, vary=vary, seeds=seeds, sets=sets, equal=equal)
+    wanted = read_study(name, recipe=recipe, vary=vary, seeds=seeds, sets=set, equal=equal)
     folder = Path(outdir) if outdir else default_folder(name, wanted)
     plugins = load_plugins()
     if dry_run:

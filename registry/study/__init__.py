@@ -7,9 +7,12 @@ attempts     one attempt at a cell: a process that runs a command, and what it l
 local        cells in parallel on this machine
 slurm        cells as a Slurm array
 progress     what is seen while cells run
+machine      cores, GPUs, versions
 results      from run folders to numbers
 statistics   paired tests, their correction, values at equal time; pure
-summary      means, tests and counts of all combinations
-tables       …
+summary      means, counts and tests of all combinations
+sheets       tables as text, for Markdown, page, terminal, and CSV
+charts       figures
+page         the page, from the template page.html
 conduct      a study from beginning to end
 """

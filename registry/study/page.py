@@ -44,8 +44,8 @@ def page(
         headline=headline(results),
         findings=findings(summary),
         tables=tables,
-        figures={captions(key): pair for key, pair in shown.items() if key.startswith(f"{first}-")},
-        more_figures={captions(key): pair for key, pair in shown.items() if not key.startswith(f"{first}-")},
+        figures={caption(key): pair for key, pair in shown.items() if key.startswith(f"{first}-")},
+        more_figures={caption(key): pair for key, pair in shown.items() if not key.startswith(f"{first}-")},
         pictures=pictures(summary),
         lost=[r for r in results if r.status in (Status.FAILED, Status.DIVERGED)],
         results=results,
@@ -99,19 +99,18 @@ def pictures(summary: Summary) -> list[tuple[str, str]]:
         runs = [r.run for r in group.results if r.status is Status.DONE and r.run]
         grids = sorted(runs[0].glob("fakes_[0-9]*.png")) if runs else []
         if grids:
-            found.append(
-                (
-                    named([name for name, _ in summary.axes], group.labels) or "generator",
-                    address(grids[-1].read_bytes(), "image/png"),
-                )
-            )
+            label = named([name for name, _ in summary.axes], group.labels) or "generator"
+            found.append((label, address(grids[-1].read_bytes(), "image/png")))
     return found
 
 
-def captions(name: str) -> str:
+OVER = {"kimg": "images seen", "time": "training time", "evaluations": "evaluations per image"}
+
+
+def caption(name: str) -> str:
     """A figure's caption."""
     column, _, over = name.rpartition("-")
-    return f"{column} over { ({'kimg': 'images seen', 'time': 'training time', 'evaluations': 'evaluations per image'}[over]) }"
+    return f"{column} over {OVER[over]}"
 
 
 def svg_address(content: bytes) -> str:

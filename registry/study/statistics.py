@@ -65,8 +65,8 @@ def t_test(differences: Sequence[float]) -> tuple[float, float, float]:
     if len(differences) < 2:
         return math.nan, math.nan, math.nan
     mean = statistics.fmean(differences)
-    if len(set(differences)) == 1:  # no spread at all: scipy would divide by zero
-        return mean, mean, 1.0 if mean == 0 else 0.0
+    if max(differences) - min(differences) < 1e-12:  # no spread but rounding: scipy would divide by zero
+        return mean, mean, 1.0 if abs(mean) < 1e-12 else 0.0
     test = stats.ttest_1samp(differences, 0.0)
     interval = test.confidence_interval(0.95)
     return float(interval.low), float(interval.high), float(test.pvalue)
@@ -91,13 +91,16 @@ def value_at(curve: Curve, place: float) -> float:
 
     NaN outside the curve: nothing is extrapolated.
     """
+    for x, y in curve:
+        if x == place:
+            return y
     for (x0, y0), (x1, y1) in itertools.pairwise(curve):
-        if x0 <= place <= x1:
-            share = (place - x0) / (x1 - x0) if x1 > x0 else 1.0
+        if x0 < place < x1:
+            share = (place - x0) / (x1 - x0)
             if y0 > 0 and y1 > 0:
                 return math.exp((1 - share) * math.log(y0) + share * math.log(y1))
             return (1 - share) * y0 + share * y1
-    return next((y for x, y in curve if x == place), math.nan)
+    return math.nan
 
 
 def common_end(curves: Iterable[Curve]) -> float:

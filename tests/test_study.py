@@ -1,0 +1,263 @@
+"""Studies as a user types them: real runs in real processes, interrupted, killed, failing, side by side, as an array."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from registry.cli.study_commands import cell_command
+from registry.plugins.loading import Plugins
+from registry.study import attempts
+from registry.study.cells import Status, prepare, read_json, status
+from registry.study.conduct import forget_failures
+from registry.study.definition import read_study
+from registry.study.slurm import CellJob
+from tests.conftest import environment, error_line
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
+
+# The smallest runs: a few hundred images of points in the plane.
+SMALL = (
+    "train.batch=32", "train.duration_kimg=0.256", "train.student_steps=1", "teacher.warmup=20", "teacher.width=8", "teacher.depth=1",
+    "eval.samples=40", "eval.repeats=2", "eval.snapshot_samples=20", "eval.teacher_steps=[2]",
+    "log.tick_kimg=0.064", "log.snapshot_ticks=2", "log.state_ticks=2",
+)  # fmt: skip
+METHODS = """
+about = "Four toys: two learn, one diverges, one cannot run."
+recipe = "toy_2d"
+[vary.toy]
+learns = {}
+hurries = { "train.glr" = 1e-2 }
+diverges = { "train.glr" = 1e30 }
+fails = { "teacher.points" = "nowhere" }
+"""
+
+
+def sets(*more: str) -> list[str]:
+    return [word for text in (*SMALL, *more) for word in ("--set", text)]
+
+
+def run(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "registry.cli", "study", *map(str, words)],
+        cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of four runs, one of which has diverged and one has failed: its folder."""
+    where = tmp_path_factory.mktemp("a study")
+    (where / "toys.toml").write_text(METHODS)
+    done = run("toys.toml", *sets(), "--seeds", "5", "--jobs", "2", cwd=where)
+    assert done.returncode == 0, done.stderr
+    (where / "output.txt").write_text(done.stdout)
+    return where / "runs" / "study-toys"
+
+
+@pytest.fixture
+def copied(toys: Path, tmp_path: Path) -> Path:
+    """A copy of that study's folder, at the same path below another folder."""
+    return Path(shutil.copytree(toys, tmp_path / "runs" / "study-toys"))
+
+
+def test_failed_and_diverged_runs_are_results(toys: Path) -> None:
+    content = json.loads((toys / "study.json").read_text())
+    found = {cell["labels"][0]: cell for cell in content["cells"]}
+    assert {name: cell["status"] for name, cell in found.items()} == {
+        "learns": "done", "hurries": "done", "diverges": "diverged", "fails": "failed"
+    }  # fmt: skip
+    assert found["diverges"]["error"] == "nearest = nan"
+    assert found["fails"]["error"].startswith("nowhere: no such data set")
+    table = (toys / "table.md").read_text()
+    assert "1 of 1 failed" in table and "1 of 1 diverged" in table
+    assert "toy-fails, seed 5: failed (nowhere: no such data set" in (toys.parents[1] / "output.txt").read_text()
+
+
+def test_every_run_is_one_that_a_user_could_type(toys: Path) -> None:
+    content = json.loads((toys / "study.json").read_text())
+    for cell in content["cells"]:
+        assert cell["command"].startswith("distill --recipe toy_2d --set train.batch=32 ")
+        assert "--seed 5 " in cell["command"]
+        assert cell["attempt"]["threads"] == "1"
+        assert set(cell["attempt"]["made_with"]) >= {"cpu", "python", "torch", "distill", "code"}
+    values = [cell["rows"][0]["values"]["nearest"] for cell in content["cells"] if cell["status"] == "done"]
+    assert values[0] != values[1]
+
+
+def test_training_time_is_in_every_measurement_and_leaves_measuring_out(toys: Path) -> None:
+    (run_folder,) = toys.glob("cells/toy-learns/seed-5/00000-*")
+    seconds = [json.loads(line)["train_seconds"] for line in (run_folder / "metric-coverage.jsonl").read_text().splitlines()]
+    assert len(seconds) == 2 and 0 < seconds[0] < seconds[1]
+    ticks = [json.loads(line)["Timing/train_sec"]["mean"] for line in (run_folder / "stats.jsonl").read_text().splitlines()]
+    assert len(ticks) == 4 and ticks == sorted(ticks)
+    assert ticks[1] == seconds[0] and ticks[3] == seconds[1], "a tick and the measurement after it are at the same time of training"
+
+
+def test_nothing_is_run_twice_and_reports_at_equal_time_need_no_runs(copied: Path, here: Here, monkeypatch: Any) -> None:
+    monkeypatch.chdir(copied.parents[1])
+    before = sorted(p for p in copied.rglob("*") if "cells" in p.parts)
+    done = here("study", str(copied), "--equal", "time")
+    assert done.returncode == 0, done.stderr
+    assert sorted(p for p in copied.rglob("*") if "cells" in p.parts) == before
+    content = json.loads((copied / "study.json").read_text())
+    ends = [cell["curve"][-1]["seconds"] for cell in content["cells"] if cell["status"] == "done"]
+    assert content["time"] == min(ends)
+    assert "s of training" in (copied / "table.md").read_text()
+
+
+def test_a_changed_study_is_refused_with_what_differs(copied: Path, here: Here, monkeypatch: Any) -> None:
+    monkeypatch.chdir(copied.parents[1])
+    line = error_line(here("study", str(copied), "--set", "train.lr=1e-3", "--report-only"))
+    assert "--outdir" in line or "outdir" in line
+    assert "[train] lr: 0.002 -> 0.001 (4 cells)" in line
+
+
+def test_retry_continues_failed_runs_and_begins_diverged_ones_anew(copied: Path, plugins: Plugins, monkeypatch: Any) -> None:
+    monkeypatch.chdir(copied.parents[1])
+    cells = prepare(read_study(str(copied)), Path("runs/study-toys"), plugins, cell_command)
+    forget_failures(cells)
+    assert {(c.combination.labels[0], status(c)[0]) for c in cells} == {
+        ("learns", Status.DONE), ("hurries", Status.DONE), ("diverges", Status.UNFINISHED), ("fails", Status.UNFINISHED)
+    }  # fmt: skip
+    (kept,) = (copied / "cells" / "toy-diverges" / "seed-5").glob("diverged-00000-*")
+    assert (kept / "quality.json").is_file()
+    assert all(c.run_folder() is None for c in cells if c.combination.labels[0] == "diverges")
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts a study of one long run in a process of its own; whatever is left is killed at the end."""
+    words = [
+        "--recipe",
+        "toy_2d",
+        *sets("train.duration_kimg=12.8", "log.snapshot_ticks=100", "log.state_ticks=20"),
+        "--seeds",
+        "3",
+        "--outdir",
+        "study",
+    ]
+    processes: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        processes.append(subprocess.Popen(
+            [sys.executable, "-m", "registry.cli", "study", *words], cwd=tmp_path, env=environment(), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ))  # fmt: skip
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+    pid = read_json(tmp_path / "study" / "cells" / "all" / "seed-3" / "attempt.json").get("pid")
+    if isinstance(pid, int) and attempts.is_running(tmp_path / "study" / "cells" / "all" / "seed-3"):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_interrupted_with_ctrl_c_killed_and_continued(
+    started: Callable[[], subprocess.Popen[str]], tmp_path: Path, here: Here, monkeypatch: Any
+) -> None:
+    """Ctrl-C reaches the run, which saves its state; kill -9 leaves the run behind, and the next study waits for it."""
+    cell = tmp_path / "study" / "cells" / "all" / "seed-3"
+
+    def ticks() -> int:
+        return sum(len(p.read_text().splitlines()) for p in cell.glob("*/stats.jsonl"))
+
+    def states() -> list[Path]:
+        return sorted(cell.glob("*/training-state-*.pt"))
+
+    first = started()
+    wait_for(lambda: ticks() >= 2)
+    monkeypatch.chdir(tmp_path)
+    assert "another study is running in this folder" in error_line(here("study", "study"))
+    first.send_signal(signal.SIGINT)
+    out, err = first.communicate(timeout=120)
+    assert first.returncode == 130, out + err
+    assert err.strip() == "distill: interrupted with 0 of 1 cells done; the same command goes on from there"
+    assert "stopping; waiting for all, seed 3" in out
+    assert not attempts.is_running(cell)
+    assert states(), "the run has saved its state"
+    assert status_in(cell) == Status.UNFINISHED
+    seconds = torch.load(states()[-1], weights_only=True)["seconds"]
+    assert seconds > 0
+
+    seen = ticks()
+    second = started()
+    wait_for(lambda: ticks() > seen)
+    second.kill()
+    second.communicate()
+    assert attempts.is_running(cell), "kill -9 cannot be passed on"
+
+    third = started()
+    out, err = third.communicate(timeout=240)
+    assert third.returncode == 0, out + err
+    assert "1 of 1: all, seed 3: done" in out
+    (folder,) = cell.glob("00000-toy_2d")  # one run folder: the second attempt went on in the first one's
+    assert "resuming at" in (folder / "log.txt").read_text()
+    lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    times = [line["Timing/train_sec"]["mean"] for line in lines]
+    assert len(times) == 200 and times == sorted(times)
+    assert times[-1] > seconds, "training time goes on counting"
+
+
+def status_in(cell: Path) -> Status:
+    """The status by the exit code alone."""
+    code = read_json(cell / "attempt.json")["exit"]
+    return Status.UNFINISHED if code in (130, 143, None) else Status.FAILED if code else Status.DONE
+
+
+@pytest.mark.slow
+def test_an_array_of_jobs_through_submitit(tmp_path: Path, plugins: Plugins) -> None:
+    """submitit's executor for one machine, which is the same code as Slurm's but for who starts the jobs."""
+    pytest.importorskip("submitit")
+    done = run(
+        "--recipe", "toy_2d", *sets("slurm.executor=local", "slurm.timeout_min=5"), "--vary", "teacher.points=ring,nowhere", "--seeds", "0",
+        "--slurm", "--outdir", "array", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "array" / "study.json").read_text())
+    assert [cell["status"] for cell in content["cells"]] == ["done", "failed"]
+    assert read_json(tmp_path / "array" / "cells" / "points-ring" / "seed-0" / "job.json")["executor"] == "local"
+
+
+def test_a_wrong_parameter_of_the_scheduler_is_named(tmp_path: Path, here: Here, monkeypatch: Any) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    line = error_line(here("study", "--recipe", "toy_2d", *sets("slurm.executor=local", "slurm.tiemout_min=5"), "--slurm"))
+    assert "tiemout_min" in line
+
+
+def test_a_job_that_the_scheduler_ends_saves_its_state_and_is_queued_again(tmp_path: Path, plugins: Plugins) -> None:
+    pytest.importorskip("submitit")
+    study = read_study(recipe="toy_2d", seeds="0", sets=(*SMALL, "train.duration_kimg=64"))
+    (cell,) = prepare(study, tmp_path / "study", plugins, cell_command)
+    job = CellJob(cell.folder, cell.command, cell.again)
+    thread = threading.Thread(target=job)
+    thread.start()
+    wait_for(lambda: any(cell.folder.glob("*/stats.jsonl")))
+    submission = job.checkpoint()
+    thread.join()
+    assert isinstance(submission.function, CellJob)
+    assert submission.function.again[-2:] == ["--resume", "auto"]
+    assert list(cell.folder.glob("*/training-state-*.pt"))
+    assert status(cell)[0] is Status.UNFINISHED
