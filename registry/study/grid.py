@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,15 +131,17 @@ def combinations(axes: Sequence[Axis], fixed: Settings, along: Iterable[str], re
         by = next((axis.name for axis in axes if any(key in v.settings for v in axis.variants)), None)
         if by is not None:
             raise SettingError("set", f"{by} varies this key", f"{key}={as_text(fixed[key])}")
-    inherited, found = flattened(recipe), []
-    for variants in itertools.product(*(axis.variants for axis in axes)):
+    inherited = flattened(recipe)
+    products = list(itertools.product(*(axis.variants for axis in axes)))
+    folders = slugs([axis.name for axis in axes], [tuple(v.label for v in variants) for variants in products])
+    found = []
+    for variants, folder in zip(products, folders, strict=True):
         own = fixed | {key: value for v in variants for key, value in v.settings.items()}
         following = [text for text in along if set(PLACEHOLDER.findall(text)) <= set(own)]
         keyed = {text.partition("=")[0].strip(): text for text in following}
         settings = {key: text.partition("=")[2] for key, text in keyed.items() if key not in own} | own
         filled = {key: fill(key, value, inherited | own) for key, value in settings.items()}
-        labels = tuple(v.label for v in variants)
-        found.append(Combination(labels, filled, slug([axis.name for axis in axes], labels)))
+        found.append(Combination(tuple(v.label for v in variants), filled, folder))
     return tuple(found)
 
 
@@ -168,14 +171,17 @@ def as_label(value: Any) -> str:
     return f"{value:.0f}" if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else as_text(value)
 
 
-def slug(names: Sequence[str], labels: Sequence[str]) -> str:
-    """A name of a combination's folder, which no other combination has: 'alpha-0.5_steps-2'."""
-    short = [name.rpartition(".")[2] for name in names]
-    parts = [f"{(name if short.count(last) > 1 else last)}-{label}" for name, last, label in zip(names, short, labels, strict=True)]
-    plain = re.sub(r"[^\w.+-]+", "-", "_".join(parts), flags=re.ASCII)
-    if plain == "_".join(parts) and len(plain) <= 100:
-        return plain or "all"
-    return f"{plain[:90]}-{hashlib.sha256(repr(labels).encode()).hexdigest()[:6]}"
+def slugs(names: Sequence[str], combinations: Sequence[tuple[str, ...]]) -> list[str]:
+    """Names for the combinations' folders, each once: 'alpha-0.5_steps-2'. Where two would be the same, they get a number."""
+    last = [name.rpartition(".")[2] for name in names]
+    short = [name if last.count(end) > 1 else end for name, end in zip(names, last, strict=True)]
+    texts = ["_".join(f"{name}-{label}" for name, label in zip(short, labels, strict=True)) or "all" for labels in combinations]
+    plain = [re.sub(r"[^\w.+-]+", "-", text, flags=re.ASCII)[:90] for text in texts]
+    alike = Counter(text.lower() for text in plain)
+    return [
+        f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:6]}" if alike[slug.lower()] > 1 or len(text) > 90 else slug
+        for text, slug in zip(texts, plain, strict=True)
+    ]
 
 
 def split_values(text: str) -> list[Any]:
