@@ -219,7 +219,9 @@ def test_the_wheel_works_in_a_fresh_environment_elsewhere(tmp_path: Path) -> Non
     (wheel,) = dist.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "registry/recipes/quickstart.toml" in names
-    assert "registry/recipes/teachers/digits_d128.pt" in names
+    assert {"registry/recipes/teachers/digits_d128.pt", "registry/recipes/studies/alpha.toml", "registry/study/page.html"} <= {
+        *names
+    }
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert not [n for n in names if n.startswith(("tests", "recipes", "benchmarks"))]
 

@@ -182,7 +182,7 @@ def divergence(run: Path, batch: int) -> str:
     last = last_line(run / STATISTICS)
     for key, guard in last.items():
         learner = key.removeprefix("Guard/").removesuffix("_dropped")
-        if key == f"Guard/{learner}_dropped" and guard["mean"] >= batch * last[f"Loss/{learner}"]["num"] > 0:
+        if key == f"Guard/{learner}_dropped" and guard["mean"] >= batch * last.get(f"Loss/{learner}", {}).get("num", 0) > 0:
             return f"at the end all images were dropped: the {learner}'s loss was not finite"
     return ""
 

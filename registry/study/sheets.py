@@ -8,13 +8,14 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from rich.table import Table
 
 from registry.study.cells import Status
 from registry.study.results import Measured, Result
 from registry.study.statistics import Effect
-from registry.study.summary import Comparison, Group, Summary, named
+from registry.study.summary import EVALUATIONS, Comparison, Group, Summary, named
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,29 @@ def lost(group: Group) -> str:
 
 
 def results_sheet(summary: Summary) -> Sheet:
-    """Every combination: mean ± standard deviation of every metric, number of runs, and their length."""
+    """Every combination: mean ± standard deviation of every metric, number of runs, and their length (if they were trained)."""
     names, rows = [name for name, _ in summary.axes], []
-    any_lost = any(map(lost, summary.groups))
+    any_lost, trained = any(map(lost, summary.groups)), EVALUATIONS not in names
     for group in summary.groups:
-        done = [r for r in group.results if r.status is Status.DONE]
-        kimg = f"{sum(r.kimg for r in done) / len(done):.4g}" if done else "–"
-        seconds = f"{sum(r.seconds for r in done) / len(done):.3g}" if done else "–"
         numbers = [spread(group.mean(c), group.deviation(c)) for c in summary.columns]
         n = max((len(values) for values in group.values.values()), default=0)
-        rows.append((*group.labels, *numbers, str(n), kimg, seconds, *([lost(group)] if any_lost else [])))
+        done = [r for r in group.results if r.status is Status.DONE]
+        kimg, seconds = mean_of([r.kimg for r in done]), mean_of([r.seconds for r in done])
+        length = (number(kimg, 4), number(seconds, 3)) if trained else ()
+        rows.append((*group.labels, *numbers, str(n), *length, *([lost(group)] if any_lost else [])))
     at = f" after {summary.time:.3g} s of training" if summary.time is not None else ""
-    title = f"Results{at}: mean ± standard deviation over seeds"
-    heads = (*names, *summary.columns, "n", "kimg", "training, s", *(["without a number"] if any_lost else []))
+    title = f"Results{at}: mean ± standard deviation over {'training' if trained else 'sampling'} seeds"
+    length_heads = ("kimg", "training, s") if trained else ()
+    heads = (*names, *summary.columns, "n", *length_heads, *(["without a number"] if any_lost else []))
     return Sheet(title, heads, tuple(rows), len(names))
+
+
+def mean_of(values: Sequence[float]) -> float:
+    return fmean(values) if values else math.nan
+
+
+def number(value: float, digits: int) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}g}"
 
 
 def crossed_sheet(summary: Summary) -> Sheet:
