@@ -411,6 +411,7 @@ def test_plain_values_become_strict_json() -> None:
         (["--recipe", "quickstart", "--vary", "eval.metrics=[]"], "has no metrics, so a study has nothing to compare"),
         (["--recipe", "quickstart", "--vary", "loss.alpha=1,1.0"], "this study: vary: loss.alpha has 1 twice"),
         (["no_such_study"], "no_such_study: no such study"),
+        (["alpha", "--report-only"], "--outdir runs/study-alpha: has no runs of this study to report"),
         ([], "--recipe: name a recipe, or a study"),
     ],
 )

@@ -21,7 +21,7 @@ from typing import Any
 from registry.core.errors import UserError
 from registry.files.atomic import write_atomically
 from registry.study.cells import ATTEMPT, read_json
-from registry.study.machine import made_with
+from registry.study.machine import code, made_with
 
 LOCK, OUTPUT, ERRORS = "lock", "output.txt", "errors.txt"
 
@@ -81,7 +81,7 @@ def begin(folder: Path, command: list[str], environment: Mapping[str, str]) -> A
         seconds = read_json(folder / ATTEMPT).get("seconds", 0.0)
         note: dict[str, Any] = {
             "command": command, "started": time.time(), "seconds": seconds, "exit": None, "error": "", "pid": None,
-            "threads": environment.get("OMP_NUM_THREADS", ""), "made_with": made_with(),
+            "threads": environment.get("OMP_NUM_THREADS", ""), "made_with": {**made_with(), "code": code()},
         }  # fmt: skip
         write_note(folder, note)
         process = subprocess.Popen(

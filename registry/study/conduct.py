@@ -18,6 +18,7 @@ from registry.files.atomic import check_folder, write_atomically
 from registry.plugins.loading import Plugins
 from registry.recipe.resolved import dumps
 from registry.show.journal import Journal
+from registry.study.attempts import write_note
 from registry.study.cells import Cell, Command, Status, check_unchanged, prepare, read_json, status
 from registry.study.definition import Study
 from registry.study.local import run_local
@@ -48,22 +49,25 @@ def conduct(
 ) -> Summary:
     """Run every cell that has no result yet, and report all of them in the study's folder. Raises UserError and Interrupted.
 
-    `typed` is the command line that is shown in the report. `retry` runs failed and diverged cells again, `report_only` runs
-    nothing.
+    `typed` is the command line that is shown in the report. `retry` runs failed and diverged cells again. `report_only` runs
+    nothing and may be used while the study runs.
     """
     journal = journal or Journal()
     check_folder(outdir, "outdir")
     cells = prepare(study, outdir, plugins, command)
+    check_unchanged(cells, outdir, plugins)
+    if report_only:
+        if not any(cell.folder.is_dir() for cell in cells):
+            raise SettingError("outdir", "has no runs of this study to report", str(outdir))
+        typed = read_json(outdir / "study.json").get("command", typed)
+        return report(study, outdir, read_results(cells), typed, journal)
     with alone(outdir):
-        check_unchanged(cells, outdir, plugins)
         write_atomically(outdir / STUDY, dumps(study.tables()).encode())
         journal.open(outdir)
-        if not report_only:
-            if retry:
-                forget_failures(cells)
-            carry_out(study, cells, outdir, jobs, slurm, journal)
-        before = read_json(outdir / "study.json").get("command") if report_only else None
-        return report(study, outdir, read_results(cells), before or typed, journal)
+        if retry:
+            forget_failures(cells)
+        carry_out(study, cells, outdir, jobs, slurm, journal)
+        return report(study, outdir, read_results(cells), typed, journal)
 
 
 @contextmanager
@@ -85,8 +89,7 @@ def forget_failures(cells: Sequence[Cell]) -> None:
         if state is Status.DIVERGED and run is not None:
             run.rename(run.with_name(f"diverged-{run.name}"))
         if state in (Status.FAILED, Status.DIVERGED):
-            note = read_json(cell.folder / "attempt.json") | {"exit": None, "error": ""}
-            write_atomically(cell.folder / "attempt.json", (json.dumps(note, indent=1) + "\n").encode())
+            write_note(cell.folder, cell.attempt() | {"exit": None, "error": ""})
 
 
 def carry_out(study: Study, cells: Sequence[Cell], outdir: Path, jobs: int, slurm: bool, journal: Journal) -> None:

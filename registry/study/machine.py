@@ -30,14 +30,14 @@ def gpus() -> list[str]:
 
 @functools.cache
 def made_with() -> dict[str, str]:
-    """Processor, GPUs, system, Python, versions, and a digest of the project's source code."""
+    """Processor, GPUs, system, Python, and versions."""
     import torch
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     devices = {"gpu": f"{len(names)} × {names[0]}"} if names else {}
     return {
         "cpu": f"{processor()}, {cores()} cores", **devices,
-        "system": f"{platform.system()} {platform.release()}", "python": platform.python_version(), **versions(), "code": code(),
+        "system": f"{platform.system()} {platform.release()}", "python": platform.python_version(), **versions(),
     }  # fmt: skip
 
 

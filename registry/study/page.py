@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -71,7 +72,9 @@ def findings(summary: Summary) -> list[str]:
     found = []
     for column in summary.columns:
         tested = [c for c in summary.comparisons if c.column == column and (c.at is None or len(summary.axes) == 1)]
-        if tested:
+        if tested and all(math.isnan(c.effect.p) for c in tested):
+            found.append(f"{column}: nothing can be tested, since no two variants share two seeds with a number")
+        elif tested:
             shown = [f"{named([c.axis], [c.variant])} against {c.reference}: {estimate(c.effect)}" for c in tested if c.shown]
             text = f"{column}: a difference is shown in {len(shown)} of {len(tested)} comparisons"
             found.append(text + (f": {'; '.join(shown)}" if shown else ""))

@@ -72,7 +72,7 @@ def results_sheet(summary: Summary) -> Sheet:
         rows.append((*group.labels, *numbers, str(n), *length, *([lost(group)] if any_lost else [])))
     at = f" after {summary.time:.3g} s of training" if summary.time is not None else ""
     title = f"Results{at}: mean ± standard deviation over {'training' if trained else 'sampling'} seeds"
-    length_heads = ("kimg", "training, s") if trained else ()
+    length_heads = () if not trained else ("kimg", "training, s") if summary.time is None else ("kimg in all", "training in all, s")
     heads = (*names, *summary.columns, "n", *length_heads, *(["without a number"] if any_lost else []))
     return Sheet(title, heads, tuple(rows), len(names))
 

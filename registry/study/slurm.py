@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from registry.core.errors import Interrupted, SettingError, UserError
 from registry.files.atomic import write_atomically
-from registry.study.attempts import Attempt, begin, is_running
-from registry.study.cells import ATTEMPT, FINAL, Cell, read_json, record, run_folder, status
+from registry.study.attempts import Attempt, begin, is_running, write_note
+from registry.study.cells import FINAL, Cell, read_json, record, run_folder, status
 from registry.study.local import Signals
 from registry.study.machine import cores
 from registry.study.progress import Progress
@@ -123,8 +123,7 @@ def ended(cell: Cell, job: Job[None] | None) -> bool:
         return not is_running(cell.folder)
     if not job.done():
         return False
-    if status(cell)[0] not in FINAL and read_json(cell.folder / ATTEMPT).get("exit") is None and not is_running(cell.folder):
+    if status(cell)[0] not in FINAL and cell.attempt().get("exit") is None and not is_running(cell.folder):
         words = (job.stderr() or "").strip().splitlines() or ["the job ended without a word"]
-        note = {"seconds": 0.0} | read_json(cell.folder / ATTEMPT) | {"exit": 1, "error": words[-1]}
-        write_atomically(cell.folder / ATTEMPT, (json.dumps(note, indent=1) + "\n").encode())
+        write_note(cell.folder, {"seconds": 0.0} | cell.attempt() | {"exit": 1, "error": words[-1]})
     return True
