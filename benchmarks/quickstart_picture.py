@@ -1,4 +1,4 @@
-"""The picture of the README: real digits, the teacher at 35 and 9 evaluations, and the one-step generator of a finished run.
+"""The picture of the README: what a seed looks like as the teacher's image, after the warm-up, and after the game.
 
 python benchmarks/quickstart_picture.py runs/00000-quickstart docs/quickstart.png
 """
@@ -10,35 +10,53 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from registry import load_plugins
+from registry.core.streams import Streams
 from registry.edm.datasets import load_images
 from registry.files.formats import load_network
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe
-from registry.runs.building import build
-from registry.sample.heun import heun_samples
+from registry.runs.building import build, build_generator
+from registry.sample.heun import heun_images
 from registry.show.figures import INK, save_figure
 from registry.show.pictures import grid
-from registry.train.generator import Generator
+
+SEEDS = range(16)
 
 
-def main(folder: Path, target: Path, side: int = 8) -> None:
+def main(folder: Path, target: Path) -> None:
     plugins = load_plugins()
     recipe = expect(resolve(str(folder / "recipe.toml"), plugins), Recipe)
     teacher, noise, _ = build(recipe, plugins)
-    net, _ = load_network(max(folder.glob("network-snapshot-*.pkl")), "generator")
+    z = noise.prior(teacher.image_shape, 1.0, Streams(SEEDS))
+
+    def teachers(steps: int) -> Tensor:
+        return heun_images(teacher.denoiser, noise, teacher.image_shape, 0, steps, Streams(SEEDS), z=noise.sigma_max * z)[0]
+
+    def generators(snapshot: Path) -> Tensor:
+        generator = build_generator(recipe, teacher, noise)
+        generator.net.load_state_dict(load_network(snapshot, "generator")[0].state_dict())
+        return generator.sample(SEEDS)
+
+    snapshots = sorted(p for p in folder.glob("network-snapshot-*.pkl") if "best" not in p.name)
+    batch = recipe.train.batch
+    game_start = -(-round(recipe.warmup.kimg * 1000) // batch) * batch
+    warm = next(p for p in snapshots if int(p.stem.rpartition("-")[2]) == game_start // 1000)
     real = load_images("digits").x()
-    panels = {
-        "real": real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[: side**2]],
-        "teacher, 35 evaluations": heun_samples(teacher.denoiser, noise, teacher, range(side**2), 18),
-        "teacher, 9 evaluations": heun_samples(teacher.denoiser, noise, teacher, range(side**2), 5),
-        "generator, 1 evaluation": Generator(net, noise, teacher.image_shape).sample(range(side**2)),
+    rows = {
+        "start": z,
+        "teacher, 9 evaluations": teachers(5),
+        "teacher, 35 evaluations": teachers(18),
+        "generator after the warm-up": generators(warm),
+        "generator, 1 evaluation": generators(snapshots[-1]),
+        "real digits": real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[: len(SEEDS)]],
     }
-    figure = Figure(figsize=(12, 3.35), layout="constrained")
-    for ax, (title, images) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        ax.imshow(grid(images, side), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        ax.set_title(title, color=INK, fontsize=11, pad=4)
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    for ax, (title, images) in zip(figure.subplots(len(rows), 1), rows.items(), strict=True):
+        ax.imshow(grid(images, len(SEEDS)), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        ax.text(-0.01, 0.5, title, color=INK, fontsize=11, ha="right", va="center", transform=ax.transAxes)
         ax.axis("off")
     save_figure(target, figure)
 
