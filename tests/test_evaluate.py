@@ -212,7 +212,7 @@ def test_references_that_do_not_fit(inception_file: Path, data: Path, tmp_path: 
         build_fid(FIDConfig(inception=str(inception_file)), network())
     (tmp_path / "one").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "one" / "a.png")
-    with pytest.raises(UserError, match="has 1 image; a covariance needs at least 2"):
+    with pytest.raises(UserError, match="has 1 image; at least 2 are needed"):
         fid(tmp_path / "one")
 
 

@@ -86,7 +86,7 @@ def test_coverage() -> None:
 
 def test_reference_that_does_not_fit() -> None:
     with pytest.raises(UserError, match=r"reference = 'digits': its images are 1×8×8; the network's are 3×32×32"):
-        build_frechet(FrechetConfig(reference="digits"), domain((3, 32, 32)))
+        build_sliced_wasserstein(SlicedWassersteinConfig(reference="digits"), domain((3, 32, 32)))
     with pytest.raises(UserError, match="does not include its images; give a data set"):
         build_sliced_wasserstein(SlicedWassersteinConfig(), domain())
     with pytest.raises(ValueError, match="no such data set"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from registry.api import (
     Component,
@@ -19,9 +19,9 @@ from registry.api import (
     Positive,
     Published,
     Reference,
-    Source,
     hookimpl,
 )
+from registry.files.paths import Features
 
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 
@@ -73,10 +73,30 @@ class SiDConfig(Config):
         return only_diffusion(D, "is defined for diffusion")
 
 
-class FrechetConfig(Config):
+class InceptionConfig(Config):
+    """What everything that uses the Inception network shares."""
+
+    inception: File | None = Field(
+        None, description="the network's file, inception-2015-12-05.pt; default: the one in the cache folder"
+    )
+
+
+class FeatureConfig(InceptionConfig):
+    """What metrics that compare features share."""
+
+    features: Features = Field("inception", description="feature network: inception, a classifier's file, or a TorchScript file")
+    input: Literal["uint8", "unit", "signed", "imagenet"] | None = Field(
+        None,
+        description="what a TorchScript network takes: uint8 pixels (default), values in [0, 1] (unit) or [-1, 1] (signed), "
+        "or values normalised with ImageNet's mean and standard deviation (imagenet)",
+    )
+    size: int | None = Field(None, ge=1, description="pixels a side that a TorchScript network takes; default: images as they are")
+
+
+class FrechetConfig(FeatureConfig):
     """[eval.frechet]."""
 
-    features: Source = Field("digits_features", description="the feature network's file")
+    features: Features = Field("digits_features", description="feature network: a classifier's file, a TorchScript file, inception")
     reference: DataSource = Field("teacher", description="the real images: digits, a folder or ZIP, or the teacher's own")
 
 
@@ -87,12 +107,31 @@ class SlicedWassersteinConfig(Config):
     projections: int = Field(512, ge=1, description="number of random directions")
 
 
-class InceptionConfig(Config):
-    """What FID and KID share."""
+class PRDCConfig(FeatureConfig):
+    """[eval.prdc]."""
 
-    inception: File | None = Field(
-        None, description="the network's file, inception-2015-12-05.pt; default: the one in the cache folder"
-    )
+    reference: DataSource = Field("teacher", description="the real images: digits, a folder or ZIP, or the teacher's own")
+    nearest_k: int = Field(5, ge=1, description="the neighbour that a ball reaches; improved precision and recall use 3")
+    images: int = Field(10_000, ge=2, description="images compared at most, of either side: memory grows with the square")
+
+    def fewest_images(self) -> int:
+        return self.nearest_k + 2
+
+    @field_validator("images")
+    @classmethod
+    def _have_neighbours(cls, value: int, info: ValidationInfo) -> int:
+        if value < info.data.get("nearest_k", 0) + 2:
+            raise ValueError(f"must be at least nearest_k + 2 = {info.data['nearest_k'] + 2}")
+        return value
+
+
+class InceptionScoreConfig(InceptionConfig):
+    """[eval.inception_score]."""
+
+    splits: int = Field(10, ge=1, description="parts of the images: the score is their mean")
+
+    def fewest_images(self) -> int:
+        return max(2, self.splits)
 
 
 class FIDConfig(InceptionConfig):
@@ -148,8 +187,16 @@ def register_metrics() -> list[Component]:
             "kernel Inception distance to a data set (clean-fid, mode legacy_tensorflow)",
         ),
         Component(
+            "inception_score", InceptionScoreConfig, "registry.builtin.inception_metrics:build_inception_score",
+            "Inception score (higher is better), from the class probabilities of the same network",
+        ),
+        Component(
+            "prdc", PRDCConfig, "registry.builtin.neighbour_metrics:build_prdc",
+            "coverage, density, precision and recall (higher is better), in the features of any network",
+        ),
+        Component(
             "frechet", FrechetConfig, "registry.builtin.metrics:build_frechet",
-            "Fréchet distance in the features of a small classifier, and the number of classes present",
+            "Fréchet distance in the features of a classifier, with the number of classes present, or of a TorchScript network",
         ),
         Component(
             "sliced_wasserstein", SlicedWassersteinConfig, "registry.builtin.metrics:build_sliced_wasserstein",

@@ -1,45 +1,60 @@
-"""Metrics: Fréchet distance in a classifier's features, sliced Wasserstein distance of pixels, coverage of points."""
+"""Metrics: Fréchet distance of features, sliced Wasserstein distance of pixels, coverage of points."""
 
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from registry.api import Domain, Metric, SettingError
+from registry.api import Domain, Metric
 from registry.builtin import CoverageConfig, FrechetConfig, SlicedWassersteinConfig
+from registry.builtin.feature_space import Real, open_features, real_images
 from registry.builtin.reference import half, reference_images
-from registry.files.formats import load_network
-from registry.measure.classifier import Classifier, embed
+from registry.measure.classifier import ClassifierFeatures
 from registry.measure.distances import frechet_distance, moments, sliced_wasserstein
+from registry.measure.feature_network import FeatureNetwork
+from registry.measure.inception import Statistics
 
 
 class Frechet(Metric):
-    """Fréchet distance to all real images in classifier features, and the number of classes present.
+    """Fréchet distance to the statistics of real images, in a network's features. `real` gives the floor, if they are known."""
 
-    A class is present if it has at least 1 % of the images.
-    """
+    columns: tuple[str, ...] = ("frechet",)
+
+    def __init__(self, network: FeatureNetwork, statistics: Statistics, real: Real | None = None) -> None:
+        self.network, self.statistics, self.real = network, statistics, real
+        self.details: dict[str, Any] = network.details | {"reference_hash": statistics.hash}
+        self.details |= {} if statistics.num_images is None else {"reference_images": statistics.num_images}
+        self.fingerprint = f"statistics {statistics.hash}, features {network.hash}"
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.network.embed(images)
+
+    def compare(self, rows: Tensor) -> dict[str, float]:
+        return {self.columns[0]: self.distance(rows)}
+
+    def distance(self, rows: Tensor) -> float:
+        """The distance of these features [n, d]."""
+        return frechet_distance(*moments(rows), self.statistics.mu, self.statistics.sigma)
+
+    def floor(self, repeat: int) -> dict[str, float]:
+        return self.compare(half(self.real.rows, repeat)) if self.real else {}
+
+
+class ClassifierFrechet(Frechet):
+    """The same in a classifier's features, with the number of classes present: those with at least 1 % of the images."""
 
     columns = ("frechet", "classes")
 
-    def __init__(self, classifier: Classifier, real: Tensor) -> None:
-        self.classifier, self.real = classifier, real
-        self.features = embed(classifier, real)
-        self.moments = moments(self.features)
-        self.fingerprint = fingerprint(self.features)
-
-    def embed(self, images: Tensor) -> Tensor:
-        return embed(self.classifier, images.cpu())
+    def __init__(self, network: ClassifierFeatures, real: Real) -> None:
+        super().__init__(network, real.statistics(), real)
+        self.classifier = network
+        self.fingerprint = fingerprint(real.rows)
 
     def compare(self, rows: Tensor) -> dict[str, float]:
-        with torch.no_grad():
-            predicted = self.classifier.logits(rows).argmax(1)
-        classes = int((predicted.bincount() >= 0.01 * len(rows)).sum())
-        return {"frechet": frechet_distance(*moments(rows), *self.moments), "classes": float(classes)}
-
-    def floor(self, repeat: int) -> dict[str, float]:
-        return self(half(self.real, repeat))
+        return super().compare(rows) | {"classes": float(self.classifier.present(rows))}
 
 
 class SlicedWasserstein(Metric):
@@ -50,6 +65,7 @@ class SlicedWasserstein(Metric):
     def __init__(self, real: Tensor, projections: int) -> None:
         self.real, self.projections = real, projections
         self.fingerprint = fingerprint(real)
+        self.details = {"projections": projections, "reference": self.fingerprint}
 
     def embed(self, images: Tensor) -> Tensor:
         return images.flatten(1).cpu()
@@ -65,10 +81,12 @@ class Coverage(Metric):
     """For a finite set: the distance to the nearest point, and the share of points with an image within `radius`."""
 
     columns = ("nearest", "reached")
+    higher = ("reached",)
 
     def __init__(self, real: Tensor, radius: float) -> None:
         self.real, self.radius = real, radius
         self.fingerprint = fingerprint(real)
+        self.details = {"radius": radius, "reference": self.fingerprint}
 
     def embed(self, images: Tensor) -> Tensor:
         return images.flatten(1).cpu()
@@ -89,17 +107,11 @@ def fingerprint(values: Tensor) -> str:
 
 
 def build_frechet(config: FrechetConfig, domain: Domain) -> Frechet:
-    classifier, _ = load_network(config.features, "classifier")
-    assert isinstance(classifier, Classifier)
-    real = reference_images(config.reference, domain).x()
-    made_for = (classifier.conv0.in_channels, classifier.init_kwargs["img_resolution"])
-    if made_for != (real.shape[1], real.shape[2]):
-        raise SettingError(
-            "features",
-            f"made for {made_for[0]} channels at resolution {made_for[1]}; the images have {real.shape[1]} at {real.shape[2]}",
-            config.features,
-        )
-    return Frechet(classifier, real)
+    network = open_features(config, "frechet", domain)
+    real = real_images(config.reference, network, domain)
+    if isinstance(network, ClassifierFeatures):
+        return ClassifierFrechet(network, real)
+    return Frechet(network, real.statistics(), real)
 
 
 def build_sliced_wasserstein(config: SlicedWassersteinConfig, domain: Domain) -> SlicedWasserstein:

@@ -23,6 +23,21 @@ class ReferenceImages:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def resolution(self) -> int:
+        return self.images.shape[-1]
+
+    def part(self, which: range) -> ReferenceImages:
+        """A run of them."""
+        return ReferenceImages(self.images[which.start : which.stop], self.levels)
+
+    def some(self, n: int) -> ReferenceImages:
+        """All, or n at random, always the same."""
+        if n >= len(self):
+            return self
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
+        return ReferenceImages(self.images[order[:n]], self.levels)
+
     def x(self) -> Tensor:
         """The images in [−1, 1]: [M, C, H, W]."""
         return self.images if self.levels is None else self.images.to(torch.float32) / self.levels - 1
@@ -50,5 +65,11 @@ def reference_images(reference: str, domain: Domain) -> ReferenceImages:
 
 def half(real: Tensor, repeat: int) -> Tensor:
     """A random half of the real images, a different one for each repeat."""
+    return halves(real, repeat)[0]
+
+
+def halves(real: Tensor, repeat: int) -> tuple[Tensor, Tensor]:
+    """A random half of the real images, and the others."""
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(repeat))
-    return real[order[: max(2, len(real) // 2)]]
+    cut = max(2, len(real) // 2)
+    return real[order[:cut]], real[order[cut:]]

@@ -62,6 +62,7 @@ def generate(seeds: str, class_: int | None, batch: int, outdir: Path, formats: 
 )
 @click.option("--reference", metavar="DATA|FILE.npz", help="Real images: a folder, a ZIP, digits; or their statistics, also a URL.")
 @click.option("--inception", metavar="FILE", help="inception-2015-12-05.pt, if it is not in the cache folder.")
+@click.option("--set", "sets", multiple=True, metavar="METRIC.KEY=VALUE", help="A metric's own setting; repeatable.")
 @click.option("--samples", type=int, default=50_000, show_default=True, help="Images of a measurement.")
 @click.option("--repeats", type=int, default=3, show_default=True, help="Measurements: seeds 0 to n−1, n to 2n−1 and so on.")
 @click.option("--batch", type=int, default=100, show_default=True, help="Images at a time on one device.")
@@ -73,6 +74,7 @@ def evaluate(
     metrics: tuple[str, ...],
     reference: str | None,
     inception: str | None,
+    sets: tuple[str, ...],
     samples: int,
     repeats: int,
     batch: int,
@@ -90,7 +92,7 @@ def evaluate(
     """
     names = [name.strip() for names in metrics for name in names.split(",")]
     config, choices = resolve_evaluation(
-        load_plugins(), names, reference=reference, inception=inception, samples=samples, repeats=repeats, batch=batch
+        load_plugins(), names, reference=reference, inception=inception, samples=samples, repeats=repeats, batch=batch, sets=sets
     )
     from registry.core import distributed
     from registry.measure.evaluate import evaluate

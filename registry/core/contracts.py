@@ -168,13 +168,18 @@ class Metric(ABC):
     """
 
     columns: tuple[str, ...]
-    """Names of the numbers. The first is a distance (lower is better): it is drawn as a curve and picks the best snapshot."""
+    """Names of the numbers. The first is drawn as a curve and picks the best snapshot."""
+    higher: tuple[str, ...] = ()
+    """The columns of which higher is better. Of all others lower is, as of a distance."""
+    most: int | None = None
+    """How many images it compares at most: the first ones. None is all."""
     protocol: int | None = None
     """How many images published numbers of this metric are measured with; fewer are marked as a proxy."""
     fingerprint: str | None = None
     """What the numbers depend on besides images and settings, in short: kept numbers are used only while it is the same."""
     details: dict[str, Any] = {}  # noqa: RUF012
-    """The same for people and files, as plain values: mode, hashes, number of real images."""
+    """The same for people and files, as plain values: mode, settings, hashes, number of real images. Numbers with unlike details
+    are not put into one table without a mark. The name of a file may stand beside its hash (`features`, `features_hash`)."""
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:

@@ -39,6 +39,10 @@ class Config(BaseModel):
         """Whether a loss with these settings is given real images beside the generated ones."""
         return False
 
+    def fewest_images(self) -> int:
+        """How many images a metric with these settings needs."""
+        return 2
+
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Dimension = Annotated[float, Field(gt=0)]

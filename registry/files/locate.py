@@ -59,6 +59,11 @@ def locate_reference(name: str, folder: Path | None = None) -> str:
     return locate_file(name, folder)
 
 
+def locate_features(name: str, folder: Path | None = None) -> str:
+    """A feature network: `inception`, or what `locate` finds. Raises ValueError."""
+    return name if name == "inception" else locate(name, folder)
+
+
 def locate_file(name: str, folder: Path | None = None) -> str:
     """An existing file, as typed or relative to `folder`; a URL is returned unchanged. Raises ValueError."""
     if is_url(name):

@@ -35,6 +35,9 @@ DataSource = Annotated[str, _looked_up(locate.locate_data)]
 Reference = Annotated[str, _looked_up(locate.locate_reference)]
 """Images, or statistics of their Inception features: an .npz file (as typed, or relative to the recipe) or its URL."""
 
+Features = Annotated[str, _looked_up(locate.locate_features)]
+"""A feature network: `inception`, a shipped or trained classifier, or a TorchScript file; paths as for a `Source`."""
+
 File = Annotated[str, _looked_up(locate.locate_file)]
 """Any file: a path (as typed, or relative to the recipe) or a URL."""
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from registry.files.formats import weights_hash
+from registry.measure.feature_network import FeatureNetwork
 from registry.recipe.tables import ClassifierConfig
 
 
@@ -38,10 +40,26 @@ class Classifier(nn.Module):
         return logits
 
 
-@torch.no_grad()
-def embed(classifier: Classifier, images: Tensor, batch: int = 1000) -> Tensor:
-    """Features [n, features] of images [n, C, H, W]."""
-    return torch.cat([classifier.embed(x) for x in images.split(batch)])
+class ClassifierFeatures(FeatureNetwork):
+    """The hidden layer of a classifier as a feature space. `name` is what people call it."""
+
+    slow = False
+    batch = 1000
+
+    def __init__(self, classifier: Classifier, name: str) -> None:
+        super().__init__()
+        self.classifier, self.hash, self.dimension = classifier, weights_hash(classifier), classifier.hidden.out_features
+        self.details = {"features": name, "features_hash": self.hash}
+
+    @torch.no_grad()
+    def rows(self, images: Tensor) -> Tensor:
+        return torch.cat([self.classifier.embed(x) for x in images.cpu().split(self.batch)])
+
+    @torch.no_grad()
+    def present(self, rows: Tensor) -> int:
+        """The number of classes that at least 1 % of the images with these features fall into."""
+        counts = self.classifier.logits(rows).argmax(1).bincount()
+        return int((counts >= 0.01 * len(rows)).sum())
 
 
 def train(x: Tensor, classes: Tensor, config: ClassifierConfig, progress: Callable[[int], None] | None = None) -> Classifier:

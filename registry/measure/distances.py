@@ -1,6 +1,8 @@
-"""Distances between sets of images, as pure functions of tensors."""
+"""Distances between sets of images, and scores of one set, as pure functions of tensors."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -15,8 +17,10 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 def frechet_distance(mu_a: Tensor, sigma_a: Tensor, mu_b: Tensor, sigma_b: Tensor) -> float:
     """|mu_a − mu_b|² + tr(Σ_a + Σ_b − 2(Σ_a Σ_b)^½), the squared Fréchet distance of two Gaussians (Heusel et al. 2017).
 
-    tr (Σ_a Σ_b)^½ is the sum of the square roots of the eigenvalues of the symmetric Σ_a^½ Σ_b Σ_a^½.
+    tr (Σ_a Σ_b)^½ is the sum of the square roots of the eigenvalues of the symmetric Σ_a^½ Σ_b Σ_a^½. NaN if a is not finite.
     """
+    if not (mu_a.isfinite().all() and sigma_a.isfinite().all()):
+        return math.nan  # images of a run that has diverged
     values, vectors = torch.linalg.eigh(sigma_a)
     root_a = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     cross = torch.linalg.eigvalsh(root_a @ sigma_b @ root_a).clamp(min=0).sqrt().sum()
@@ -52,3 +56,17 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 512, seed: int =
         return torch.lerp(ordered[low], ordered[(low + 1).clamp(max=len(x) - 1)], (at - low)[:, None])
 
     return float((d * (quantiles(a) - quantiles(b)).square().mean()).sqrt())
+
+
+def inception_score(probabilities: Tensor, splits: int = 10) -> tuple[float, float]:
+    """Mean and standard deviation over equal parts of exp(E KL(p(y|x) ‖ p(y))) (Salimans et al. 2016), higher is better.
+
+    Class probabilities [n, classes], n ≥ splits, cut into parts in order. The deviation is that of the parts (ddof 0).
+    """
+    scores = []
+    for i in range(splits):
+        p = probabilities[i * len(probabilities) // splits : (i + 1) * len(probabilities) // splits].double()
+        marginal = p.mean(0)
+        scores.append((torch.xlogy(p, p) - torch.xlogy(p, marginal)).sum(1).mean().exp())
+    found = torch.stack(scores)
+    return float(found.mean()), float(found.std(correction=0))

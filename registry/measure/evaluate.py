@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +11,12 @@ from typing import Any
 from rich.table import Table
 
 from registry.core import distributed
-from registry.core.contracts import Metric
 from registry.core.errors import SettingError
 from registry.core.version import versions
 from registry.files.atomic import check_folder, write_atomically
 from registry.measure.measuring import repeats, seeds
-from registry.measure.rows import Metrics, Row, deviation, entry, headings, label
+from registry.measure.protocol import compared_with, in_words, protocols
+from registry.measure.rows import Metrics, Row, best, entry, headings, label, summary
 from registry.recipe.resolved import Choice
 from registry.recipe.tables import EvalConfig
 from registry.sample.sampler import Sampler
@@ -62,7 +61,7 @@ def evaluate(
                 for choice, metric in metrics:
                     line = entry(choice, metric, found, config.samples, network, seconds)
                     line |= {"seeds": span(seeds(config, repeat)), "evaluations": sampler.evaluations}
-                    line |= {"sampler": sampler.settings, "compared_with": compared_with(metric), "timestamp": time.time()}
+                    line |= {"sampler": sampler.settings, "timestamp": time.time()}
                     lines.write(json.dumps(line) + "\n")
 
     content = result(sampler, config, metrics, row) | {"total_time": time.monotonic() - start}
@@ -85,6 +84,8 @@ def result(sampler: Sampler, config: EvalConfig, metrics: Metrics, row: Row) -> 
         "sampler": sampler.settings,
         "reference": config.reference,
         "metrics": {choice.name: compared_with(metric) for choice, metric in metrics},
+        "protocols": protocols(metrics, config),
+        "higher_is_better": [column for _, metric in metrics for column in metric.higher],
         "device": str(sampler.device),
         "num_gpus": distributed.world_size(),
         "date": time.strftime("%Y-%m-%d"),
@@ -107,28 +108,20 @@ def keep_reference(metrics: Metrics, path: Path, journal: Journal) -> None:
     journal.log(f"the reference's statistics are saved in {path}")
 
 
-def compared_with(metric: Metric) -> dict[str, Any]:
-    """What a metric's numbers depend on besides the images."""
-    return metric.details or {"reference": metric.fingerprint}
-
-
 def span(seeds: range) -> str:
     return f"{seeds[0]}-{seeds[-1]}"
 
 
-def summary(values: list[float]) -> dict[str, Any]:
-    """Values, minimum, mean and standard deviation. EDM's protocol reports the minimum of three."""
-    return {"values": values, "min": min(values), "mean": statistics.fmean(values), "std": deviation(values)}
-
-
 def table_of_repeats(row: Row, metrics: Metrics, config: EvalConfig) -> Table:
-    """A table of every repeat, the minimum, and mean ± standard deviation."""
-    columns = headings(metrics, config.samples)
+    """A table of every repeat, the minimum (or maximum, where higher is better), and mean ± standard deviation."""
+    columns, higher = headings(metrics, config.samples), {column for _, metric in metrics for column in metric.higher}
     table = Table("seeds", *columns.values())
     for repeat in range(config.repeats):
         table.add_row(span(seeds(config, repeat)), *(f"{row.values[c][repeat]:.5g}" for c in columns))
     table.add_section()
-    table.add_row("minimum", *(f"{min(row.values[c]):.5g}" for c in columns))
+    for name, shown in (("minimum", columns.keys() - higher), ("maximum", columns.keys() & higher)):
+        if shown:
+            table.add_row(name, *(f"{best(row.values[c], c in higher):.5g}" if c in shown else "" for c in columns))
     table.add_row("mean ± std", *(row.text(c) for c in columns))
     return table
 
@@ -140,8 +133,9 @@ def particulars(content: dict[str, Any]) -> Table:
         table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
     table.add_row("evaluations", f"{content['evaluations']} per image")
     table.add_row("images", f"{content['samples']:,}, seeds {', '.join(content['seeds'])}")
-    table.add_row("reference", str(content["reference"]))
+    if content["reference"] is not None:
+        table.add_row("reference", content["reference"])
     table.add_row("device", f"{content['device']}, {content['num_gpus']} process{'es' * (content['num_gpus'] > 1)}")
-    for name, about in content["metrics"].items():
-        table.add_row(name, ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in about.items()))
+    for name, protocol in in_words(content["protocols"].values()).items():
+        table.add_row(name, protocol)
     return table

@@ -1,4 +1,4 @@
-"""Inception features and their statistics, as in EDM (clean-fid's mode legacy_tensorflow), and FID and KID from them.
+"""Inception features, class probabilities and statistics, as in EDM (clean-fid's mode legacy_tensorflow).
 
 clean-fid does the arithmetic. This module finds its network (a file that the user provides, never a silent download into a
 shared folder) and checks every file before it is used.
@@ -11,10 +11,8 @@ import hashlib
 import io
 import re
 import tempfile
-import weakref
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from registry.core.errors import SettingError, UserError
 from registry.files.atomic import write_atomically
 from registry.files.downloads import cache_folder
 from registry.files.locate import open_path
+from registry.measure.feature_network import FeatureNetwork, rgb
 from registry.show.pictures import to_uint8
 
 MODE = "legacy_tensorflow"
@@ -35,15 +34,18 @@ URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics
 DIMENSION = 2048
 
 
-class Inception:
+class Inception(FeatureNetwork):
     """The Inception-v3 of 2015. It takes raw pixels and resizes them itself (clean-fid's InceptionV3W; EDM's fid.py).
 
     Raises UserError if the file is not this network.
     """
 
+    dimension = DIMENSION
+
     def __init__(self, path: Path) -> None:
         from cleanfid.inception_torchscript import InceptionV3W
 
+        super().__init__()
         try:
             with open(path, "rb") as file:
                 self.hash = hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -55,24 +57,36 @@ class Inception:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
         except (RuntimeError, ValueError, AttributeError, TypeError, AssertionError):
             raise UserError(f"{path}: not clean-fid's Inception network, or damaged; download it from {URL}") from None
-        nothing: Callable[[], Tensor | None] = lambda: None  # noqa: E731
-        self._last = nothing, 0, torch.empty(0)
+        self.path = path
+        self.details = {"mode": MODE, "inception_hash": self.hash}
 
     @torch.no_grad()
     def features(self, pixels: Tensor, batch: int = 100) -> Tensor:
         """Features [n, 2048] on the CPU of pixels uint8 [n, C, H, W]. The network runs on their device; grey becomes RGB."""
         self.net.to(pixels.device)
-        rgb = pixels.repeat(1, 3 // pixels.shape[1], 1, 1)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same features on every device
-            return torch.cat([self.net(part).float().cpu() for part in rgb.split(batch)])
+            return torch.cat([self.net(part).float().cpu() for part in rgb(pixels).split(batch)])
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Features [n, 2048] of images [n, C, H, W] in [−1, 1], rounded as in EDM. FID and KID share the last result."""
-        seen, version, rows = self._last
-        if seen() is not images or version != images._version:
-            rows = self.features(to_uint8(images))
-            self._last = weakref.ref(images), images._version, rows
-        return rows
+    def rows(self, images: Tensor) -> Tensor:
+        """Features [n, 2048] of images [n, C, H, W] in [−1, 1], rounded as in EDM."""
+        return self.features(to_uint8(images), self.batch)
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Class probabilities [n, classes] of images [n, C, H, W] in [−1, 1], on the CPU, without the bias of the last layer.
+
+        Salimans et al. 2016 left the bias out, and so do all who follow them. Raises SettingError if the network cannot do this.
+        """
+        if "no_output_bias" not in [argument.name for argument in self.net.base.forward.schema.arguments]:
+            problem = f"has no argument no_output_bias, so it gives features but no class probabilities; download it from {URL}"
+            raise SettingError("inception", problem, str(self.path))
+        self.net.to(images.device)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            parts = rgb(to_uint8(images)).split(self.batch)
+            found = torch.cat([self.net.base(part, no_output_bias=True).float().cpu() for part in parts])
+        if found.ndim != 2 or found.min() < 0 or (found.sum(1) - 1).abs().max() > 1e-3:
+            raise SettingError("inception", f"its outputs are no class probabilities; download it from {URL}", str(self.path))
+        return found
 
 
 def open_inception(source: str | None, metric: str) -> Inception:
@@ -94,14 +108,14 @@ _open = functools.cache(Inception)
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean [2048] and covariance [2048, 2048] (float64, ddof 1) of the features of real images, with known facts about them."""
+    """Mean [d] and covariance [d, d] (float64, ddof 1) of the features of real images, with known facts about them."""
 
     mu: Tensor
     sigma: Tensor
     img_resolution: int | None = None
     num_images: int | None = None
     inception: str | None = None
-    """Hash of the Inception network's file."""
+    """Hash of the feature network, which is Inception's file in statistics for the FID."""
 
     @functools.cached_property
     def hash(self) -> str:
@@ -116,8 +130,8 @@ class Statistics:
         write_atomically(path, buffer.getvalue())
 
 
-def read_statistics(source: str) -> Statistics:
-    """Read statistics from an .npz file (EDM's or ours) or its URL. Raises UserError."""
+def read_statistics(source: str, dimension: int = DIMENSION) -> Statistics:
+    """Read statistics of so many features from an .npz file (EDM's or ours) or its URL. Raises UserError."""
     path = open_path(source)
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -131,10 +145,10 @@ def read_statistics(source: str) -> Statistics:
         raise UserError(f"{source}: no such file") from None
     except (OSError, ValueError, TypeError, AttributeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error):
         raise UserError(f"{source}: not an .npz file of statistics, or damaged") from None
-    if mu.shape != (DIMENSION,) or sigma.shape != (DIMENSION, DIMENSION):
+    if mu.shape != (dimension,) or sigma.shape != (dimension, dimension):
         raise UserError(
             f"{source}: statistics of another network: mu is {list(mu.shape)}, sigma {list(sigma.shape)}; "
-            f"Inception has {DIMENSION} features"
+            f"{'Inception' if dimension == DIMENSION else 'this one'} has {dimension} features"
         )
     if not (mu.isfinite().all() and sigma.isfinite().all()):
         raise UserError(f"{source}: its mu or sigma has values that are not finite")

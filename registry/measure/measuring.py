@@ -22,8 +22,10 @@ def measure(
 ) -> dict[str, float]:
     """All metrics' numbers for the images of these seeds. Each process holds `batch` images in memory at once.
 
-    All processes must call this. They take batches in turn, and the result does not depend on their number.
+    A metric that compares fewer images gets the first ones. All processes must call this. They take batches in turn, and the
+    result does not depend on their number.
     """
+    seeds = seeds[: max((metric.most or len(seeds) for _, metric in metrics), default=0)]
 
     def rows(part: range) -> list[Tensor]:
         images = sample(seeds[part.start : part.stop]).float()
@@ -33,7 +35,7 @@ def measure(
     found: dict[str, float] = {}
     if distributed.rank() == 0:
         for (_, metric), of_metric in zip(metrics, zip(*parts, strict=True), strict=True):
-            found |= metric.compare(torch.cat(of_metric))
+            found |= metric.compare(torch.cat(of_metric)[: metric.most])
     return dict(distributed.from_rank0(found))
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from registry.core import distributed
 from registry.core.contracts import Metric
+from registry.measure.protocol import compared_with
 from registry.recipe.resolved import Choice
 from registry.show.journal import duration
 
@@ -41,14 +42,25 @@ class Row:
         values = self.values[column]
         if all(v.is_integer() for v in values) and len(set(values)) == 1:
             return f"{values[0]:.0f}"
-        return f"{self.mean(column):.3g} ± {deviation(values):.2g}"
+        return f"{self.mean(column):.3g} ± {spread(values):.2g}"
 
 
-def deviation(values: list[float]) -> float:
-    """The standard deviation: 0 for a single value, NaN if a value is not finite (which `statistics.stdev` does not survive)."""
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation (ddof 1) of the repeats, 0 of a single one, NaN if one is not finite."""
     if not all(map(math.isfinite, values)):
         return math.nan
     return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def best(values: Sequence[float], higher: bool) -> float:
+    """The lowest of the repeats, or the highest if higher is better; NaN if one is."""
+    return math.nan if any(map(math.isnan, values)) else max(values) if higher else min(values)
+
+
+def summary(values: list[float]) -> dict[str, Any]:
+    """Values, minimum, maximum, mean and standard deviation. EDM's protocol reports the minimum of three."""
+    lowest, highest = (best(values, higher) for higher in (False, True))
+    return {"values": values, "min": lowest, "max": highest, "mean": statistics.fmean(values), "std": spread(values)}
 
 
 def label(choice: Choice, metric: Metric, samples: int) -> str:
@@ -65,6 +77,7 @@ def entry(choice: Choice, metric: Metric, found: dict[str, float], samples: int,
         "results": {column: found[column] for column in metric.columns},
         "metric": label(choice, metric, samples),
         "samples": samples,
+        "compared_with": compared_with(metric),
         "num_gpus": distributed.world_size(),
         "snapshot_pkl": network,
         "total_time": seconds,
@@ -82,8 +95,9 @@ def headings(metrics: Metrics, samples: int) -> dict[str, str]:
 
 
 def table(rows: Sequence[Row], metrics: Metrics, title: str, samples: int) -> Table:
-    """The rows as a rich table."""
+    """The rows as a rich table. A metric's first number also has the best of its repeats, which is what many papers report."""
     columns = headings(metrics, samples)
+    firsts = {metric.columns[0]: metric.columns[0] in metric.higher for _, metric in metrics}
     shown = Table(title=title, title_justify="left")
     shown.add_column("")
     shown.add_column("evaluations", justify="right")
@@ -91,5 +105,13 @@ def table(rows: Sequence[Row], metrics: Metrics, title: str, samples: int) -> Ta
         shown.add_column(heading, justify="right")
     for row in rows:
         evaluations = "" if row.evaluations is None else str(row.evaluations)
-        shown.add_row(row.name, evaluations, *(row.text(column) for column in columns))
+        shown.add_row(row.name, evaluations, *(cell(row, column, firsts.get(column)) for column in columns))
     return shown
+
+
+def cell(row: Row, column: str, higher: bool | None) -> str:
+    """mean ± standard deviation, and the best of several repeats unless `higher` is None: "0.78 ± 0.11 (min 0.69)"."""
+    values = row.values.get(column, [])
+    if higher is None or len(values) < 2:
+        return row.text(column)
+    return f"{row.text(column)} ({'max' if higher else 'min'} {best(values, higher):.3g})"

@@ -123,8 +123,12 @@ def resolve_evaluation(
     samples: int = 50_000,
     repeats: int = 3,
     batch: int = 100,
+    sets: Iterable[str] = (),
 ) -> tuple[EvalConfig, tuple[Choice, ...]]:
-    """[eval] and its metrics, from the options of `distill evaluate` instead of a recipe. Raises UserError."""
+    """[eval] and its metrics, from the options of `distill evaluate` instead of a recipe. Raises UserError.
+
+    `sets` are settings of single metrics, such as "prdc.nearest_k=3".
+    """
     reading = Reading(Path("distill evaluate"), {}, plugins)
     known = {name: plugins.owners("metric", name) for name in metrics}
     reading.override(["eval", "metrics"], list(known), f"--metrics {','.join(known)}")
@@ -132,16 +136,21 @@ def resolve_evaluation(
         reading.override(["eval", key], value, f"--{key} {value}")
     if reference is not None:
         reading.override(["eval", "reference"], reference, f"--reference {reference}")
+    for text in sets:
+        (name, *keys), value = parse_set(text)
+        if name not in known:
+            raise UserError(f"--set {text}: {name!r} is none of the metrics: {', '.join(known)}")
+        reading.override(["eval", name, *keys], value, f"--set {text}")
     for name, owners in known.items():
         fields = _fields(owners)
-        if reference is None and "reference" in fields:
+        if reference is None and "reference" in fields and ("eval", name, "reference") not in reading.origins:
             raise UserError(
                 f"--reference is missing: the real images that {name} compares with: a folder or ZIP, digits, or for fid alone "
                 "their statistics (.npz, or its URL)"
             )
         if inception is not None and "inception" in fields:
             reading.override(["eval", name, "inception"], inception, f"--inception {inception}")
-        reading.origins[("eval", name, "reference")] = f"--reference {reference}"
+        reading.origins.setdefault(("eval", name, "reference"), f"--reference {reference}")
         reading.origins.setdefault(("eval", name, "inception"), "--inception")
     config, choices = reading.evaluation()
     reading.finish()
@@ -256,7 +265,17 @@ class Reading:
             if config and config.reference is not None and "reference" in fields:
                 settings = {"reference": config.reference} | settings
             metrics.append(self.choice("metric", f"eval.{name}", use=name, values=settings))
-        return config, tuple(m for m in metrics if m)
+        found = tuple(m for m in metrics if m)
+        for metric in found:
+            self.enough_images(metric, config)
+        return config, found
+
+    def enough_images(self, metric: Choice, config: EvalConfig | None) -> None:
+        """[eval] must make as many images as the metric needs."""
+        fewest = metric.config.fewest_images()
+        for key, n in (("samples", config.samples), ("snapshot_samples", config.snapshot_samples)) if config else ():
+            if 0 < n < fewest:
+                self.wrong("eval", (key,), f"= {n}: the metric {metric.name} with these settings needs at least {fewest} images")
 
     def distill(self) -> Recipe:
         """The recipe of a distillation. Raises UserError with all that is wrong."""

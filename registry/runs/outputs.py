@@ -15,7 +15,8 @@ from registry.core.version import versions
 from registry.edm.networks import Precond
 from registry.files.formats import save_network
 from registry.measure.measuring import Sample, measure
-from registry.measure.rows import Metrics, Row, entry, headings, table
+from registry.measure.protocol import in_words, protocols
+from registry.measure.rows import Metrics, Row, entry, headings, summary, table
 from registry.recipe.resolved import Choice, Tables
 from registry.recipe.tables import EvalConfig
 from registry.runs.folder import RunFolder
@@ -62,24 +63,30 @@ def measure_snapshot(
 
 
 def keep_best(folder: RunFolder, choice: Choice, metric: Metric) -> None:
-    """Copy the snapshot with the lowest distance to network-snapshot-best, unless it is there already.
+    """Copy the snapshot with the best first number to network-snapshot-best, unless it is there already.
 
     The choice is made from the lines in the folder, so a resumed run forgets a best one that came after its state.
     """
     if not folder.writes:
         return
-    lines, column = folder.lines(f"metric-{choice.name}.jsonl"), metric.columns[0]
-    alike = [e for e in lines if all(e[key] == lines[-1][key] for key in ("metric", "samples"))]
-    found = [e for e in alike if not math.isnan(e["results"][column])]
+    column = metric.columns[0]
+    found = [e for e in alike(folder.lines(f"metric-{choice.name}.jsonl")) if not math.isnan(e["results"][column])]
     if not found:
         return
-    lowest = min(found, key=lambda e: float(e["results"][column]))
-    snapshot, note = folder.path / lowest["snapshot_pkl"], folder.path / "best.json"
-    best = {"kimg": lowest["kimg"], "metric": lowest["metric"], "column": column, "value": lowest["results"][column]}
+    sign = -1 if column in metric.higher else 1
+    first = min(found, key=lambda e: sign * float(e["results"][column]))
+    snapshot, note = folder.path / first["snapshot_pkl"], folder.path / "best.json"
+    best = {"kimg": first["kimg"], "metric": first["metric"], "column": column, "value": first["results"][column]}
     content = (json.dumps(best | {"file": snapshot.name}) + "\n").encode()
     if snapshot.is_file() and not (note.is_file() and note.read_bytes() == content):
         folder.write(f"network-snapshot-best{snapshot.suffix}", snapshot.read_bytes())
         folder.write(note.name, content)
+
+
+def alike(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of a metric's lines that are measured like the last. Others cannot be compared with it."""
+    keys = ("metric", "samples", "compared_with")  # version 0.1 did not write the last
+    return [line for line in lines if all(line.get(key, lines[-1][key]) == lines[-1][key] for key in keys)]
 
 
 def draw_curves(folder: RunFolder, losses: tuple[str, ...], metrics: Metrics) -> None:
@@ -89,7 +96,7 @@ def draw_curves(folder: RunFolder, losses: tuple[str, ...], metrics: Metrics) ->
     gaps = sorted({key for line in stats for key in line if key.startswith("Gap/")})
     panels.append(("gap", {key.removeprefix("Gap/"): course(stats, key) for key in gaps}, True))
     for choice, metric in metrics:
-        lines, column = folder.lines(f"metric-{choice.name}.jsonl"), metric.columns[0]
+        lines, column = alike(folder.lines(f"metric-{choice.name}.jsonl")), metric.columns[0]
         panels.append((column, {column: ([e["kimg"] for e in lines], [e["results"][column] for e in lines])}, True))
     folder.picture(lambda: save_curves(folder.path / "curves.png", panels, folder.path.name))
 
@@ -103,7 +110,17 @@ def course(stats: list[dict[str, Any]], key: str) -> tuple[list[float], list[flo
 def write_table(folder: RunFolder, rows: list[Row], metrics: Metrics, config: EvalConfig, nimg: int) -> None:
     """The final table, printed and kept as quality.txt and quality.json."""
     title = f"{nimg / 1000:g} kimg: {config.samples} samples, mean ± standard deviation of {config.repeats} sampling seeds"
-    folder.journal.table(table(rows, metrics, title, config.samples), "quality.txt")
-    columns = {choice.name: list(metric.columns) for choice, metric in metrics}
-    content = {"samples": config.samples, "columns": columns, "rows": [vars(row) for row in rows], "versions": versions()}
+    measured_like = protocols(metrics, config)
+    shown = table(rows, metrics, title, config.samples)
+    shown.caption = "\n".join(f"{name}: {line}" for name, line in in_words(measured_like.values()).items())
+    shown.caption_justify = "left"
+    folder.journal.table(shown, "quality.txt")
+    content = {
+        "samples": config.samples,
+        "columns": {choice.name: list(metric.columns) for choice, metric in metrics},
+        "rows": [vars(row) | {"summary": {column: summary(row.values[column]) for column in row.values}} for row in rows],
+        "protocols": measured_like,
+        "higher_is_better": [column for _, metric in metrics for column in metric.higher],
+        "versions": versions(),
+    }
     folder.write("quality.json", (json.dumps(content, indent=1) + "\n").encode())

@@ -1,0 +1,44 @@
+"""What numbers depend on besides the images: two numbers may stand in one table only if it is the same, or with a mark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from registry.core.contracts import Metric
+from registry.recipe.resolved import Choice
+from registry.recipe.tables import EvalConfig
+
+Protocol = Mapping[str, Any]
+"""Plain values by name: metric, images, repeats, and the metric's own: mode, settings, hashes."""
+
+
+def compared_with(metric: Metric) -> dict[str, Any]:
+    """What a metric's numbers depend on besides the images and how many there are."""
+    return metric.details or {"reference": metric.fingerprint}
+
+
+def protocols(metrics: Sequence[tuple[Choice, Metric]], config: EvalConfig) -> dict[str, dict[str, Any]]:
+    """{column: protocol} of numbers that are measured as `config` says."""
+    found: dict[str, dict[str, Any]] = {}
+    for choice, metric in metrics:
+        images = min(config.samples, metric.most or config.samples)
+        mine = {"metric": choice.name, "images": images, "repeats": config.repeats} | compared_with(metric)
+        found |= dict.fromkeys(metric.columns, mine)
+    return found
+
+
+def difference(found: Protocol, wanted: Protocol) -> str:
+    """What is unlike, in words: "images 5000, not 50000"; empty if nothing is. A name that has a hash beside it does not count."""
+    names = [name for name in {**wanted, **found} if not {f"{name}_hash"} & (found.keys() | wanted.keys())]
+    unlike = [name for name in names if found.get(name) != wanted.get(name)]
+    return ", ".join(f"{words(name)} {found.get(name, 'unknown')}, not {wanted.get(name, 'unknown')}" for name in unlike)
+
+
+def in_words(protocols: Iterable[Protocol]) -> dict[str, str]:
+    """{metric: its protocol as a line}: "images 50000, repeats 3, mode legacy_tensorflow, …"."""
+    return {p["metric"]: ", ".join(f"{words(k)} {v}" for k, v in p.items() if k != "metric") for p in protocols}
+
+
+def words(name: str) -> str:
+    return name.replace("_", " ")
