@@ -75,7 +75,7 @@ class Real:
         """Features [n, d]. All processes must use this."""
         journal, device = Journal(), distributed.device()
         if self.network.slow:
-            journal.log(f"features of the {len(self.images)} images of {self.origin}")
+            journal.log(f"{self.network.name} features of the {len(self.images)} images of {self.origin}")
 
         def embed(part: range) -> Tensor:
             return self.network.rows(self.images.part(part).x().to(device))
@@ -99,7 +99,9 @@ def real_images(reference: str, network: FeatureNetwork, domain: Domain, most: i
     """The real images of a metric, or `most` of them at random. Raises SettingError if they are too few or have another shape."""
     images = reference_images(reference, domain)
     if len(images) < fewest:
-        raise SettingError("reference", f"has {len(images)} image{'s' * (len(images) != 1)}; at least {fewest} are needed", reference)
+        raise SettingError(
+            "reference", f"has {len(images)} image{'s' * (len(images) != 1)}; at least {fewest} are needed", reference
+        )
     real = Real(images if most is None else images.some(most), network, reference)
     return _in_use.setdefault((real.hash, network.hash), real)
 

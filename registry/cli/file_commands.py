@@ -1,4 +1,4 @@
-"""The commands for files: inspect, convert, dataset."""
+"""The commands for files: inspect, convert, dataset, table."""
 
 from __future__ import annotations
 
@@ -89,3 +89,19 @@ def dataset(source: str, dest: str, resolution: int | None, crop: bool, folder_l
         task = bar.add_task("images", total=None)
         line = make_dataset(source, dest, resolution, crop, folder_labels, lambda n: bar.update(task, completed=n))
     click.echo(line)
+
+
+@main.command()
+@click.argument("results", nargs=-1, required=True, metavar="RESULT...")
+def table(results: tuple[str, ...]) -> None:
+    """Put results into one table: what `distill evaluate` saved (.json), run folders.
+
+    Numbers that were measured in another way than the first of their column are marked, and a note says what is unlike: the
+    number of images, the mode, the reference, the network.
+    """
+    from rich.console import Console
+
+    from registry.measure.comparison import read_results, table_of_results
+
+    found = [result for source in results for result in read_results(source)]
+    Console(highlight=False).print(table_of_results(found))

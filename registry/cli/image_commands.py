@@ -11,7 +11,7 @@ from registry.cli.group import main
 from registry.cli.options import sampler_options, say_doubt
 from registry.core.errors import Interrupted
 from registry.plugins.loading import load_plugins
-from registry.recipe.reading import resolve_evaluation
+from registry.recipe.evaluation import resolve_evaluation
 
 if TYPE_CHECKING:
     from registry.sample.sampler import Sampler

@@ -1,11 +1,16 @@
 """Measures sets of images and prints the tables that people read.
 
-distances     Fréchet and sliced Wasserstein distances, as pure functions of tensors
-fid           FID and KID, from Inception features
-inception     Inception features and their statistics, as in EDM
-classifier    the small network whose features are used for small images
-measuring     from seeds to images to every metric's numbers, shared among processes
-rows          rows of numbers, and tables of rows
-teacher_rows  the teacher's rows, measured once and saved beside its file
-evaluate      measures a network's file as the papers do, and records everything that the numbers depend on
+distances        Fréchet and sliced Wasserstein distances and the Inception score, as pure functions of tensors
+fid              FID and KID, from Inception features
+neighbours       precision, recall, density and coverage, from any features
+feature_network  what a network is to a metric that compares features
+inception        Inception features, class probabilities and statistics, as in EDM
+classifier       the small network whose features are used for small images
+torchscript      a feature network of the user's, such as DINOv2
+measuring        from seeds to images to every metric's numbers, shared among processes
+protocol         what numbers depend on besides the images
+rows             rows of numbers, and tables of rows
+comparison       one table of results from several files, with marks where protocols are unlike
+teacher_rows     the teacher's rows, measured once and saved beside its file
+evaluate         measures a network's file as the papers do, and records everything that the numbers depend on
 """

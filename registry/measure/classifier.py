@@ -41,13 +41,14 @@ class Classifier(nn.Module):
 
 
 class ClassifierFeatures(FeatureNetwork):
-    """The hidden layer of a classifier as a feature space. `name` is what people call it."""
+    """The hidden layer of a classifier as a feature space."""
 
     slow = False
     batch = 1000
 
     def __init__(self, classifier: Classifier, name: str) -> None:
         super().__init__()
+        self.name = name
         self.classifier, self.hash, self.dimension = classifier, weights_hash(classifier), classifier.hidden.out_features
         self.details = {"features": name, "features_hash": self.hash}
 

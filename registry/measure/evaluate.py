@@ -33,7 +33,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure `config.repeats` sets of images, print the table, and return the content of `output` (a .json file).
 
-    `config` and `choices` come from `registry.recipe.reading.resolve_evaluation`. By default the file is written beside the
+    `config` and `choices` come from `registry.recipe.evaluation.resolve_evaluation`. By default the file is written beside the
     network's file. A .jsonl file of the same name gets one line per measurement, as in EDM. The reference's Inception statistics
     are saved to `save_reference`. Under torchrun, all processes share the work, and the result does not depend on their number.
     Raises UserError.
@@ -113,16 +113,16 @@ def span(seeds: range) -> str:
 
 
 def table_of_repeats(row: Row, metrics: Metrics, config: EvalConfig) -> Table:
-    """A table of every repeat, the minimum (or maximum, where higher is better), and mean ± standard deviation."""
+    """A line for every number: its repeats, their minimum (or maximum, where higher is better), and mean ± standard deviation."""
     columns, higher = headings(metrics, config.samples), {column for _, metric in metrics for column in metric.higher}
-    table = Table("seeds", *columns.values())
-    for repeat in range(config.repeats):
-        table.add_row(span(seeds(config, repeat)), *(f"{row.values[c][repeat]:.5g}" for c in columns))
-    table.add_section()
-    for name, shown in (("minimum", columns.keys() - higher), ("maximum", columns.keys() & higher)):
-        if shown:
-            table.add_row(name, *(f"{best(row.values[c], c in higher):.5g}" if c in shown else "" for c in columns))
-    table.add_row("mean ± std", *(row.text(c) for c in columns))
+    extremes = [name for name, shown in (("minimum", columns.keys() - higher), ("maximum", columns.keys() & higher)) if shown]
+    table = Table()
+    for heading in ("seeds", *(span(seeds(config, repeat)) for repeat in range(config.repeats)), *extremes, "mean ± std"):
+        table.add_column(heading, overflow="fold")
+    for column, heading in columns.items():
+        shown = "maximum" if column in higher else "minimum"
+        most = [f"{best(row.values[column], column in higher):.5g}" if name == shown else "" for name in extremes]
+        table.add_row(heading, *(f"{value:.5g}" for value in row.values[column]), *most, row.text(column))
     return table
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 class FeatureNetwork(ABC):
     """Turns images into features. Metrics that use the same network one after the other share its last result."""
 
+    name: str
+    """What people call it."""
     hash: str
     """Identifies the network, and what is done to the images before it sees them."""
     details: dict[str, Any]

@@ -40,7 +40,7 @@ class Inception(FeatureNetwork):
     Raises UserError if the file is not this network.
     """
 
-    dimension = DIMENSION
+    name, dimension = "Inception", DIMENSION
 
     def __init__(self, path: Path) -> None:
         from cleanfid.inception_torchscript import InceptionV3W

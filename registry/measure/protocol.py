@@ -29,10 +29,20 @@ def protocols(metrics: Sequence[tuple[Choice, Metric]], config: EvalConfig) -> d
 
 
 def difference(found: Protocol, wanted: Protocol) -> str:
-    """What is unlike, in words: "images 5000, not 50000"; empty if nothing is. A name that has a hash beside it does not count."""
-    names = [name for name in {**wanted, **found} if not {f"{name}_hash"} & (found.keys() | wanted.keys())]
-    unlike = [name for name in names if found.get(name) != wanted.get(name)]
-    return ", ".join(f"{words(name)} {found.get(name, 'unknown')}, not {wanted.get(name, 'unknown')}" for name in unlike)
+    """What is unlike, in words: "images 5000, not 50000"; empty if nothing is. A name with its hash beside it does not count."""
+    if not found and wanted:
+        return "how it was measured is not recorded"
+    names = [name for name in {**wanted, **found} if f"{name}_hash" not in {**wanted, **found}]
+    return "; ".join(
+        unlike(words(name), found.get(name), wanted.get(name)) for name in names if found.get(name) != wanted.get(name)
+    )
+
+
+def unlike(name: str, found: Any, wanted: Any) -> str:
+    """One difference in words; None is absent."""
+    if wanted is None:
+        return f"with {name} {found}"
+    return f"without {name} {wanted}" if found is None else f"{name} {found}, not {wanted}"
 
 
 def in_words(protocols: Iterable[Protocol]) -> dict[str, str]:

@@ -109,9 +109,10 @@ def table(rows: Sequence[Row], metrics: Metrics, title: str, samples: int) -> Ta
     return shown
 
 
-def cell(row: Row, column: str, higher: bool | None) -> str:
-    """mean ± standard deviation, and the best of several repeats unless `higher` is None: "0.78 ± 0.11 (min 0.69)"."""
+def cell(row: Row, column: str, higher: bool | None, mark: str = "") -> str:
+    """mean ± standard deviation with a mark, and below it the best of several repeats unless `higher` is None."""
     values = row.values.get(column, [])
-    if higher is None or len(values) < 2:
-        return row.text(column)
-    return f"{row.text(column)} ({'max' if higher else 'min'} {best(values, higher):.3g})"
+    shown = f"{row.text(column)}{mark}"
+    if higher is None or len(set(values)) < 2:
+        return shown
+    return f"{shown}\n{'max' if higher else 'min'} {best(values, higher):.3g}"

@@ -8,9 +8,10 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from registry.core.errors import SettingError, UserError
 from registry.measure.feature_network import FeatureNetwork, rgb
@@ -26,7 +27,7 @@ class ScriptedNetwork(FeatureNetwork):
 
     `input` is what it takes: pixels as uint8, values in [0, 1] ("unit") or [−1, 1] ("signed"), or values in [0, 1] normalised
     with ImageNet's mean and standard deviation. Images are first rounded to pixels, as if they had been saved, and resized to
-    `size` (bicubic, with antialiasing, as Pillow does it) unless that is None. Raises UserError if the file is no such program.
+    `size` (Pillow's bicubic) unless that is None. Raises UserError if the file is no such program.
     """
 
     def __init__(self, path: Path, input: Input = "uint8", size: int | None = None) -> None:
@@ -39,10 +40,10 @@ class ScriptedNetwork(FeatureNetwork):
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
         except (RuntimeError, ValueError):
             raise UserError(f"{path}: not a TorchScript program, or damaged") from None
-        self.path, self.input, self.size = path, input, size
+        self.path, self.name, self.input, self.size = path, path.name, input, size
         self.hash = f"{sha256}-{input}-{size or 'as-is'}"
         self.details = {"features": path.name, "features_hash": sha256, "input": input}
-        self.details |= {} if size is None else {"size": size, "resized": "bicubic, antialiased"}
+        self.details |= {} if size is None else {"size": size, "resized": "Pillow's bicubic"}
 
     @torch.no_grad()
     def rows(self, images: Tensor) -> Tensor:
@@ -54,8 +55,7 @@ class ScriptedNetwork(FeatureNetwork):
         """What the program is given: images [n, C, H, W] in [−1, 1] -> [n, 3, size, size], uint8 or float32."""
         pixels = rgb(to_uint8(images))
         if self.size is not None:
-            resized = F.interpolate(pixels.float(), size=(self.size, self.size), mode="bicubic", antialias=True)
-            pixels = resized.round().clip(0, 255).to(torch.uint8)
+            pixels = resized(pixels, self.size)
         if self.input == "uint8":
             return pixels
         unit = pixels.float() / 255
@@ -65,28 +65,38 @@ class ScriptedNetwork(FeatureNetwork):
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Try it on images of this shape, which tells its dimension. Raises SettingError."""
-        x = torch.linspace(-1, 1, 3).reshape(3, 1, 1, 1).expand(3, *image_shape)
+        images = torch.linspace(-1, 1, 3).reshape(3, 1, 1, 1).expand(3, *image_shape)
         try:
-            rows = self.rows(x)
-            alone = torch.cat([self.rows(image) for image in x.split(1)])
-        except (RuntimeError, AttributeError, TypeError) as error:
-            problem = f"it cannot take {self.given(x)}: {str(error).strip().splitlines()[-1]}"
-        else:
-            problem = ""
-            if rows.ndim != 2 or len(rows) != len(x):
-                problem = f"gives {list(rows.shape)} for 3 images; a feature network gives one row per image"
-            elif not rows.isfinite().all():
-                problem = f"gives features that are not finite for {self.given(x)}"
-            elif not torch.allclose(rows, alone, rtol=1e-2, atol=1e-2 * float(rows.abs().max())):
-                problem = "gives an image other features in a batch than alone; save the network in eval mode"
+            problem = self.fault(images)
+        except RuntimeError as error:
+            x = self.prepare(images)
+            given = f"{str(x.dtype).removeprefix('torch.')} images of {'×'.join(map(str, x.shape[1:]))} (input = {self.input!r})"
+            problem = f"it cannot take {given}: {str(error).strip().splitlines()[-1]}"
         if problem:
             raise SettingError("features", problem, str(self.path))
-        self.dimension = rows.shape[1]
+        self.dimension = self.rows(images).shape[1]
 
-    def given(self, images: Tensor) -> str:
-        """What it is given for these images, in words."""
-        x = self.prepare(images)
-        return f"{str(x.dtype).removeprefix('torch.')} images of {'×'.join(map(str, x.shape[1:]))} (input = {self.input!r})"
+    @torch.no_grad()
+    def fault(self, images: Tensor) -> str:
+        """What is wrong with its answer for images [n, C, H, W]; empty if nothing is. Raises RuntimeError where the program does."""
+        answer = self.net(self.prepare(images))
+        if not isinstance(answer, Tensor) or answer.ndim < 2 or len(answer) != len(images):
+            what = list(answer.shape) if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+            return f"gives {what} for {len(images)} images; a feature network gives one row per image"
+        rows = self.rows(images)
+        if not rows.isfinite().all():
+            return "gives features that are not finite"
+        alone = torch.cat([self.rows(image) for image in images.split(1)])
+        if not torch.allclose(rows, alone, rtol=1e-2, atol=1e-2 * float(rows.abs().max())):
+            return "gives an image other features in a batch than alone; save the network in eval mode"
+        return ""
+
+
+def resized(pixels: Tensor, size: int) -> Tensor:
+    """uint8 [n, 3, H, W] -> [n, 3, size, size], exactly as Pillow does it, and so the same on every device."""
+    arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    pictures = [Image.fromarray(array).resize((size, size), Image.Resampling.BICUBIC) for array in arrays]
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2).to(pixels.device)
 
 
 def is_torchscript(path: Path) -> bool:

@@ -114,50 +114,6 @@ def expect(recipe: AnyRecipe, kind: type[R]) -> R:
     raise UserError(f"{recipe.path}: this recipe is run with: {COMMANDS[type(recipe)]} {recipe.path}")
 
 
-def resolve_evaluation(
-    plugins: Plugins,
-    metrics: Iterable[str],
-    *,
-    reference: str | None = None,
-    inception: str | None = None,
-    samples: int = 50_000,
-    repeats: int = 3,
-    batch: int = 100,
-    sets: Iterable[str] = (),
-) -> tuple[EvalConfig, tuple[Choice, ...]]:
-    """[eval] and its metrics, from the options of `distill evaluate` instead of a recipe. Raises UserError.
-
-    `sets` are settings of single metrics, such as "prdc.nearest_k=3".
-    """
-    reading = Reading(Path("distill evaluate"), {}, plugins)
-    known = {name: plugins.owners("metric", name) for name in metrics}
-    reading.override(["eval", "metrics"], list(known), f"--metrics {','.join(known)}")
-    for key, value in (("samples", samples), ("repeats", repeats), ("batch", batch)):
-        reading.override(["eval", key], value, f"--{key} {value}")
-    if reference is not None:
-        reading.override(["eval", "reference"], reference, f"--reference {reference}")
-    for text in sets:
-        (name, *keys), value = parse_set(text)
-        if name not in known:
-            raise UserError(f"--set {text}: {name!r} is none of the metrics: {', '.join(known)}")
-        reading.override(["eval", name, *keys], value, f"--set {text}")
-    for name, owners in known.items():
-        fields = _fields(owners)
-        if reference is None and "reference" in fields and ("eval", name, "reference") not in reading.origins:
-            raise UserError(
-                f"--reference is missing: the real images that {name} compares with: a folder or ZIP, digits, or for fid alone "
-                "their statistics (.npz, or its URL)"
-            )
-        if inception is not None and "inception" in fields:
-            reading.override(["eval", name, "inception"], inception, f"--inception {inception}")
-        reading.origins.setdefault(("eval", name, "reference"), f"--reference {reference}")
-        reading.origins.setdefault(("eval", name, "inception"), "--inception")
-    config, choices = reading.evaluation()
-    reading.finish()
-    assert config
-    return config, choices
-
-
 @dataclass
 class Reading:
     """A recipe while it is read: its tables, and what is wrong with them so far. `finish` raises all errors at once."""
@@ -180,7 +136,7 @@ class Reading:
             old, use = self.tables.get(table, {}), values.get("use")
             if isinstance(old, dict) and use is not None and use != old.get("use"):
                 # Another component: of the old one's settings keep those that the new one has, too.
-                known = _fields(self.plugins.owners(table, use))
+                known = fields_of(self.plugins.owners(table, use))
                 self.tables = self.tables | {table: {k: v for k, v in old.items() if k in known}}
         self.tables = lay_over(self.tables, top)
 
@@ -261,7 +217,7 @@ class Reading:
                 )
                 continue
             settings = dict(own[name]) if isinstance(own.get(name), dict) else {}
-            fields = _fields(self.plugins.owners("metric", name))
+            fields = fields_of(self.plugins.owners("metric", name))
             if config and config.reference is not None and "reference" in fields:
                 settings = {"reference": config.reference} | settings
             metrics.append(self.choice("metric", f"eval.{name}", use=name, values=settings))
@@ -397,7 +353,7 @@ def check_fit(recipe: Recipe, D: float, plugins: Plugins) -> None:
             raise UserError(f"{recipe.path}: [{choice.table_name}] use = {choice.name!r}: {reason}")
 
 
-def _fields(owners: list[Registered]) -> Mapping[str, FieldInfo]:
+def fields_of(owners: list[Registered]) -> Mapping[str, FieldInfo]:
     """The settings of the component that owners register, if there is one."""
     component = owners[0].component if owners else None
     return component.config.model_fields if isinstance(component, Component) else {}

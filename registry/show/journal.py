@@ -43,7 +43,7 @@ class Journal:
             return
         self.console.print(table)
         if self.folder:
-            plain = Console(width=100, color_system=None, record=True, file=io.StringIO())
+            plain = Console(width=200, color_system=None, record=True, file=io.StringIO())
             plain.print(table)
             write_atomically(self.folder / name, plain.export_text().encode())
 

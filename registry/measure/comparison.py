@@ -1,0 +1,81 @@
+"""One table of results from several files, of `distill evaluate` and of runs. What is measured in another way is marked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.table import Table
+
+from registry.core.errors import UserError
+from registry.measure.protocol import Protocol, difference, in_words
+from registry.measure.rows import Row, cell
+
+MARK = "†"
+
+
+@dataclass
+class Result:
+    """A row that was read from a file, and how its numbers were measured."""
+
+    row: Row
+    protocols: dict[str, Protocol] = field(default_factory=dict)
+    """By column; empty in files of version 0.1."""
+    higher: tuple[str, ...] = ()
+    """The columns of which higher is better."""
+
+
+def read_results(source: str) -> list[Result]:
+    """The rows in a result of `distill evaluate` (.json), in a run's quality.json, or in a run folder. Raises UserError."""
+    path = Path(source).expanduser()
+    path = path / "quality.json" if path.is_dir() else path
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        protocols, higher = dict(content.get("protocols", {})), tuple(content.get("higher_is_better", ()))
+        if "rows" in content:
+            name = path.resolve().parent.name
+            rows = [Row(f"{name}: {row['name']}", row["evaluations"], row["values"]) for row in content["rows"]]
+        else:
+            found = {column: s["values"] for columns in content["results"].values() for column, s in columns.items()}
+            network = Path(content["network"])
+            rows = [Row(str(Path(network.parent.name, network.name)), content["evaluations"], found)]
+        for values in (values for row in rows for values in row.values.values()):
+            if not values or not all(isinstance(value, int | float) for value in values):
+                raise ValueError("not numbers")
+        return [Result(row, protocols, higher) for row in rows]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: neither a result of `distill evaluate` (.json) nor a run's quality.json") from None
+
+
+def table_of_results(results: Sequence[Result]) -> Table:
+    """All rows in one table. Below it: how each metric was measured for the first time, and what is unlike in marked numbers."""
+    columns = dict.fromkeys(column for result in results for column in result.row.values)
+    metric_of = {column: p["metric"] for result in results for column, p in result.protocols.items()}
+    firsts = {metric: column for column, metric in reversed(metric_of.items())}.values()
+    usual: dict[str, Protocol] = {}  # by metric
+    for protocol in (p for result in results for p in result.protocols.values()):
+        usual.setdefault(protocol["metric"], protocol)
+    notes: dict[str, str] = {}
+
+    def text(result: Result, column: str) -> str:
+        mark, metric = "", metric_of.get(column, "")
+        unlike = difference(result.protocols.get(column, {}), usual.get(metric, {}))
+        if unlike and column in result.row.values:
+            mark = " " + notes.setdefault(f"{metric}: {unlike}", f"{MARK}{len(notes) + 1}")
+        return cell(result.row, column, column in result.higher if column in firsts else None, mark)
+
+    table = Table(caption_justify="left")
+    table.add_column("")
+    table.add_column("evaluations", justify="right")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for result in results:
+        evaluations = "" if result.row.evaluations is None else str(result.row.evaluations)
+        table.add_row(result.row.name, evaluations, *(text(result, column) for column in columns))
+    lines = [f"{name}: {line}" for name, line in in_words(usual.values()).items()]
+    table.caption = "\n".join([*lines, *(f"{mark} {note}" for note, mark in notes.items())])
+    return table
