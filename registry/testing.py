@@ -323,7 +323,9 @@ def _check_alone(values: Any, side: str, x: Tensor, found: Tensor) -> None:
 
 def check_metric(metric: Metric, image_shape: Sequence[int]) -> None:
     """Check a metric: each row depends only on its image, and the numbers have the names in `columns`."""
-    demand(bool(metric.columns), "metric.columns is empty; it must name the numbers, and the first must be a distance")
+    demand(bool(metric.columns), "metric.columns is empty; it must name the numbers, of which the first picks the best snapshot")
+    strange = set(metric.higher) - set(metric.columns)
+    demand(not strange, f"metric.higher names {', '.join(sorted(strange))}; it may name only `columns`")
     images = (0.5 * Streams(range(4 * B)).normal(image_shape)).clamp(-1, 1)
     rows = metric.embed(images)
     demand(isinstance(rows, Tensor), f"metric.embed gives a {type(rows).__name__}; it must be a tensor [n, d]")

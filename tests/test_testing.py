@@ -16,7 +16,7 @@ from ipfm_plugin.noise import ElectrostaticNoise
 from registry.builtin import AnalyticConfig, analytic
 from registry.builtin.loss import SiDLoss
 from registry.builtin.noise import GaussianNoise
-from registry.core.contracts import Noise, Teacher
+from registry.core.contracts import Metric, Noise, Teacher
 from registry.core.streams import Streams
 from registry.edm.datasets import load_images
 from registry.files.teachers import teacher_from_file
@@ -345,7 +345,7 @@ def test_a_wrong_loss_is_caught(what: str) -> None:
 # ----------------------------------------------------------------------------------------------- metrics that are wrong
 
 
-class Brightness:
+class Brightness(Metric):
     """The mean of the pixels. Correct until part of it is spoilt."""
 
     columns: tuple[str, ...] = ("brightness",)
@@ -359,15 +359,10 @@ class Brightness:
     def compare(self, rows: Tensor) -> dict[str, float]:
         return {"brightness": float(rows.mean())}
 
-    def floor(self, repeat: int) -> dict[str, float]:
-        return {}
-
-    def __call__(self, images: Tensor) -> dict[str, float]:
-        return self.compare(self.embed(images))
-
 
 METRICS: dict[str, tuple[str, dict[str, Any]]] = {
     "no columns": ("columns is empty", dict(columns=())),
+    "higher": ("metric.higher names light; it may name only `columns`", dict(higher=("brightness", "light"))),
     "a list": ("gives a list", dict(embed=lambda images: images.tolist())),
     "images": ("gives shape", dict(embed=lambda images: images)),
     "one row": ("gives shape", dict(embed=lambda images: images.flatten(1).mean(0, keepdim=True))),

@@ -78,7 +78,7 @@ class ScriptedNetwork(FeatureNetwork):
 
     @torch.no_grad()
     def fault(self, images: Tensor) -> str:
-        """What is wrong with its answer for images [n, C, H, W]; empty if nothing is. Raises RuntimeError where the program does."""
+        """What is wrong with its answer for images [n, C, H, W]; empty if nothing is. Raises RuntimeError if it does."""
         answer = self.net(self.prepare(images))
         if not isinstance(answer, Tensor) or answer.ndim < 2 or len(answer) != len(images):
             what = list(answer.shape) if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
