@@ -441,13 +441,14 @@ def test_a_table_of_runs_and_evaluations(cli: Cli, here: Cli, recipe_file: Write
     given = ["evaluate", "--network", snapshot, "--metrics", "sliced_wasserstein", "--reference", data, "--device", "cpu"]
     assert here(*given, "--samples", "32", "--repeats", "2", "--output", tmp_path / "same.json").returncode == 0
     assert here(*given, "--samples", "32", "--repeats", "3", "--output", tmp_path / "three.json").returncode == 0
-    old = {"rows": [{"name": "generator", "evaluations": 1, "values": {"sliced_w2": [1.0, 2.0]}, "note": ""}]}
+    old = {"rows": [{"name": "generator [/b]", "evaluations": 1, "values": {"sliced_w2": [1, 2]}, "note": ""}]}
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "quality.json").write_text(json.dumps(old))
     assert "†" not in here("table", run, tmp_path / "same.json").stdout
     shown = " ".join(here("table", run, tmp_path / "three.json", tmp_path / "old").stdout.split())
     assert "sliced_wasserstein: repeats 3, not 2" in shown
     assert "sliced_wasserstein: how it was measured is not recorded" in shown
+    assert "old: generator [/b]" in shown
 
 
 def test_the_best_snapshot_among_those_measured_alike(plugins: Plugins, data: Path, tmp_path: Path) -> None:
@@ -487,6 +488,8 @@ def test_bad_input_is_one_line(here: Cli, generator_file: Path, inception_file: 
         assert message in error_line(here(*ok, *given)), given
     for name, content in (("text", "hello"), ("list", "[1]"), ("other", '{"rows": [{"name": 1}]}'),
                           ("text values", '{"rows": [{"name": "a", "evaluations": 1, "values": {"fid": ["x"]}}]}'),
+                          ("no metric", '{"protocols": {"fid": {}}, "rows": []}'),
+                          ("too large", '{"rows": [{"name": "a", "evaluations": 1, "values": {"fid": [1' + 400 * "0" + "]}}]}"),
                           ("no values", '{"network": "a", "evaluations": 1, "results": {"fid": {"fid": {"values": []}}}}')):  # fmt: skip
         (tmp_path / f"{name}.json").write_text(content)
         assert "neither a result of `distill evaluate` (.json) nor a run's quality.json" in error_line(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from registry.core.errors import UserError
 from registry.measure.protocol import Protocol, difference, in_words
@@ -34,21 +35,27 @@ def read_results(source: str) -> list[Result]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         protocols, higher = dict(content.get("protocols", {})), tuple(content.get("higher_is_better", ()))
+        if any("metric" not in protocol for protocol in protocols.values()):
+            raise ValueError
         if "rows" in content:
             name = path.resolve().parent.name
-            rows = [Row(f"{name}: {row['name']}", row["evaluations"], row["values"]) for row in content["rows"]]
+            rows = [row_of(f"{name}: {row['name']}", row["evaluations"], row["values"]) for row in content["rows"]]
         else:
             found = {column: s["values"] for columns in content["results"].values() for column, s in columns.items()}
             network = Path(content["network"])
-            rows = [Row(str(Path(network.parent.name, network.name)), content["evaluations"], found)]
-        for values in (values for row in rows for values in row.values.values()):
-            if not values or not all(isinstance(value, int | float) for value in values):
-                raise ValueError("not numbers")
+            rows = [row_of(str(Path(network.parent.name, network.name)), content["evaluations"], found)]
         return [Result(row, protocols, higher) for row in rows]
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise UserError(f"{path}: neither a result of `distill evaluate` (.json) nor a run's quality.json") from None
+
+
+def row_of(name: str, evaluations: int | None, values: dict[str, list[float]]) -> Row:
+    """A row from a file's plain values. Raises ValueError or TypeError if they are no numbers."""
+    if not all(values.values()):
+        raise ValueError("no values")
+    return Row(name, evaluations, {column: [float(value) for value in of_column] for column, of_column in values.items()})
 
 
 def table_of_results(results: Sequence[Result]) -> Table:
@@ -75,7 +82,7 @@ def table_of_results(results: Sequence[Result]) -> Table:
         table.add_column(column, justify="right")
     for result in results:
         evaluations = "" if result.row.evaluations is None else str(result.row.evaluations)
-        table.add_row(result.row.name, evaluations, *(text(result, column) for column in columns))
+        table.add_row(Text(result.row.name), evaluations, *(text(result, column) for column in columns))
     lines = [f"{name}: {line}" for name, line in in_words(usual.values()).items()]
-    table.caption = "\n".join([*lines, *(f"{mark} {note}" for note, mark in notes.items())])
+    table.caption = Text("\n".join([*lines, *(f"{mark} {note}" for note, mark in notes.items())]))
     return table

@@ -71,7 +71,7 @@ class ScriptedNetwork(FeatureNetwork):
         except RuntimeError as error:
             x = self.prepare(images)
             given = f"{str(x.dtype).removeprefix('torch.')} images of {'×'.join(map(str, x.shape[1:]))} (input = {self.input!r})"
-            problem = f"it cannot take {given}: {str(error).strip().splitlines()[-1]}"
+            problem = f"it cannot take {given}: {(str(error).strip().splitlines() or ['it fails'])[-1]}"
         if problem:
             raise SettingError("features", problem, str(self.path))
         self.dimension = self.rows(images).shape[1]

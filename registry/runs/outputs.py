@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from rich.text import Text
 from torch import Tensor, nn
 
 from registry.core.contracts import Metric
@@ -112,7 +113,7 @@ def write_table(folder: RunFolder, rows: list[Row], metrics: Metrics, config: Ev
     title = f"{nimg / 1000:g} kimg: {config.samples} samples, mean ± standard deviation of {config.repeats} sampling seeds"
     measured_like = protocols(metrics, config)
     shown = table(rows, metrics, title, config.samples)
-    shown.caption = "\n".join(f"{name}: {line}" for name, line in in_words(measured_like.values()).items())
+    shown.caption = Text("\n".join(f"{name}: {line}" for name, line in in_words(measured_like.values()).items()))
     shown.caption_justify = "left"
     folder.journal.table(shown, "quality.txt")
     content = {
