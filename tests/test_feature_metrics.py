@@ -36,7 +36,7 @@ from registry.plugins.loading import Plugins
 from registry.recipe.reading import resolve
 from registry.recipe.resolved import Choice
 from registry.runs.folder import RunFolder
-from registry.runs.outputs import keep_best
+from registry.runs.outputs import alike, keep_best
 from registry.show.journal import Journal
 from registry.testing import check_metric
 from tests.conftest import environment, error_line, tiny_network
@@ -469,6 +469,8 @@ def test_the_best_snapshot_among_those_measured_alike(plugins: Plugins, data: Pa
     keep_best(folder, choice, metric)
     assert (tmp_path / "network-snapshot-best.pkl").read_text() == "3"
     assert json.loads((tmp_path / "best.json").read_text())["value"] == 0.5
+    old = [{"metric": "prdc", "samples": 16, "kimg": kimg} for kimg in (1, 2)]  # as version 0.1 wrote them
+    assert alike([]) == [] and alike(old) == old and alike([*old, old[0] | {"compared_with": {}}])[:2] == old
 
 
 def test_bad_input_is_one_line(here: Cli, generator_file: Path, inception_file: Path, data: Path, tmp_path: Path) -> None:

@@ -87,7 +87,8 @@ def keep_best(folder: RunFolder, choice: Choice, metric: Metric) -> None:
 def alike(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those of a metric's lines that are measured like the last. Others cannot be compared with it."""
     keys = ("metric", "samples", "compared_with")  # version 0.1 did not write the last
-    return [line for line in lines if all(line.get(key, lines[-1][key]) == lines[-1][key] for key in keys)]
+    last = lines[-1] if lines else {}
+    return [line for line in lines if all(line.get(key, last.get(key)) == last.get(key) for key in keys)]
 
 
 def draw_curves(folder: RunFolder, losses: tuple[str, ...], metrics: Metrics) -> None:
