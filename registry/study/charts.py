@@ -110,8 +110,7 @@ def draw_evaluations(summary: Summary, column: str, theme: Theme) -> Figure | No
     along = evaluations_axis(summary)
     plan = layout(summary, along)
     measured = [g for g in summary.groups if g.evaluations and g.values.get(column)]
-    teachers = () if any(name == EVALUATIONS for name, _ in summary.axes) else summary.teachers  # () if they are what is measured
-    places = {g.evaluations for g in measured} | {row.evaluations for t in teachers for row in t.rows}
+    places = {g.evaluations for g in measured} | {row.evaluations for t in summary.teachers for row in t.rows}
     if not measured or len(places) < 2:
         return None
     figure, axes = new_figure(summary, plan, theme)
@@ -125,7 +124,7 @@ def draw_evaluations(summary: Summary, column: str, theme: Theme) -> Figure | No
             draw_points(
                 ax, groups, column, color, name_of(summary, plan, line), along is not None, 1.03 ** (i - (len(lines) - 1) / 2)
             )
-            for teacher in teachers:
+            for teacher in summary.teachers:
                 if teacher.name in teachers_in(groups) - drawn:
                     drawn.add(teacher.name)
                     draw_teacher(ax, teacher, column, theme.ink if shared else color)

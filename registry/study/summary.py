@@ -65,7 +65,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class TeacherRows:
-    """A teacher's numbers."""
+    """A teacher's numbers, beside those of its generators."""
 
     name: str
     rows: tuple[Measured, ...]
@@ -107,7 +107,8 @@ def summarise(study: Study, results: Sequence[Result]) -> Summary:
     else:
         groups = generator_groups(axes, results, columns, lambda result, column: number(result, column, time))
     compared = [c for column in columns for c in comparisons(axes, groups, column)]
-    teachers, floor = teachers_of(finished), next((result.floor for result in finished if result.floor), None)
+    teachers = teachers_of(finished) if study.measure == "generator" else ()  # otherwise they are the groups
+    floor = next((result.floor for result in finished if result.floor), None)
     return Summary(axes, columns, groups, tuple(compared), teachers, floor, time)
 
 
