@@ -450,11 +450,6 @@ def test_dry_run_prints_commands_that_a_user_could_type(here: Here, tmp_path: Pa
         assert here(*line.split()[1:], "--dry-run").returncode == 0
 
 
-NOT_YET = {
-    "d": "needs the teachers of D = 3 and 43",
-    "teacher": "needs the teachers of D = 3 and 43",
-    "baselines": "needs the recipe's [warmup]",
-}
 SHIPPED = sorted((ROOT / "recipes" / "studies").glob("*.toml"))
 
 
@@ -466,8 +461,6 @@ def test_shipped_studies_are_valid_and_say_what_they_ask(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
-def test_all_runs_of_shipped_studies_have_a_valid_recipe(path: Path, plugins: Plugins, tmp_path: Path, request: Any) -> None:
-    if path.stem in NOT_YET:
-        request.applymarker(pytest.mark.xfail(reason=NOT_YET[path.stem], strict=True))
+def test_all_runs_of_shipped_studies_have_a_valid_recipe(path: Path, plugins: Plugins, tmp_path: Path) -> None:
     cells = prepare(read_study(path.stem), tmp_path, plugins, cell_command)
     assert len({c.name for c in cells}) == len({c.folder for c in cells}) == len(cells) >= 3

@@ -72,7 +72,9 @@ def distill(
 
     folder = start_or_resume(recipe, run, saved, resume, state, journal)
     if run.nimg < run.regression_end:
+        saved.clock.start()  # making pairs is a part of the training
         run.pairs = teacher_pairs(teacher, noise, generator.sigmas, recipe.warmup.pairs, recipe.warmup.nfe, device, journal)
+        saved.clock.stop(device)
     journal.log(f"{introduction(recipe, teacher, noise, generator)} on {device}{processes()}")
     for remark in teacher.remarks:
         journal.log(remark)
