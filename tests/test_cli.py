@@ -379,7 +379,7 @@ def test_the_options_of_the_command_are_frozen() -> None:
     assert {name: options(command) for name, command in main.commands.items()} == {
         "pretrain": common | {"--save"},
         "features": {"--recipe", "--set", "--save", "--debug"},
-        "check": {"--set", "--loss", "--debug"},
+        "check": {"--set", "--loss", "--open", "--debug"},
         "generate": sampling | {"--seeds", "--class", "--batch", "--outdir", "--format", "--debug"},
         "evaluate": sampling
         | {

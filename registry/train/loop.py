@@ -122,12 +122,12 @@ def student_alone(run: Distillation) -> None:
 
 
 def iteration(run: Distillation) -> None:
-    """Student, generator, average. (The average's ramp-up counts the images of the game before this batch.)"""
+    """Student, generator, average. (The average's ramp-up counts the images before this batch.)"""
     rate = cosine_rate((run.nimg - run.game_start) / (run.total - run.game_start), run.train.lr_decay)
     for i in range(run.train.student_steps):
         student_step(run, f"student{i}", rate)
     generator_step(run, rate)
-    run.average.update(run.train.batch, run.nimg - run.game_start)
+    run.average.update(run.train.batch, run.nimg)
     run.nimg += run.train.batch
 
 
