@@ -246,7 +246,7 @@ LOWEST = {"VPPrecond": None, "VEPrecond": "0.02", "iDDPMPrecond": "0.00642234"}
 def test_distilling_a_teacher_within_its_levels(name: str, recipe: Callable[[str], Path], tmp_path: Path) -> None:
     path, lowest = str(recipe(name)), LOWEST[name]
     if lowest:
-        with pytest.raises(UserError, match=rf"^\[noise\] sigma_min = 0\.002: the teacher knows noise levels from {lowest} to "):
+        with pytest.raises(UserError, match=rf"^\[noise\] sigma_min: leads to .* 0\.002, but the teacher knows {lowest} to "):
             distill(path)
         assert not (tmp_path / "runs").exists()
     result = distill(path, sets=[f"noise.sigma_min={lowest}"] if lowest else [])
@@ -263,15 +263,17 @@ def test_check_can_open_the_teachers_file(here: Cli, recipe: Callable[[str], Pat
     path, known = recipe("VEPrecond"), ["--set", "noise.sigma_min=0.02"]
     assert here("check", path).stdout.endswith(": ok\n")  # this opens no file
     assert here("check", "--open", path, *known).stdout.endswith(": ok\n")
-    for sets, wanted in {
-        (): "[noise] sigma_min = 0.002",
-        (*known, "--set", "noise.sigma_max=200"): "[noise] sigma_max = 200",
-        (*known, "--set", "generator.schedule=[2.5,0.01]", "--set", "generator.steps=2"): "[generator] schedule = 0.01",
-    }.items():
+    assert here("check", "--open", path, *known, "--set", "noise.sigma_max=200").returncode == 0  # t_max keeps below 100
+    for sets, setting, level in (
+        ((), "[noise] sigma_min", "0.002"),
+        ((*known, "--set", "noise.sigma_max=2000"), "[noise] t_max", "583.4"),
+        ((*known, "--set", "noise.sigma_init=101", "--set", "noise.sigma_max=102"), "[noise] sigma_init", "101"),
+        ((*known, "--set", "generator.schedule=[2.5,0.01]", "--set", "generator.steps=2"), "[generator] schedule", "0.01"),
+    ):
         done = here("check", "--open", path, *sets)
         assert done.returncode == 1
-        message = f"{path}: {wanted}: the teacher knows noise levels from 0.02 to 100 only"
-        assert done.stderr.splitlines()[0] == message
+        wanted = f"{path}: {setting}: leads to the noise level {level}, but the teacher knows 0.02 to 100 only"
+        assert done.stderr.splitlines()[0] == wanted
 
 
 def test_a_range_that_a_script_has_set_is_kept(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from torch import nn
 
 from registry.core.contracts import Domain, KnowsLevels, Loss, Metric, Noise, Teacher, hidden_network
 from registry.core.errors import SettingError, UserError
-from registry.core.levels import generator_levels
+from registry.core.levels import generator_levels, spaced
+from registry.core.settings import NoiseConfig
 from registry.edm.augment import LABELS
 from registry.edm.datasets import load_images
 from registry.files.atomic import check_folder
@@ -55,19 +56,22 @@ def check_augment(recipe: Recipe, teacher: Teacher) -> None:
 
 
 def check_levels(recipe: Recipe, teacher: Teacher, noise: Noise) -> None:
-    """Check that the teacher knows the recipe's noise levels. Raises SettingError."""
-    known = teacher.denoiser
+    """Check that the teacher knows the noise levels at which the recipe uses it. Raises SettingError."""
+    known, config = teacher.denoiser, recipe.noise.config
     if not isinstance(known, KnowsLevels):
         return
-    levels = {"sigma_min": noise.sigma_min, "sigma_init": noise.sigma_init, "sigma_max": noise.sigma_max}
-    asked: list[tuple[Choice | GeneratorConfig, str, float]] = [(recipe.noise, name, sigma) for name, sigma in levels.items()]
+    highest = ("sigma_max", noise.sigma_max)
+    if isinstance(config, NoiseConfig):
+        highest = ("t_max", spaced(1 - config.t_max / 1000, noise.sigma_max, noise.sigma_min, noise.rho))
+    levels = [("sigma_min", noise.sigma_min), ("sigma_init", noise.sigma_init), highest]
+    asked: list[tuple[Choice | GeneratorConfig, str, float]] = [(recipe.noise, *level) for level in levels]
     if not isinstance(recipe.generator.schedule, str):
         asked += [(recipe.generator, "schedule", sigma) for sigma in recipe.generator.schedule]
     for table, setting, sigma in asked:
         if not known.sigma_min * (1 - 1e-5) <= sigma <= known.sigma_max * (1 + 1e-5):  # people type levels with six digits
             with settings_of(table):
-                problem = f"the teacher knows noise levels from {known.sigma_min:g} to {known.sigma_max:g} only"
-                raise SettingError(setting, problem, sigma)
+                known_levels = f"{known.sigma_min:g} to {known.sigma_max:g}"
+                raise SettingError(setting, f"leads to the noise level {sigma:.4g}, but the teacher knows {known_levels} only")
 
 
 @contextmanager
