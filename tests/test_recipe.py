@@ -120,6 +120,7 @@ def test_all_errors_of_a_recipe_at_once(recipe_file: Write, plugins: Plugins) ->
 
 
 WRONG = {
+    "a generator that starts above the teacher": (("noise.sigma_init=100",), "[noise] sigma_max = 80.0: must be at least sigma_init = 100"),
     "missing file": (("noise.sigma_max=80", "teacher.source=nowhere.pt"), "[teacher] source = 'nowhere.pt': no such file"),
     "near name of a shipped file": (("teacher.source=digits_d182",), "no such file (did you mean 'digits_d128'?)"),
     "D not positive": (("noise.D=0",), "[noise] D = 0: must be greater than 0"),

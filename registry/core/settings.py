@@ -74,7 +74,9 @@ class NoiseConfig(Config):
 
     @field_validator("sigma_max")
     @classmethod
-    def _above_sigma_min(cls, value: float, info: ValidationInfo) -> float:
+    def _above_the_others(cls, value: float, info: ValidationInfo) -> float:
         if value <= info.data.get("sigma_min", 0):
             raise ValueError(f"must be above sigma_min = {info.data['sigma_min']}")
+        if value < info.data.get("sigma_init", 0):
+            raise ValueError(f"must be at least sigma_init = {info.data['sigma_init']:g}: the teacher knows no higher level")
         return value

@@ -23,6 +23,7 @@ from registry.recipe.tables import EvalConfig
 from registry.runs.folder import RunFolder
 from registry.show.figures import save_curves
 from registry.show.pictures import save_samples
+from registry.train.signs import BANDS
 
 
 def draw_samples(folder: RunFolder, name: str, images: Tensor, columns: int, real: Tensor | None = None) -> None:
@@ -95,8 +96,7 @@ def draw_curves(folder: RunFolder, losses: tuple[str, ...], metrics: Metrics) ->
     """curves.png: every learner's loss, and the first column of every metric, over kimg."""
     stats = folder.lines()
     panels: list[Any] = [(f"{name}'s loss", {name: course(stats, f"Loss/{name}")}, False) for name in losses]
-    gaps = sorted({key for line in stats for key in line if key.startswith("Gap/")})
-    panels.append(("gap", {key.removeprefix("Gap/"): course(stats, key) for key in gaps}, True))
+    panels.append(("gap", {band: course(stats, f"Gap/{band}") for band in ("all", *BANDS)}, True))
     for choice, metric in metrics:
         lines, column = alike(folder.lines(f"metric-{choice.name}.jsonl")), metric.columns[0]
         panels.append((column, {column: ([e["kimg"] for e in lines], [e["results"][column] for e in lines])}, True))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, ACCENT, SECOND, FAINT = "#22303c", "#c8553d", "#2a7f9e", "#c9d1d6"
+LINES = (ACCENT, SECOND, INK, "#c99b2f", "#8a6fb0")
 
 
 def save_figure(path: Path, figure: Figure) -> None:
@@ -56,13 +57,16 @@ def save_curves(path: Path, panels: Sequence[tuple[str, dict[str, tuple[list[flo
     if not panels:
         return
     figure, axes = _figure(len(panels), (7.5, 1.1 + 2.3 * len(panels)))
+    from matplotlib.ticker import LogLocator
+
     for ax, (label, curves, logarithmic) in zip(axes, panels, strict=True):
-        for (name, (x, y)), color in zip(curves.items(), (ACCENT, SECOND, INK), strict=False):
+        for (name, (x, y)), color in zip(curves.items(), LINES, strict=False):
             ax.plot(x, y, color=color, linewidth=1.6, marker="o" if len(x) < 30 else None, markersize=3, label=name)
         if logarithmic and all(v > 0 for _, y in curves.values() for v in y):
             ax.set_yscale("log")
-            for axis_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-                axis_formatter("{x:.3g}")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            ax.yaxis.set_major_formatter("{x:.3g}")
+            ax.yaxis.set_minor_formatter("")
         ax.set_ylabel(label, color=INK, fontsize=10)
         if len(curves) > 1:
             ax.legend(fontsize=9, frameon=False, labelcolor=INK)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from registry.train.loop import Distillation
 
 EDGES = (0.1, 0.5, 2.0)
-BANDS = ("sigma<0.1", "sigma<0.5", "sigma<2", "sigma>2")
+BANDS = ("sigma<0.1", "sigma 0.1-0.5", "sigma 0.5-2", "sigma>2")
 IMAGES = 256
 """The most images that the signs are measured on."""
 TURN = 1.5
