@@ -20,7 +20,7 @@ from registry.core.streams import Streams
 from registry.files.downloads import cache_folder
 from registry.files.formats import load_network
 from registry.recipe.tables import TrainConfig, WarmupConfig
-from registry.runs.checkpoints import save_state
+from registry.runs.checkpoints import Stateful, read_state, restore_state, save_state
 from registry.runs.distill import distill
 from registry.sample.heun import heun_images
 from registry.sample.pairs import teacher_pairs
@@ -29,7 +29,7 @@ from registry.train import loop
 from registry.train.generator import Generator
 from registry.train.warmup import Pairs
 from tests.conftest import environment, tiny_network
-from tests.test_loop import everything, parts, resume
+from tests.test_loop import everything, parts
 
 CPU = torch.device("cpu")
 SHORT = [
@@ -109,7 +109,7 @@ def test_the_regression_learns_the_pairs() -> None:
     assert sum(1 for _ in loop.iterations(run)) == 100
     assert error() < 0.3 * before
     assert all(torch.equal(a, b) for a, b in zip(run.student.net.parameters(), master.denoiser.parameters(), strict=True))
-    assert not run.generator.optimiser.state  # the game begins with fresh moments
+    assert not run.regression.optimiser.state and not run.generator.optimiser.state  # the game begins with fresh moments
 
 
 def small_run() -> loop.Distillation:
@@ -123,14 +123,19 @@ def small_run() -> loop.Distillation:
     return run
 
 
+def all_parts(run: loop.Distillation) -> dict[str, Stateful]:
+    return parts(run) | {"regression": run.regression.optimiser}
+
+
 @pytest.mark.parametrize("stop", [2, 4, 6, 8, 10])
 def test_resumed_in_any_phase_it_ends_where_an_uninterrupted_run_ends(tmp_path: Path, stop: int) -> None:
     whole, first, second = small_run(), small_run(), small_run()
     assert sum(1 for _ in loop.iterations(whole)) == 12
     for _ in zip(range(stop), loop.iterations(first), strict=False):
         pass
-    save_state(tmp_path / "state.pt", parts(first), first.nimg, {})
-    second.nimg = resume(tmp_path / "state.pt", second)
+    save_state(tmp_path / "state.pt", all_parts(first), first.nimg, {})
+    content = read_state(tmp_path / "state.pt", all_parts(second))
+    second.nimg = restore_state(tmp_path / "state.pt", content, all_parts(second))
     assert sum(1 for _ in loop.iterations(second)) == 12 - stop
     assert all(torch.equal(tensor, everything(second)[name]) for name, tensor in everything(whole).items())
 
@@ -142,7 +147,7 @@ def test_the_statistics_and_the_curves_say_which_phase_it_was(tmp_path: Path) ->
     assert phases == [["Loss/regression"]] * 4 + [["Loss/student"]] * 2 + [["Loss/generator", "Loss/student"]] * 4
     assert ["Gap/all" in line for line in lines] == [False] * 4 + [True] * 6  # before, the student is the teacher
     recipe = tomllib.loads((folder / "recipe.toml").read_text())
-    assert recipe["warmup"] == {"kimg": 0.128, "pairs": 48, "nfe": 5, "lr": 1e-3, "student_kimg": 0.064}
+    assert recipe["warmup"] == {"kimg": 0.128, "pairs": 48, "nfe": 5, "lr": 1e-3, "betas": [0.9, 0.999], "student_kimg": 0.064}
 
 
 def test_two_processes_make_the_same_pairs_and_generator(tmp_path: Path) -> None:
@@ -160,7 +165,7 @@ def test_two_processes_make_the_same_pairs_and_generator(tmp_path: Path) -> None
     for name, tensor in networks[0].items():
         if name.endswith("qkv.bias"):
             continue  # the softmax ignores the key's bias: its gradient is rounding noise, which Adam turns into full steps
-        torch.testing.assert_close(networks[1][name], tensor, rtol=0, atol=1e-5)
+        torch.testing.assert_close(networks[1][name], tensor, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize(

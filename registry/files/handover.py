@@ -32,7 +32,7 @@ def hand_over(source: str, target: str) -> str:
         raise UserError(f"{source}: is not a training state of distill")
     content, path = load(source, STATE), Path(target)
     parts, kimg = content["parts"], int(content["nimg"]) // 1000
-    if set(parts) != PARTS:
+    if set(parts) - {"regression"} != PARTS:  # the optimiser of a warm-up, which is over
         raise UserError(f"{source}: holds {', '.join(parts)}; only the state of a distillation can be resumed by SiD's loop")
     if "companion" in parts["student"]:
         raise UserError(f"{source}: its loss trains a network of its own, for which SiD's states have no place")

@@ -62,6 +62,7 @@ class WarmupConfig(Config):
     pairs: int = Field(2048, ge=1, description="number of pairs; they are made once and kept in the cache folder")
     nfe: int = Field(35, ge=1, description="the teacher's evaluations per pair: an odd number, two per Heun step but the last")
     lr: Positive = Field(1e-4, description="the generator's learning rate, which falls to 0 (cosine)")
+    betas: Betas = Field((0.9, 0.999), description="Adam's betas")
     student_kimg: float = Field(
         0.0,
         ge=0,

@@ -68,6 +68,8 @@ def distill(
     generator = build_generator(recipe, teacher, noise)
     run = loop.Distillation(teacher, noise, loss_, recipe.train, device, generator, data, recipe.warmup)
     parts: dict[str, Stateful] = {"student": run.student, "generator": run.generator, "ema": run.average}
+    if recipe.warmup.kimg:
+        parts["regression"] = run.regression.optimiser
     saved = Saved(parts, recipe.tables(), generator_facts(recipe, teacher, noise, generator))
 
     folder = start_or_resume(recipe, run, saved, resume, state, journal)

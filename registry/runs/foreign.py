@@ -23,6 +23,8 @@ def adopt(path: Path, parts: Mapping[str, Stateful], D: float) -> tuple[int, lis
     number = re.fullmatch(r"training-state-(?:.*-)?(\d+)", path.stem)
     if number is None:
         raise UserError(f"{path}: the number of images is only in the name of such a file; call it training-state-KIMG.pt")
+    if "regression" in parts:
+        raise UserError(f"{path}: its generator is past any warm-up; go on from it without one")
     match parts:
         case {"student": Learner() as student, "generator": Learner() as generator, "ema": EMA() as average, **more} if not more:
             pass

@@ -56,6 +56,10 @@ class Distillation:
             generator, train.batch, train.glr, train.gbetas, train.eps, train.generator_loss_scaling, train.gclip,
             net=generator.net,
         )  # fmt: skip
+        # The regression has an optimiser of its own, since the moments of one loss say nothing of another.
+        self.regression = Learner(
+            generator, train.batch, self.warmup.lr, self.warmup.betas, train.eps, clip=train.gclip, net=generator.net
+        )
         self.average = EMA(generator.net, train.ema_halflife_kimg, train.ema_rampup_ratio)
         self.nimg = 0
         """Images so far, those of the warm-up included."""
@@ -78,7 +82,7 @@ class Distillation:
     def learners(self) -> dict[str, Learner]:
         """Who learned in the last iteration, by the name of the loss."""
         if self.nimg <= self.game_start and self.warmup.kimg:
-            return {"regression": self.generator} if self.nimg <= self.regression_end else {"student": self.student}
+            return {"regression": self.regression} if self.nimg <= self.regression_end else {"student": self.student}
         return {"student": self.student, "generator": self.generator}
 
     def parts(self, step: str) -> Iterator[tuple[Streams, tuple[Any, ...]]]:
@@ -104,15 +108,14 @@ def iterations(run: Distillation) -> Iterator[None]:
 def regression(run: Distillation) -> None:
     """Warm-up: one step of the generator on pairs of a start and the teacher's image from there (`registry.train.warmup`)."""
     assert run.pairs is not None
-    generator, warmup = run.generator, run.warmup
-    with mode(generator.model, train=True):
+    with mode(run.regression.model, train=True):
         for rng, _ in run.parts("warmup"):
-            generator.accumulate(regression_loss(generator.net, run.pairs.batch(rng)))
-    generator.step(warmup.lr / run.train.glr * cosine_rate(run.nimg / run.regression_end, 1.0))
+            run.regression.accumulate(regression_loss(run.regression.net, run.pairs.batch(rng)))
+    run.regression.step(cosine_rate(run.nimg / run.regression_end, 1.0))
     run.average.update(run.train.batch, run.nimg)
     run.nimg += run.train.batch
     if run.nimg >= run.regression_end:
-        generator.forget()  # the moments of another loss
+        run.regression.forget()
 
 
 def student_alone(run: Distillation) -> None:

@@ -73,7 +73,7 @@ class Learner:
         self.loss = torch.zeros_like(self.loss)
 
     def forget(self) -> None:
-        """Begin with fresh moments, for another loss."""
+        """Let go of the moments; it will not learn any more."""
         self.optimiser.state.clear()
 
     def state_dict(self) -> dict[str, Any]:
