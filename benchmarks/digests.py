@@ -27,15 +27,19 @@ SHORT = [
     "train.duration_kimg=2.56", "log.tick_kimg=1.28", "log.snapshot_ticks=1", "eval.samples=200", "eval.repeats=1",
     "eval.snapshot_samples=100", "eval.teacher_steps=[3]", "train.device=cpu",
 ]  # fmt: skip
+GAME = ["--recipe", "quickstart", "--set", "warmup.kimg=0"]
+WARM_UP = ["warmup.kimg=1.28", "warmup.pairs=64", "warmup.nfe=5", "warmup.student_kimg=0.64"]
 RUNS: dict[str, tuple[int, list[str]]] = {
-    "ipfm": (1, ["--recipe", "quickstart"]),
-    "sid": (1, ["--recipe", "quickstart", "--loss", "sid"]),
-    "two steps, all": (1, ["--recipe", "quickstart", "--set", "generator.steps=2"]),
-    "two steps, last": (1, ["--recipe", "quickstart", "--set", "generator.steps=2", "--set", "generator.gradient=last"]),
-    "three steps, karras": (1, ["--recipe", "quickstart", "--set", "generator.steps=3", "--set", "generator.schedule=karras"]),
-    "accumulation": (1, ["--recipe", "quickstart", "--set", "train.batch_gpu=32"]),
-    "two student steps": (1, ["--recipe", "quickstart", "--set", "train.student_steps=2"]),
-    "two processes": (2, ["--recipe", "quickstart"]),
+    "ipfm": (1, GAME),
+    "sid": (1, [*GAME, "--loss", "sid"]),
+    "two steps, all": (1, [*GAME, "--set", "generator.steps=2"]),
+    "two steps, last": (1, [*GAME, "--set", "generator.steps=2", "--set", "generator.gradient=last"]),
+    "three steps, karras": (1, [*GAME, "--set", "generator.steps=3", "--set", "generator.schedule=karras"]),
+    "accumulation": (1, [*GAME, "--set", "train.batch_gpu=32"]),
+    "two student steps": (1, [*GAME, "--set", "train.student_steps=2"]),
+    "two processes": (2, GAME),
+    "clipping": (1, [*GAME, "--set", "train.clip=10", "--set", "train.gclip=100"]),
+    "warm-up": (1, ["--recipe", "quickstart", *(word for setting in WARM_UP for word in ("--set", setting))]),
     "toy": (1, ["--recipe", "toy_2d", "--set", "teacher.warmup=20"]),
     "pretrain": (1, ["pretrain", "--recipe", "teachers/digits_d128"]),
 }

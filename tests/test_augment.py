@@ -180,5 +180,5 @@ def test_a_teacher_is_trained_with_augmentation_and_distilled_with_it(tmp_path: 
     net, _ = load_network(path)
     assert net.init_kwargs["augment_dim"] == 9  # type: ignore[operator, index]
     assert net.state_dict()["model.map_augment.weight"].abs().max() > 0
-    short = [f"teacher.source={path}", "train.augment=0.3", "train.duration_kimg=0.256", "eval.metrics=[]"]
+    short = [f"teacher.source={path}", "train.augment=0.3", "warmup.kimg=0", "train.duration_kimg=0.256", "eval.metrics=[]"]
     assert (distill("quickstart", sets=short, outdir=str(tmp_path / "out")).folder / "curves.png").is_file()

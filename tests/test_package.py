@@ -245,7 +245,7 @@ def test_the_wheel_works_in_a_fresh_environment_elsewhere(tmp_path: Path) -> Non
     listed = run(distill, "plugins")
     assert "electrostatic" in listed.stdout
     assert "not loaded" not in listed.stdout
-    short = ["--set", "train.duration_kimg=0.016", "--set", "train.batch=8", "--set", "eval.samples=20", "--set", "eval.snapshot_samples=0",
+    short = ["--set", "warmup.kimg=0", "--set", "train.duration_kimg=0.016", "--set", "train.batch=8", "--set", "eval.samples=20", "--set", "eval.snapshot_samples=0",
              "--set", "eval.teacher_steps=[2]", "--set", "train.device=cpu"]  # fmt: skip
     for recipe in (["--recipe", "quickstart"], ["--recipe", "quickstart", "--loss", "sid"]):
         done = run(distill, *recipe, *short)

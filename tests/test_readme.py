@@ -17,7 +17,7 @@ from tests.conftest import ROOT, environment
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "recipes" / "README.md", ROOT / "benchmarks" / "RESULTS.md",
          *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*/README.md"))]  # fmt: skip
-SHORT = '"train.duration_kimg=0.128", "eval.samples=60", "eval.teacher_steps=[2]", "eval.snapshot_samples=0"'
+SHORT = '"warmup.kimg=0", "train.duration_kimg=0.128", "eval.samples=60", "eval.teacher_steps=[2]", "eval.snapshot_samples=0"'
 
 
 def blocks(language: str, page: Path = ROOT / "README.md") -> list[str]:
@@ -27,8 +27,8 @@ def blocks(language: str, page: Path = ROOT / "README.md") -> list[str]:
 def test_the_ten_lines_of_python(tmp_path: Path) -> None:
     code = blocks("python")[0]
     assert len([line for line in code.splitlines() if line]) <= 10
-    assert '"train.duration_kimg=6.4"' in code
-    code = code.replace('"train.duration_kimg=6.4"', SHORT)
+    assert '"warmup.kimg=0", "train.duration_kimg=6.4"' in code
+    code = code.replace('"warmup.kimg=0", "train.duration_kimg=6.4"', SHORT)
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
     )
