@@ -373,7 +373,7 @@ def test_teachers_are_compared_over_sampling_seeds(tmp_path: Path, plugins: Plug
 
 def test_a_changed_study_does_not_take_over_the_results_of_another(written: Path, plugins: Plugins) -> None:
     before = {p: p.read_bytes() for p in written.rglob("*") if p.is_file() and p.name != "study.lock"}
-    with pytest.raises(SettingError, match=r"has runs with other settings: \[train\] lr: 0\.001 -> 0\.002 \(12 cells\)"):
+    with pytest.raises(SettingError, match=r"has runs with other settings: \[train\] lr: 0\.0005 -> 0\.002 \(12 cells\)"):
         report(study_of(set=["train.lr=2e-3"]), written, plugins)
     assert before == {p: p.read_bytes() for p in written.rglob("*") if p.is_file() and p.name != "study.lock"}
     wider = study_of(vary={"loss.alpha": [0.5, 1, 2], "generator.steps": [1, 2]}, seeds=[0, 1, 2, 3])
@@ -433,7 +433,7 @@ def test_all_cells_recipes_are_checked_and_all_errors_said(here: Here, tmp_path:
 
 
 def test_two_combinations_that_are_the_same_run_are_refused(plugins: Plugins, tmp_path: Path) -> None:
-    study = study_of(vary={"m": {"a": {"train.lr": 1e-3}, "b": {}}})
+    study = study_of(vary={"m": {"a": {"train.lr": 5e-4}, "b": {}}})
     with pytest.raises(SettingError, match="m-a and m-b are the same run"):
         prepare(study, tmp_path, plugins, cell_command)
 

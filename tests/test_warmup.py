@@ -171,7 +171,7 @@ def test_two_processes_make_the_same_pairs_and_generator(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        (["train.duration_kimg=0"], r"\[train\] duration_kimg = 0: there is nothing to do without a warm-up"),
+        (["train.duration_kimg=0", "warmup.kimg=0"], r"\[train\] duration_kimg = 0: there is nothing to do without a warm-up"),
         (["warmup.kimg=1", "warmup.nfe=6"], r"nfe = 6: must be odd"),
         (["warmup.kimg=-1"], r"kimg = -1: must be greater than or equal to 0"),
         (["warmup.kmig=1"], r"kmig is unknown \(did you mean 'kimg'\?\)"),
