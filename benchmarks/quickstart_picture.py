@@ -22,6 +22,7 @@ from registry.runs.building import build, build_generator
 from registry.sample.heun import heun_images
 from registry.show.figures import INK, save_figure
 from registry.show.pictures import grid
+from registry.train.loop import whole_batches
 
 SEEDS = range(16)
 
@@ -41,9 +42,8 @@ def main(folder: Path, target: Path) -> None:
         return generator.sample(SEEDS)
 
     snapshots = sorted(p for p in folder.glob("network-snapshot-*.pkl") if "best" not in p.name)
-    batch = recipe.train.batch
-    game_start = -(-round(recipe.warmup.kimg * 1000) // batch) * batch
-    warm = next(p for p in snapshots if int(p.stem.rpartition("-")[2]) == game_start // 1000)
+    warm_up = whole_batches(recipe.warmup.kimg, recipe.train.batch)
+    warm = next(p for p in snapshots if int(p.stem.rpartition("-")[2]) == warm_up // 1000)
     real = load_images("digits").x()
     rows = {
         "start": z,

@@ -150,6 +150,14 @@ def test_the_statistics_and_the_curves_say_which_phase_it_was(tmp_path: Path) ->
     assert recipe["warmup"] == {"kimg": 0.128, "pairs": 48, "nfe": 5, "lr": 1e-3, "betas": [0.9, 0.999], "student_kimg": 0.064}
 
 
+def test_without_pairs_to_learn_there_is_no_warm_up(tmp_path: Path) -> None:
+    """`warmup.kimg = 0` leaves the student's part out, too."""
+    folder = distill("quickstart", sets=[*SHORT, "warmup.kimg=0", "warmup.student_kimg=12.8"], outdir=str(tmp_path)).folder
+    first, *_ = (json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines())
+    assert sorted(key for key in first if key.startswith("Loss/")) == ["Loss/generator", "Loss/student"]
+    assert "warmup" not in tomllib.loads((folder / "recipe.toml").read_text())
+
+
 def test_two_processes_make_the_same_pairs_and_generator(tmp_path: Path) -> None:
     networks = []
     for name, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])):

@@ -67,12 +67,12 @@ class Distillation:
     @property
     def regression_end(self) -> int:
         """Images after which the generator has learned the pairs, in whole batches."""
-        return -(-round(self.warmup.kimg * 1000) // self.train.batch) * self.train.batch
+        return whole_batches(self.warmup.kimg, self.train.batch)
 
     @property
     def game_start(self) -> int:
-        """Images of the whole warm-up."""
-        return self.regression_end + -(-round(self.warmup.student_kimg * 1000) // self.train.batch) * self.train.batch
+        """Images of the whole warm-up, in whole batches. Without a regression there is none."""
+        return self.regression_end and self.regression_end + whole_batches(self.warmup.student_kimg, self.train.batch)
 
     @property
     def total(self) -> int:
@@ -81,8 +81,10 @@ class Distillation:
 
     def learners(self) -> dict[str, Learner]:
         """Who learned in the last iteration, by the name of the loss."""
-        if self.nimg <= self.game_start and self.warmup.kimg:
-            return {"regression": self.regression} if self.nimg <= self.regression_end else {"student": self.student}
+        if self.nimg <= self.regression_end:
+            return {"regression": self.regression}
+        if self.nimg <= self.game_start:
+            return {"student": self.student}
         return {"student": self.student, "generator": self.generator}
 
     def parts(self, step: str) -> Iterator[tuple[Streams, tuple[Any, ...]]]:
@@ -95,6 +97,11 @@ class Distillation:
             purpose = f"{self.train.seed}/{step}"
             real = (self.data.batch(Streams.derived(f"{purpose}/real", numbers, self.device)),) if self.data is not None else ()
             yield Streams.derived(purpose, numbers, self.device), real
+
+
+def whole_batches(kimg: float, batch: int) -> int:
+    """The images of the whole batches that hold this many thousand images."""
+    return -(-round(kimg * 1000) // batch) * batch
 
 
 def iterations(run: Distillation) -> Iterator[None]:
