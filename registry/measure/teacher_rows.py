@@ -13,9 +13,7 @@ from torch import Tensor
 from registry.core import distributed
 from registry.core.contracts import Noise, Teacher
 from registry.core.errors import UserError
-from registry.core.streams import Streams
 from registry.core.version import versions
-from registry.edm.networks import Precond
 from registry.files.atomic import write_atomically
 from registry.files.downloads import cache_folder
 from registry.files.locate import shipped
@@ -23,7 +21,7 @@ from registry.measure.measuring import measured
 from registry.measure.rows import Metrics, Row
 from registry.recipe.resolved import plain
 from registry.recipe.tables import EvalConfig
-from registry.sample.heun import heun_samples, level_range
+from registry.sample.heun import depends_on, heun_samples
 from registry.show.journal import Journal
 
 
@@ -38,7 +36,7 @@ def teacher_rows(
     kept: dict[str, Any] = {} if fresh else distributed.from_rank0(read_kept(beside) | read_kept(target))
     rows, new = [], False
     for steps in config.teacher_steps:
-        key = json.dumps(depends_on(teacher, noise, metrics, config, steps), sort_keys=True)
+        key = json.dumps(row_depends_on(teacher, noise, metrics, config, steps), sort_keys=True)
         if key in kept:
             rows.append(Row(**kept[key]["row"]))
             rows[-1].note = f"measured {kept[key]['date']}"
@@ -87,14 +85,10 @@ def keep(path: Path, rows: dict[str, dict[str, Any]], journal: Journal) -> None:
         journal.log(f"the teacher's rows could not be saved in {path.parent}; they will be measured again")
 
 
-def depends_on(teacher: Teacher, noise: Noise, metrics: Metrics, config: EvalConfig, steps: int) -> dict[str, Any]:
+def row_depends_on(teacher: Teacher, noise: Noise, metrics: Metrics, config: EvalConfig, steps: int) -> dict[str, Any]:
     """Everything that a teacher's row depends on, as plain values."""
-    half_precision = {"fp16": True} if isinstance(teacher.denoiser, Precond) and teacher.denoiser.use_fp16 else {}
-    return half_precision | {
+    return depends_on(teacher.denoiser, noise) | {
         "weights": teacher.weights or None,
-        "D": str(noise.D),
-        "kernel": [round(v, 3) for v in noise.prior((1, 2, 2), 1.0, Streams([0])).flatten().tolist()],
-        "levels": [*level_range(teacher.denoiser, noise), noise.rho],
         "steps": steps,
         "samples": config.samples,
         "repeats": config.repeats,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from registry.core.errors import UserError
 from registry.core.levels import heun_levels
 from registry.core.settings import NoiseConfig
 from registry.core.streams import Streams
+from registry.edm.networks import Precond
 
 
 @torch.no_grad()
@@ -53,10 +55,22 @@ def level_range(denoiser: Denoiser, noise: Noise | NoiseConfig) -> tuple[float, 
 def teacher_levels(denoiser: Denoiser, noise: Noise | NoiseConfig, steps: int, start: float | None = None) -> Tensor:
     """The noise levels of the sampler, at which the denoiser is evaluated, and a last 0, in float64: [steps + 1].
 
-    They begin with the highest level, or with a lower `start`."""
+    They begin with the highest level, or with a lower `start`.
+    """
     lowest, highest = level_range(denoiser, noise)
     levels = heun_levels(steps, lowest, highest if start is None else start, noise.rho)
     return torch.cat([denoiser.round_sigma(levels[:-1]), levels[-1:]]) if isinstance(denoiser, KnowsLevels) else levels
+
+
+def depends_on(denoiser: Denoiser, noise: Noise) -> dict[str, Any]:
+    """What the sampler's images depend on besides weights, steps and seeds, as plain values."""
+    half_precision = {"fp16": True} if isinstance(denoiser, Precond) and denoiser.use_fp16 else {}
+    return half_precision | {
+        "D": str(noise.D),
+        # It is not known what a noise's prior depends on, so a draw of it stands for that.
+        "kernel": [round(v, 3) for v in noise.prior((1, 2, 2), 1.0, Streams([0])).flatten().tolist()],
+        "levels": [*level_range(denoiser, noise), noise.rho],
+    }
 
 
 @torch.no_grad()

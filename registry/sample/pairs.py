@@ -18,7 +18,7 @@ from registry.core.streams import Streams
 from registry.files.downloads import cache_folder
 from registry.files.formats import weights_hash
 from registry.files.plain import load, save
-from registry.sample.heun import heun, level_range, teacher_levels
+from registry.sample.heun import depends_on, heun, teacher_levels
 from registry.show.journal import Journal
 from registry.train.warmup import Pairs
 
@@ -52,13 +52,9 @@ def teacher_pairs(
 
 def provenance(teacher: Teacher, noise: Noise, sigmas: Sequence[float], count: int, nfe: int) -> dict[str, Any]:
     """Everything that the pairs depend on, as plain values."""
-    return {
+    return depends_on(teacher.denoiser, noise) | {
         "teacher": teacher.origin,
         "weights": teacher.weights or weights_hash(teacher.denoiser),
-        "D": str(noise.D),
-        # Of a noise it is not known what its prior depends on, so one draw of it stands for it.
-        "kernel": [round(v, 3) for v in noise.prior((1, 2, 2), 1.0, Streams([0])).flatten().tolist()],
-        "levels": [*level_range(teacher.denoiser, noise), noise.rho],
         "sigmas": list(sigmas),
         "pairs": count,
         "nfe": nfe,
