@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ class Ticks:
         self, folder: RunFolder, learners: Learners, tick_kimg: float, device: torch.device, signs: Signs = dict[str, float]
     ) -> None:
         self.folder, self.learners, self.tick_kimg, self.device, self.signs = folder, learners, tick_kimg, device, signs
+        self._gaps: deque[float] = deque(maxlen=WINDOW + 1)
         self.note = ""
         """The text of the last tick, shown behind the progress bar."""
 
@@ -75,8 +77,10 @@ class Ticks:
 
     def oscillation(self, gap: float) -> list[str]:
         """A warning if the gap goes up and down, in a list."""
-        before = [line["Gap/all"]["mean"] for line in self.folder.lines() if "Gap/all" in line]
-        factors = swings([*before[-WINDOW:], gap])
+        if not self._gaps:  # the first tick since the start or a resumption
+            self._gaps.extend(line["Gap/all"]["mean"] for line in self.folder.lines() if "Gap/all" in line)
+        self._gaps.append(gap)
+        factors = swings(self._gaps)
         if len(factors) < SWINGS:
             return []
         return [f"WARNING the gap oscillates: {len(factors)} swings in {WINDOW} ticks, by a factor of {max(factors):.2g} at most"]

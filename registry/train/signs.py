@@ -8,7 +8,7 @@ level: fine detail at low levels, composition at high ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,7 +71,7 @@ def students_loss(run: Distillation, x: Tensor, labels: Tensor | None, rng: Stre
     return sigma, denoising_loss_at(sigma, run.student.net, x, labels, run.noise, rng).flatten(1).sum(1)
 
 
-def swings(values: Sequence[float]) -> list[float]:
+def swings(values: Iterable[float]) -> list[float]:
     """The factors by which a series of positive values went up and down in turn, those above TURN: [1, 4, 2, 3] -> [4, 2, 1.5]."""
     logs = [math.log(value) for value in values if value > 0]
     found: list[float] = []
