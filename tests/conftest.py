@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from registry.cli import main
 from registry.edm.networks import PRECONDITIONINGS, EDMPrecond, Precond
@@ -136,6 +137,21 @@ def recipe_file(tmp_path: Path, teacher_file: Callable[..., Path]) -> Callable[.
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture
+def generator_file(tmp_path: Path) -> Path:
+    """A small one-step generator of 8×8 images."""
+    path = tmp_path / "generator.pt"
+    save_network(path, "generator", tiny_network(), {"D": 128.0, "sigma_init": 2.5})
+    return path
+
+
+def grey_images(folder: Path, count: int) -> Path:
+    """Fill a folder with grey 8×8 images in EDM's layout."""
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (count, 8, 8), dtype=np.uint8)):
+        Image.fromarray(pixels).save(folder / f"img{i:08d}.png")
+    return folder
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from registry.builtin import FIDConfig, KIDConfig
 from registry.builtin.inception_metrics import build_fid, build_kid
 from registry.core.contracts import Domain
 from registry.core.errors import UserError
-from registry.files.formats import save_network
 from registry.measure import inception
 from registry.measure.distances import frechet_distance, frechet_distance_of_rows, moments
 from registry.measure.fid import frechet_inception_distance
@@ -31,7 +30,7 @@ from registry.measure.inception import (
     read_statistics,
 )
 from registry.sample.sampler import open_sampler
-from tests.conftest import environment, error_line, golden, tiny_network
+from tests.conftest import environment, error_line, golden, grey_images
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Write = Callable[..., Path]
@@ -63,18 +62,7 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Thirty grey 8×8 images in EDM's layout."""
-    folder = tmp_path_factory.mktemp("data")
-    pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
-    for i, image in enumerate(pixels):
-        Image.fromarray(image).save(folder / f"img{i:08d}.png")
-    return folder
-
-
-@pytest.fixture
-def generator_file(tmp_path: Path) -> Path:
-    path = tmp_path / "generator.pt"
-    save_network(path, "generator", tiny_network(), {"D": 128.0, "sigma_init": 2.5})
-    return path
+    return grey_images(tmp_path_factory.mktemp("data"), 30)
 
 
 def network(shape: tuple[int, int, int] = (1, 8, 8)) -> Domain:

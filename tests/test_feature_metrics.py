@@ -24,7 +24,6 @@ from registry.builtin.reference import half
 from registry.core.contracts import Domain
 from registry.core.errors import UserError
 from registry.edm.datasets import load_images
-from registry.files.formats import save_network
 from registry.measure import neighbours
 from registry.measure.distances import frechet_distance, inception_score, moments
 from registry.measure.inception import DIMENSION
@@ -39,7 +38,7 @@ from registry.runs.folder import RunFolder
 from registry.runs.outputs import alike, keep_best
 from registry.show.journal import Journal
 from registry.testing import check_metric
-from tests.conftest import environment, error_line, tiny_network
+from tests.conftest import environment, error_line, grey_images
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Write = Callable[..., Path]
@@ -107,17 +106,7 @@ def pooled_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty grey 8×8 images in EDM's layout."""
-    folder = tmp_path_factory.mktemp("data")
-    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)):
-        Image.fromarray(image).save(folder / f"img{i:08d}.png")
-    return folder
-
-
-@pytest.fixture
-def generator_file(tmp_path: Path) -> Path:
-    path = tmp_path / "generator.pt"
-    save_network(path, "generator", tiny_network(), {"D": 128.0, "sigma_init": 2.5})
-    return path
+    return grey_images(tmp_path_factory.mktemp("data"), 40)
 
 
 def domain(shape: tuple[int, int, int] = (1, 8, 8)) -> Domain:

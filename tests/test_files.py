@@ -153,6 +153,15 @@ class EasyDict(dict):
     def __getattr__(self, name): return self[name]
 """
 
+
+def write_stand_ins(folder: Path, decorate: bool = True) -> None:
+    """Make importable from a folder what snapshots name: `torch_utils.persistence` and `dnnlib`, without any of their code."""
+    (folder / "torch_utils").mkdir(parents=True)
+    (folder / "torch_utils" / "__init__.py").write_text("")
+    (folder / "torch_utils" / "persistence.py").write_text(f"DECORATE = {decorate}\n{PERSISTENCE}")
+    (folder / "dnnlib.py").write_text("from torch_utils.persistence import EasyDict\n")
+
+
 SCRIPT = """
 import copy, pickle, sys
 import torch
@@ -186,11 +195,7 @@ def test_a_snapshot_opens_in_a_process_without_this_package(
     result = distill(str(recipe_file()))
     (file,) = result.folder.glob("network-snapshot-*.pkl")
     site = tmp_path / "site"
-    (site / "torch_utils").mkdir(parents=True)
-    (site / "torch_utils" / "__init__.py").write_text("")
-    (site / "torch_utils" / "persistence.py").write_text(f"DECORATE = {decorate}\n{PERSISTENCE}")
-    (site / "dnnlib").mkdir()
-    (site / "dnnlib" / "__init__.py").write_text("from torch_utils.persistence import EasyDict\n")
+    write_stand_ins(site, decorate)
     (site / "torch").symlink_to(Path(torch.__file__).parent)  # the path has only torch and its dependencies
     for package in (
         "numpy",

@@ -18,7 +18,7 @@ from registry.edm.networks import Precond, iDDPMPrecond
 from registry.files.formats import load_network, save_network
 from registry.files.teachers import teacher_from_file
 from tests.conftest import HERE, environment, lively, tiny_network, tiny_preconditioned
-from tests.test_files import PERSISTENCE
+from tests.test_files import write_stand_ins
 
 OLD_PYTHON = os.environ.get("DISTILL_OLD_PYTHON", "")
 """A Python with an old torch: the projects whose scripts open our snapshots prescribe Python 3.8 and torch 1.12."""
@@ -161,10 +161,7 @@ def open_elsewhere(python: str, function: str, folder: Path) -> tuple[dict[str, 
         net = a_network(kind)
         save_network(folder / f"{kind}.pkl", "generator", net, {})
         ours[f"{kind}.pkl"] = net(given["x"], given["sigma"], given["labels"]).detach()
-    (folder / "torch_utils").mkdir()
-    (folder / "torch_utils" / "__init__.py").write_text("")
-    (folder / "torch_utils" / "persistence.py").write_text(f"DECORATE = True\n{PERSISTENCE}")
-    (folder / "dnnlib.py").write_text("from torch_utils.persistence import EasyDict\n")
+    write_stand_ins(folder)
     (folder / "script.py").write_text(SCRIPT)
     done = subprocess.run(
         [python, "script.py", function, "given.pt", "out.pt"],

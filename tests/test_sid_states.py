@@ -35,7 +35,7 @@ from registry.train import loop
 from registry.train.generator import Generator
 from tests.conftest import HERE, environment, error_line, golden, tiny_network
 from tests.pickle_writer import persistent, write
-from tests.test_files import PERSISTENCE
+from tests.test_files import write_stand_ins
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
 GOLDEN = HERE / "golden"
@@ -146,6 +146,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "other D": ({"D": 128.0}, [], "its networks have D = 128, the teacher has D = inf"),
     "no number": ({"name": "latest.pt"}, [], "the number of images is only in the name of such a file; call it training-state-KIMG.pt"),
     "over": ({}, ["train.duration_kimg=2"], "[train] duration_kimg = 2: "),
+    "a warm-up": ({}, ["warmup.kimg=0.008", "warmup.pairs=8", "warmup.nfe=3"], "its generator is past any warm-up; go on from it without one"),
     "a generator of the recipe's": ({}, ["generator.init=teacher.pt"], "has a generator of its own; leave this out"),
 }  # fmt: skip
 
@@ -358,10 +359,7 @@ def test_sids_loop_goes_on_from_our_state_as_ours_does(run_of_ours: Path, tmp_pa
     draws = [{n: t.exp() if n[:-1] == "sigma" else 2.5 * t if n[0] == "z" else t for n, t in d.items()} for d in draws]
     torch.save(draws, tmp_path / "draws.pt")
     hand_over(str(run_of_ours / STATE), str(tmp_path / "training-state-000001.pt"))
-    (tmp_path / "torch_utils").mkdir()
-    (tmp_path / "torch_utils" / "__init__.py").write_text("")
-    (tmp_path / "torch_utils" / "persistence.py").write_text(f"DECORATE = True\n{PERSISTENCE}")
-    (tmp_path / "dnnlib.py").write_text("from torch_utils.persistence import EasyDict\n")
+    write_stand_ins(tmp_path)
     (tmp_path / "loop.py").write_text(LOOP)
     done = subprocess.run(
         [sys.executable, "loop.py", "training-state-000001.pt", str(run_of_ours / "teacher.pkl"), "draws.pt", "out.pt"],
