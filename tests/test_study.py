@@ -23,6 +23,7 @@ from registry.study import attempts
 from registry.study.cells import Status, prepare, read_json, status
 from registry.study.conduct import forget_failures
 from registry.study.definition import read_study
+from registry.study.reuse import reuse
 from registry.study.slurm import CellJob
 from tests.conftest import environment, error_line
 
@@ -116,6 +117,30 @@ def test_nothing_is_run_twice_and_reports_at_equal_time_need_no_runs(copied: Pat
     ends = [cell["curve"][-1]["seconds"] for cell in content["cells"] if cell["status"] == "done"]
     assert content["time"] == min(ends)
     assert "s of training" in (copied / "table.md").read_text()
+
+
+def test_a_run_that_another_study_has_made_is_copied(
+    toys: Path, tmp_path: Path, plugins: Plugins, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same recipe, seed, code and machine: nothing is left to run, and the numbers are those of the other study."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--recipe", "toy_2d", "--vary", "train.glr=1e-3,1e-2", "--seeds", "5", *sets()]
+    done = here("study", *words, "--reuse", toys.parent, "--outdir", "again")
+    assert done.returncode == 0, done.stderr
+    assert f"2 of 2 runs were copied from {toys.parent}" in (tmp_path / "again" / "log.txt").read_text()
+    first, second = (json.loads((folder / "study.json").read_text())["cells"] for folder in (toys, tmp_path / "again"))
+    assert [cell["rows"] for cell in first[:2]] == [cell["rows"] for cell in second]
+    assert "copied from" in (tmp_path / "again" / "index.html").read_text()
+    assert "is no folder" in error_line(here("study", *words, "--reuse", "nowhere"))
+
+    study = read_study(None, recipe="toy_2d", vary=["train.glr=1e-3,1e-2,1e30"], seeds="5", sets=[*SMALL])
+    cells = prepare(study, tmp_path / "third", plugins, cell_command)
+    note = tmp_path / "again" / "cells" / "glr-0.01" / "seed-5" / "attempt.json"
+    content = json.loads(note.read_text())
+    content["made_with"]["code"] = "0123456789ab"
+    note.write_text(json.dumps(content))
+    assert [cell.combination.slug for cell in reuse(cells, tmp_path / "again")] == ["glr-0.001"]  # the other is by other code
+    assert [cell.combination.slug for cell in reuse(cells, toys)] == ["glr-0.01"]  # the one that diverged is not copied
 
 
 def test_a_changed_study_is_refused_with_what_differs(copied: Path, here: Here, monkeypatch: Any) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--equal", type=click.Choice(["images", "time"]), help="Compare at equal images (default) or equal training time.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time on this machine.")
 @click.option("--slurm", is_flag=True, help="Run as a Slurm array, as the study's [slurm] or --set slurm.KEY=VALUE say.")
+@click.option("--reuse", multiple=True, metavar="DIR", help="Copy the runs that a study in DIR has made already; repeatable.")
 @click.option("--retry", is_flag=True, help="Run failed and diverged cells again.")
 @click.option("--report-only", is_flag=True, help="Run nothing; report what is there.")
 @click.option("--outdir", metavar="DIR", help="The study's folder.  [default: runs/study-NAME]")
@@ -39,6 +40,7 @@ def study(
     equal: str | None,
     jobs: int,
     slurm: bool,
+    reuse: tuple[str, ...],
     retry: bool,
     report_only: bool,
     outdir: str | None,
@@ -69,7 +71,8 @@ def study(
 
     typed = shlex.join(["distill", *sys.argv[1:]])
     conduct(
-        wanted, folder, plugins, cell_command, typed=typed, jobs=jobs, slurm=slurm, retry=retry, report_only=report_only
+        wanted, folder, plugins, cell_command, typed=typed, jobs=jobs, slurm=slurm, sources=[Path(path) for path in reuse],
+        retry=retry, report_only=report_only,
     )  # fmt: skip
 
 

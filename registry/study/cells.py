@@ -156,9 +156,10 @@ def record(cell: Cell) -> None:
     write_atomically(cell.folder / RECIPE, dumps(cell.tables).encode())
 
 
-def status(cell: Cell) -> tuple[Status, str]:
-    """How far a cell is, and what went wrong, if it did."""
-    attempt, run = cell.attempt(), cell.run_folder()
+def status(cell: Cell, folder: Path | None = None) -> tuple[Status, str]:
+    """How far a cell is, in its own or in another folder, and what went wrong, if something did."""
+    folder = folder or cell.folder
+    attempt, run = read_json(folder / ATTEMPT), run_folder(folder)
     if not attempt:
         return Status.WAITING, ""
     code = attempt["exit"]

@@ -25,6 +25,7 @@ from registry.study.local import run_local
 from registry.study.page import page
 from registry.study.progress import Progress
 from registry.study.results import Result, read_results
+from registry.study.reuse import reuse
 from registry.study.sheets import csv_text, markdown, rich_table, sheets
 from registry.study.slurm import run_slurm
 from registry.study.summary import Summary, summarise
@@ -43,13 +44,15 @@ def conduct(
     typed: str,
     jobs: int = 1,
     slurm: bool = False,
+    sources: Sequence[Path] = (),
     retry: bool = False,
     report_only: bool = False,
     journal: Journal | None = None,
 ) -> Summary:
     """Run every cell that has no result yet, and report all of them in the study's folder. Raises UserError and Interrupted.
 
-    `typed` is the command line that is shown in the report. `retry` runs failed and diverged cells again. `report_only` runs
+    `typed` is the command line that is shown in the report. `sources` are folders whose studies may have made some of the runs
+    already. `retry` runs failed and diverged cells again. `report_only` runs
     nothing and may be used while the study runs.
     """
     journal = journal or Journal()
@@ -66,6 +69,8 @@ def conduct(
         journal.open(outdir)
         if retry:
             forget_failures(cells)
+        for source in sources:
+            journal.log(f"{len(reuse(cells, source))} of {len(cells)} runs were copied from {source}")
         carry_out(study, cells, outdir, jobs, slurm, journal)
         return report(study, outdir, read_results(cells), typed, journal)
 

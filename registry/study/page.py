@@ -89,8 +89,10 @@ def provenance(results: Sequence[Result]) -> list[tuple[str, str]]:
             keys.setdefault(key, Counter())[str(value)] += 1
         if result.attempt:
             keys.setdefault("threads", Counter())[str(result.attempt.get("threads", ""))] += 1
+        if "copied_from" in result.attempt:
+            keys.setdefault("copied from", Counter())[result.attempt["copied_from"]] += 1
     return [
-        (key, "; ".join(value if len(counts) == 1 else f"{value} ({n} runs)" for value, n in counts.items()))
+        (key, "; ".join(value if n == len(results) else f"{value} ({n} runs)" for value, n in counts.items()))
         for key, counts in keys.items()
     ]
 

@@ -1,0 +1,55 @@
+"""Copies finished runs from other studies: recipe, seed, code, versions and machine are the same, so the numbers would be."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from registry.core.errors import SettingError, UserError
+from registry.recipe.reading import read_tables
+from registry.recipe.resolved import dumps
+from registry.study.attempts import write_note
+from registry.study.cells import ATTEMPT, RECIPE, Cell, Status, identity, read_json, status
+from registry.study.machine import code, made_with
+
+
+def reuse(cells: Sequence[Cell], source: Path) -> list[Cell]:
+    """Copy the results of those cells that have none yet and that a study in or below a folder has; returns them.
+
+    Nothing is copied that was made by other code, by other versions of the libraries, or on another kind of machine.
+    Raises SettingError if there is no such folder.
+    """
+    if not source.is_dir():
+        raise SettingError("reuse", "is no folder", str(source))
+    present = {**made_with(), "code": code()}
+    finished = {recipe: folder for recipe, folder in recorded(source) if read_json(folder / ATTEMPT).get("made_with") == present}
+    copied = []
+    for cell in cells:
+        folder = finished.get(dumps(identity(cell.tables)))
+        if folder is not None and not cell.folder.exists() and status(cell, folder)[0] is Status.DONE:
+            copy(folder, cell.folder)
+            copied.append(cell)
+    return copied
+
+
+def recorded(source: Path) -> Iterator[tuple[str, Path]]:
+    """The recipes of all cells in or below a folder, without where they are, and the cells' folders."""
+    for path in sorted(source.rglob(f"cells/*/seed-*/{RECIPE}")):
+        try:
+            yield dumps(identity(read_tables(path))), path.parent
+        except (UserError, KeyError):  # cut off, or not written by a study
+            continue
+
+
+def copy(folder: Path, target: Path) -> None:
+    """Copy a cell's folder, whole or not at all, and note in it which study it came from."""
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(folder, part)
+        write_note(part, read_json(part / ATTEMPT) | {"copied_from": folder.parents[2].as_posix()})
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
