@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -45,7 +46,7 @@ def build(config: AnalyticConfig) -> Teacher:
         D=config.D,
         image_shape=shape,
         sigma_data=config.sigma_data,
-        origin=f"the exact denoiser of {len(images)} points ({config.points})",
+        origin=f"the exact denoiser of {len(images)} points ({Path(config.points).name})",
         weights=weights_hash(exact),
         provenance={"points": config.points, "count": len(images), "D": config.D},
         trainable=trainable,

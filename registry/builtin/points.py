@@ -31,7 +31,8 @@ class ExactDenoiser(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         points = self.points.to(x).flatten(1)
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1)
-        distance2 = (x.flatten(1)[:, None] - points).square().sum(-1)  # [B, M]
+        # Not by a product of matrices: where x is near a point, the difference of squares would cancel.
+        distance2 = torch.cdist(x.flatten(1), points, compute_mode="donot_use_mm_for_euclid_dist").square()  # [B, M]
         posterior = log_kernel(distance2, sigma, points.shape[1], self.D).softmax(1)
         return (posterior @ points).view_as(x)
 
