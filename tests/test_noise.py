@@ -39,6 +39,25 @@ def test_radius_follows_the_exact_distribution(D: float, N: int) -> None:
     assert found.pvalue > 1e-3, found
 
 
+@pytest.mark.parametrize("D", [3.0, 43.0, 128.0])
+def test_the_level_of_an_image_varies_as_the_page_on_training_says(D: float) -> None:
+    """log s has the standard deviation sqrt(trigamma(D/2))/2."""
+    s = ElectrostaticNoise(D).scale(Streams(range(20_000)))
+    assert s is not None
+    assert s.log().std() == pytest.approx(float(torch.polygamma(1, torch.tensor(D / 2)).sqrt()) / 2, rel=0.02)
+
+
+@pytest.mark.parametrize(("N", "D"), [(64, 3.0), (64, 128.0), (3072, 128.0), (64, math.inf)])
+def test_a_posterior_weight_is_locally_gaussian_at_a_mean_of_the_seen_and_the_told_level(N: int, D: float) -> None:
+    """d log weight / d |x - y|^2 = -1/(2 sigma_e^2), sigma_e^2 = (|x - y|^2 + D sigma^2)/(N + D)."""
+    distance2 = torch.tensor([[0.3], [5.0], [400.0]], dtype=torch.float64, requires_grad=True)
+    sigma = torch.tensor([[0.1], [0.5], [2.5]], dtype=torch.float64)
+    (slope,) = torch.autograd.grad(log_kernel(distance2, sigma, N, D).sum(), distance2)
+    seen, told = distance2.detach() / N, sigma**2
+    level2 = told if math.isinf(D) else (N * seen + D * told) / (N + D)
+    torch.testing.assert_close(slope, -1 / (2 * level2))
+
+
 @pytest.mark.parametrize("D", [1e6, 1e12])
 def test_large_D_tends_to_the_gaussian(D: float) -> None:
     found = stats.kstest(radius2(D, 64, 5000) * D, stats.chi2(64).cdf)
