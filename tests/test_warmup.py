@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,11 @@ def test_without_pairs_to_learn_there_is_no_warm_up(tmp_path: Path) -> None:
     first, *_ = (json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines())
     assert sorted(key for key in first if key.startswith("Loss/")) == ["Loss/generator", "Loss/student"]
     assert "warmup" not in tomllib.loads((folder / "recipe.toml").read_text())
+
+
+def test_a_dry_run_counts_the_warm_up(here: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = here("--recipe", "quickstart", "--dry-run")
+    assert "# 1,304 iterations of the warm-up and 200 of the game, of 128 images; runs in runs/" in done.stdout
 
 
 def test_two_processes_make_the_same_pairs_and_generator(tmp_path: Path) -> None:

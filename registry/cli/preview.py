@@ -11,8 +11,15 @@ from registry.recipe.resolved import PretrainRecipe, Recipe, dumps, plain
 def preview(recipe: Recipe | PretrainRecipe) -> None:
     """Print the resolved recipe, and what would run."""
     click.echo(dumps(recipe.tables()).rstrip())
-    images, batch = recipe.train.duration_kimg * 1000, recipe.train.batch
-    click.echo(f"\n# {-int(-images // batch):,} iterations of {batch} images; runs in {recipe.log.outdir}/NNNNN-{recipe.path.stem}")
+    batch = recipe.train.batch
+    game = iterations(recipe.train.duration_kimg, batch)
+    warm_up = iterations(recipe.warmup.kimg, batch) if isinstance(recipe, Recipe) else 0
+    if isinstance(recipe, Recipe) and warm_up:
+        warm_up += iterations(recipe.warmup.student_kimg, batch)
+        click.echo(f"\n# {warm_up:,} iterations of the warm-up and {game:,} of the game, of {batch} images", nl=False)
+    else:
+        click.echo(f"\n# {game:,} iterations of {batch} images", nl=False)
+    click.echo(f"; runs in {recipe.log.outdir}/NNNNN-{recipe.path.stem}")
     source = plain(recipe.teacher.config).get("source") if isinstance(recipe, Recipe) else None
     if source is not None:
         click.echo(f"# the teacher: {whereabouts(source)}")
@@ -20,3 +27,8 @@ def preview(recipe: Recipe | PretrainRecipe) -> None:
         click.echo(f"# WARNING: [teacher] {remark}")
     chosen = (recipe.teacher, recipe.noise, recipe.loss) if isinstance(recipe, Recipe) else (recipe.noise,)
     click.echo("# " + ", ".join(f"{c.kind} {c.name!r} of plugin {c.owner}" for c in (*chosen, *recipe.metrics)))
+
+
+def iterations(kimg: float, batch: int) -> int:
+    """The iterations for this many thousand images."""
+    return -(-round(kimg * 1000) // batch)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 JOB = "job.json"
 POLL_SECONDS = 2.0
 
+MOST_TIMEOUTS = 100
+"""How often a job that reached its time limit is queued again; submitit's own three end a run of days on a cluster of hours."""
+
 
 class CellJob:
     """A cell as a job: it starts the cell's run or continues it, on whichever machine it is called.
@@ -95,10 +98,11 @@ def open_executor(parameters: Mapping[str, Any], outdir: Path) -> AutoExecutor:
         import submitit
     except ImportError:
         raise UserError("a Slurm array needs submitit: pip install 'distill[slurm]'") from None
-    own = dict(parameters)
+    own = {"slurm_max_num_timeout": MOST_TIMEOUTS} | dict(parameters)
     name = own.pop("executor", "slurm")
+    to_build = {key: own.pop(key) for key in list(own) if key.endswith("_max_num_timeout")}  # submitit wants it at once
     try:
-        executor = submitit.AutoExecutor(folder=outdir / "slurm", cluster=name)
+        executor = submitit.AutoExecutor(folder=outdir / "slurm", cluster=name, **to_build)
         executor.update_parameters(**{"name": outdir.name} | own)
     except (RuntimeError, ValueError, TypeError, AssertionError, NameError) as error:
         reason = " ".join(str(error).split())
