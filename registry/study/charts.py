@@ -220,10 +220,12 @@ def finish(figure: Figure, axes: Sequence[Axes], column: str, theme: Theme, loga
 
 
 def readable_ticks(ax: Axes) -> None:
-    """Numbers on a logarithmic axis: 1, 2, 5 times powers of ten, written out."""
+    """Round numbers on a logarithmic axis, written out; the closer, the shorter the axis is."""
     from matplotlib.ticker import LogLocator
 
-    ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
+    low, high = ax.get_ylim()
+    subs = (1, 2, 5) if high > 20 * low else (1, 1.5, 2, 3, 5, 7) if high > 4 * low else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    ax.yaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=12))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()
 
