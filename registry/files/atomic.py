@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from registry.core.errors import SettingError, UserError
 
 
-def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
+def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], durable: bool = True) -> None:
     """Write a file whole or not at all, by moving a temporary file in the same folder into place. Raises UserError.
 
-    With `durable`, wait until the content is on the disk, so that even a power failure cannot leave half a file.
+    `content` may be a function that writes it, so that it need not be in memory as a whole. With `durable`, wait until the content
+    is on the disk, so that even a power failure cannot leave half a file.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -21,8 +24,11 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
+        with os.fdopen(handle, "w+b") as file:
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                content(file)
             file.flush()
             if durable:
                 os.fsync(file.fileno())

@@ -19,12 +19,23 @@ from registry.core.contracts import KnowsLevels, Rebuildable
 from registry.core.errors import SettingError, UserError
 from registry.edm.networks import PRECONDITIONINGS, Precond
 from registry.edm.pickles import RUNS_SOURCE, Persistent, list_globals, network_of, read_pickle
-from registry.edm.snapshots import EXTRA, snapshot
+from registry.edm.snapshots import EXTRA, write_snapshot
 from registry.files.atomic import write_atomically
 from registry.files.facts import NetworkFacts
 from registry.files.kinds import guess_kind
 from registry.files.locate import newest_network, open_path
-from registry.files.plain import NETWORK_KINDS, STATE, is_plain, load, load_safetensors, save, save_safetensors
+from registry.files.plain import (
+    FORMAT,
+    NETWORK_KINDS,
+    STATE,
+    check_mark,
+    check_seal,
+    is_plain,
+    load,
+    load_safetensors,
+    save,
+    save_safetensors,
+)  # fmt: skip
 from registry.plugins.component import NetworkClass
 from registry.plugins.loading import load_plugins
 
@@ -52,7 +63,7 @@ def save_network(path: Path, kind: str, net: nn.Module, about: Mapping[str, Any]
             raise UserError(
                 f"{path}: EDM's pickles can hold only EDM's networks; a {network['class']} can be saved as .pt or .safetensors"
             )
-        write_atomically(path, snapshot(net, facts))
+        write_atomically(path, lambda file: write_snapshot(file, net, {"format": FORMAT, **facts}))
     elif path.suffix == ".safetensors":
         save_safetensors(path, weights, {"network": network, **facts})
     elif path.suffix == ".pt":
@@ -108,7 +119,10 @@ def load_network(
     path = open_path(str(source), sha256)
     layout = layout_of(path)
     if layout == "edm":
-        net, facts = _of_pickle(read_pickle(path), key, source)
+        sealed, found = check_seal(path, source), read_pickle(path)
+        if isinstance(ours := found.get(EXTRA), dict) and "format" in ours:
+            check_mark(ours, sealed, source)
+        net, facts = _of_pickle(found, key, source)
     elif layout == "plain" and (content := load(source, *NETWORK_KINDS, STATE))["kind"] == STATE:
         net, facts = network_of_state(content, key, source, build)
     else:

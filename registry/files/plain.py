@@ -2,35 +2,61 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from registry.core import seal
 from registry.core.errors import UserError
 from registry.files.atomic import write_atomically
 from registry.files.locate import open_path
 
-FORMAT = "distill/1"
+FORMAT = "distill/2"
+FORMATS = {"distill/1": False, FORMAT: True}
+"""The marks of our files, and whether a file with this mark has a seal."""
 MARK = "distill"
 """The key of our JSON in a safetensors file's metadata."""
 STATE = "training state"
+DAMAGED = "is damaged: its content is not what was written"
 NETWORK_KINDS = ("denoiser", "generator", "classifier")
 
 
 def save(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     """Save plain values and tensors with our format mark. Raises UserError."""
     assert is_plain(content), f"not plain: {content}"
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "kind": kind, **content}, buffer)
-    write_atomically(path, buffer.getvalue())
+
+    def write(file: BinaryIO) -> None:
+        torch.save({"format": FORMAT, "kind": kind, **content}, file)
+        seal.seal(file)
+
+    write_atomically(path, write)
+
+
+def check_seal(path: Path, source: object) -> bool:
+    """Whether a file has a seal. Raises UserError if it has one and is not as it was written."""
+    try:
+        whole = seal.is_whole(path)
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read: {error.strerror}") from None
+    if whole is False:
+        raise UserError(f"{source}: {DAMAGED}")
+    return whole is True
+
+
+def check_mark(content: Mapping[str, Any], sealed: bool, source: object) -> None:
+    """Check the mark of one of our files, and that its seal is not lost. Raises UserError."""
+    mark = content.get("format")
+    if not isinstance(mark, str) or mark not in FORMATS:
+        raise UserError(f"{source}: not a file written by distill (it lacks the mark {FORMAT!r})")
+    if FORMATS[mark] and not sealed:
+        raise UserError(f"{source}: {DAMAGED}")
 
 
 def is_plain(value: Any) -> bool:
@@ -45,18 +71,19 @@ def is_plain(value: Any) -> bool:
 def load(source: str | Path, *kinds: str) -> dict[str, Any]:
     """Load one of our files, of one of these kinds. Raises UserError for any other file."""
     path = open_path(str(source))
+    if not path.is_file():
+        raise UserError(f"{source}: no such file")
+    sealed = check_seal(path, source)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{source}: no such file") from None
     except OSError as error:
         raise UserError(f"{source}: cannot be read: {error.strerror}") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f" (it refers to {found[1]})" if found else ""  # torch's own message advises to load it unsafely
         raise UserError(f"{source}: not a plain-tensor file written by distill, or damaged{reason}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{source}: not a file written by distill (it lacks the mark {FORMAT!r})")
+    content = content if isinstance(content, dict) else {}
+    check_mark(content, sealed, source)
     if content.get("kind") not in kinds:
         raise UserError(f"{source}: is a {content.get('kind')}, expected a {' or '.join(kinds)}")
     return content
@@ -66,14 +93,20 @@ def save_safetensors(path: Path, weights: Mapping[str, Tensor], content: Mapping
     """Save tensors, with plain values as JSON in the metadata. Raises UserError."""
     from safetensors.torch import save as to_safetensors
 
-    metadata = {MARK: json.dumps(_to_json({"format": FORMAT, **content}), allow_nan=False)}
-    write_atomically(path, to_safetensors({k: v.clone() for k, v in weights.items()}, metadata))
+    metadata = {MARK: json.dumps(_to_json({"format": FORMAT, "seal": seal.TEXT, **content}), allow_nan=False)}
+
+    def write(file: BinaryIO) -> None:
+        file.write(to_safetensors({k: v.clone() for k, v in weights.items()}, metadata))
+        seal.seal(file)
+
+    write_atomically(path, write)
 
 
 def load_safetensors(path: Path, source: object, shapes_only: bool = False) -> dict[str, Any]:
     """Load our safetensors file as {kind, network, about, weights}; with `shapes_only`, weights hold shapes. Raises UserError."""
     from safetensors import SafetensorError, safe_open
 
+    sealed = check_seal(path, source)
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
@@ -81,8 +114,9 @@ def load_safetensors(path: Path, source: object, shapes_only: bool = False) -> d
             content = _from_json(json.loads((file.metadata() or {}).get(MARK, "null")))
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{source}: not a safetensors file, or damaged ({error})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{source}: a safetensors file without distill's metadata, so its architecture is unknown")
+    check_mark(content, sealed, source)
     return content | {"weights": weights}
 
 

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from registry.core.seal import trailer_length
 from registry.edm.pickles.file_data import FileData
 from registry.edm.pickles.handlers import HANDLERS
 from registry.edm.pickles.rebuild import Rebuilder
@@ -45,7 +46,7 @@ def _notes(file: io.BufferedReader) -> tuple[Any, dict[str, range], int]:
         raw, _, stop = unpickle(file, pickled)
         end = pickled.stop
     elif start[:1] == b"\x80":
-        end = size
+        end = size - trailer_length(file, size)
         raw, _, stop = unpickle(file, range(end))
         if type(raw) is int and raw == STREAM_MARK:
             raw, spans = read_stream(file, range(end))
