@@ -179,7 +179,7 @@ def test_a_teacher_whose_tensors_do_not_fit(cli: Cli, recipe_file: Write, tmp_pa
     content = torch.load(tmp_path / "teacher.pt", weights_only=True)
     del content["weights"]["model.map_layer0.bias"]
     content["weights"]["model.map_layer1.bias"] = torch.zeros(3)
-    torch.save(content, tmp_path / "teacher.pt")
+    torch.save(content | {"format": "distill/1"}, tmp_path / "teacher.pt")  # the mark of files that have no seal
     message = error_line(cli("--recipe", path))
     assert "missing model.map_layer0.bias; model.map_layer1.bias is [3], not [32] (2 in all)" in message
 
@@ -399,7 +399,19 @@ def test_the_options_of_the_command_are_frozen() -> None:
         "convert": {"--key", "--kind", "--as", "--debug"},
         "dataset": {"--resolution", "--crop", "--folder-labels", "--debug"},
         "plugins": {"--debug"},
-        "study": {"--recipe", "--vary", "--seeds", "--set", "--equal", "--jobs", "--slurm", "--retry", "--report-only", "--outdir"}
+        "study": {
+            "--recipe",
+            "--vary",
+            "--seeds",
+            "--set",
+            "--equal",
+            "--jobs",
+            "--slurm",
+            "--reuse",
+            "--retry",
+            "--report-only",
+            "--outdir",
+        }
         | {"--dry-run", "--debug"},
     }
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from registry.core.errors import SettingError
-from registry.runs.checkpoints import newest_state
+from registry.runs.states import states
 from tests.conftest import environment, error_line
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -98,7 +98,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def state(folder: Path) -> dict[str, Any]:
-    newest = newest_state(next(folder.iterdir()))
+    newest = states(next(folder.iterdir()))[0]
     assert newest
     loaded: dict[str, Any] = torch.load(newest, weights_only=True)
     return loaded

@@ -22,8 +22,9 @@ from registry.core.errors import UserError
 from registry.core.streams import Streams
 from registry.files.formats import load_network
 from registry.recipe.tables import TrainConfig
-from registry.runs.checkpoints import newest_state, read_state, restore_state, save_state
+from registry.runs.checkpoints import read_state, restore_state, save_state
 from registry.runs.distill import distill
+from registry.runs.states import states
 from registry.train import loop
 from registry.train.generator import Generator
 from registry.train.step import Learner, cosine_rate, mode, own_image_numbers, reduce, repair_gradients
@@ -108,7 +109,7 @@ def test_a_state_does_not_grow_and_fits_only_its_networks(tmp_path: Path) -> Non
 def test_the_newest_state_is_the_one_with_the_most_images(tmp_path: Path) -> None:
     for name in ("training-state-000500.pt", "training-state-999999.pt", "training-state-1000000.pt", "training-state-copy.pt"):
         (tmp_path / name).touch()
-    assert newest_state(tmp_path) == tmp_path / "training-state-1000000.pt"  # though as text it comes first
+    assert states(tmp_path)[0] == tmp_path / "training-state-1000000.pt"  # though as text it comes first
 
 
 def test_seed_decides_everything() -> None:

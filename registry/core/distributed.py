@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed as dist
@@ -102,6 +102,20 @@ def gather(value: Any) -> list[Any]:
 def from_rank0(value: Any) -> Any:
     """Rank 0's value, everywhere."""
     return gather(value)[0]
+
+
+def by_rank0(work: Callable[[], T]) -> T:
+    """What rank 0's work gives, everywhere. A UserError of rank 0 is raised everywhere, too."""
+    outcome: Any = None
+    if rank() == 0:
+        try:
+            outcome = work()
+        except UserError as error:
+            outcome = error
+    outcome = from_rank0(outcome)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return cast(T, outcome)
 
 
 def share(n: int, batch: int, work: Callable[[range], T], done: Callable[[int], None] | None = None) -> list[T]:

@@ -117,18 +117,19 @@ def load_network(
     state it. `build` makes a network of a class that no plugin registers. Every tensor comes from the file. Raises UserError.
     """
     path = open_path(str(source), sha256)
+    sealed = path.is_file() and check_seal(path, source)
     layout = layout_of(path)
     if layout == "edm":
-        sealed, found = check_seal(path, source), read_pickle(path)
+        found = read_pickle(path)
         if isinstance(ours := found.get(EXTRA), dict) and "format" in ours:
             check_mark(ours, sealed, source)
         net, facts = _of_pickle(found, key, source)
-    elif layout == "plain" and (content := load(source, *NETWORK_KINDS, STATE))["kind"] == STATE:
+    elif layout == "plain" and (content := load(source, *NETWORK_KINDS, STATE, sealed=sealed))["kind"] == STATE:
         net, facts = network_of_state(content, key, source, build)
     else:
         if key is not None:
             raise SettingError("key", f"{source} holds only one network; leave this out", key)
-        content = load_safetensors(path, source) if layout == "safetensors" else content
+        content = load_safetensors(path, source, sealed=sealed) if layout == "safetensors" else content
         facts = NetworkFacts.of(content["about"], kind=content["kind"])
         net = _rebuild(content["network"], content["weights"], source, facts, build)
     facts = facts.told(kind, source)

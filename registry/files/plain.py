@@ -6,6 +6,8 @@ import json
 import math
 import pickle
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,6 +52,22 @@ def check_seal(path: Path, source: object) -> bool:
     return whole is True
 
 
+def problem(path: Path) -> str | None:
+    """What is wrong with one of our .pt files: None if it is whole. Says nothing of what is in it."""
+    try:
+        if seal.is_whole(path):
+            return None
+        if not path.stat().st_size:
+            return "is empty"
+        with zipfile.ZipFile(path) as archive:  # from before there were seals: every part has a checksum of its own
+            has_no_seal = not archive.comment.startswith(seal.MARK)
+            return None if has_no_seal and archive.testzip() is None else DAMAGED
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error):
+        return DAMAGED
+
+
 def check_mark(content: Mapping[str, Any], sealed: bool, source: object) -> None:
     """Check the mark of one of our files, and that its seal is not lost. Raises UserError."""
     mark = content.get("format")
@@ -68,12 +86,15 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, Tensor) or type(value) in (bool, int, float, str)
 
 
-def load(source: str | Path, *kinds: str) -> dict[str, Any]:
-    """Load one of our files, of one of these kinds. Raises UserError for any other file."""
+def load(source: str | Path, *kinds: str, sealed: bool | None = None) -> dict[str, Any]:
+    """Load one of our files, of one of these kinds. `sealed` is what `check_seal` gave, if it was called already.
+
+    Raises UserError for any other file.
+    """
     path = open_path(str(source))
     if not path.is_file():
         raise UserError(f"{source}: no such file")
-    sealed = check_seal(path, source)
+    sealed = check_seal(path, source) if sealed is None else sealed
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -102,11 +123,11 @@ def save_safetensors(path: Path, weights: Mapping[str, Tensor], content: Mapping
     write_atomically(path, write)
 
 
-def load_safetensors(path: Path, source: object, shapes_only: bool = False) -> dict[str, Any]:
+def load_safetensors(path: Path, source: object, shapes_only: bool = False, sealed: bool | None = None) -> dict[str, Any]:
     """Load our safetensors file as {kind, network, about, weights}; with `shapes_only`, weights hold shapes. Raises UserError."""
     from safetensors import SafetensorError, safe_open
 
-    sealed = check_seal(path, source)
+    sealed = check_seal(path, source) if sealed is None else sealed
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())

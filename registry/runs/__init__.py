@@ -9,7 +9,8 @@ schedule      when a tick, a snapshot, a state is due
 ticks         a line of the log and of the statistics
 outputs       what a snapshot leaves: pictures, the network's file, its metrics, the best so far
 clock         seconds of training so far
-checkpoints   training states: saved, found, restored exactly
+checkpoints   training states: saved, restored exactly
+states        which state a run goes on from
 foreign       going on from a training state of SiD
 interruption  signals that stop a run
 folder        the run folder, and the lines of its statistics

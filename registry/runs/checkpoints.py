@@ -1,9 +1,7 @@
-"""Training states: everything that training changes, as plain tensors. Saving, finding, restoring exactly."""
+"""Training states: everything that training changes, as plain tensors. Saving them, and restoring exactly."""
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from registry.core import distributed
-from registry.core.errors import SettingError, UserError
+from registry.core.errors import UserError
 from registry.files.formats import blueprint
 from registry.files.plain import STATE, load, save
 from registry.train.step import Learner
@@ -103,37 +101,3 @@ def check_same_run(state: Path, old: Mapping[str, Any], new: Mapping[str, Any]) 
     if identity(old) != identity(new):
         other = "; ".join(differences(identity(old), identity(new)))
         raise UserError(f"{state}: belongs to another run ({other}); to begin one of this recipe, do not resume")
-
-
-def find_state(resume: str | None, outdir: Path, description: str, tables: Mapping[str, Any]) -> Path | None:
-    """The state to resume from: 'auto' is the newest one of the newest run of this recipe and identity. Raises SettingError."""
-    if resume is None:
-        return None
-    if resume == "auto":
-        name = re.compile(rf"\d{{5}}-{re.escape(description)}")
-        runs = sorted((p for p in outdir.iterdir() if name.fullmatch(p.name)), reverse=True) if outdir.is_dir() else []
-        wanted = identity(tables)
-        return next((s for folder in runs if recorded_identity(folder) == wanted and (s := newest_state(folder))), None)
-    path = Path(resume).expanduser()
-    if path.is_dir():
-        state = newest_state(path)
-        if state is None:
-            raise SettingError("resume", "there is no training-state-*.pt in this folder", resume)
-        return state
-    if not path.is_file():
-        raise SettingError("resume", "no such file or folder; give 'auto', a training state, or a run folder", resume)
-    return path
-
-
-def recorded_identity(folder: Path) -> dict[str, Any] | None:
-    """The identity of a run folder, by its recipe.toml; None if that cannot be read."""
-    try:
-        return identity(tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def newest_state(folder: Path) -> Path | None:
-    """The training state of a run folder with the most images."""
-    states = [p for p in folder.glob("training-state-*.pt") if p.stem.rpartition("-")[2].isdecimal()]
-    return max(states, default=None, key=lambda p: int(p.stem.rpartition("-")[2]))

@@ -20,12 +20,13 @@ from registry.edm.sid_states import holds_modules
 from registry.files.atomic import check_folder
 from registry.recipe.resolved import PretrainRecipe, Recipe, settings_of
 from registry.recipe.tables import PretrainConfig, TrainConfig
-from registry.runs.checkpoints import Stateful, check_same_run, differences, find_state, read_state, restore_state, save_state
+from registry.runs.checkpoints import Stateful, check_same_run, differences, read_state, restore_state, save_state
 from registry.runs.clock import Clock
 from registry.runs.folder import RunFolder
 from registry.runs.foreign import adopt
 from registry.runs.interruption import Interruption
 from registry.runs.schedule import Schedule
+from registry.runs.states import Found, find_state
 from registry.runs.ticks import Learners, Signs, Ticks
 from registry.show.journal import Journal
 
@@ -60,12 +61,13 @@ class Saved:
         return path
 
 
-def prepare(recipe: Recipe | PretrainRecipe, resume: str | None) -> tuple[torch.device, Path | None]:
-    """The device, and the state to resume from, if any. Writes nothing. Raises SettingError."""
-    state = find_state(resume, Path(recipe.log.outdir), recipe.path.stem, recipe.tables())
+def prepare(recipe: Recipe | PretrainRecipe, resume: str | None) -> tuple[torch.device, Found]:
+    """The device, and the state to resume from, if any, which rank 0 finds for all. Raises UserError."""
     with settings_of(recipe.log):
         check_folder(Path(recipe.log.outdir), "outdir")
-    return start_device(recipe.train), state
+    device = start_device(recipe.train)
+    found = distributed.by_rank0(lambda: find_state(resume, Path(recipe.log.outdir), recipe.path.stem, recipe.tables()))
+    return device, found
 
 
 def start_device(train: TrainConfig | PretrainConfig) -> torch.device:
@@ -82,12 +84,13 @@ def start_device(train: TrainConfig | PretrainConfig) -> torch.device:
 
 
 def start_or_resume(
-    recipe: Recipe | PretrainRecipe, run: Training, saved: Saved, resume: str | None, state: Path | None, journal: Journal
+    recipe: Recipe | PretrainRecipe, run: Training, saved: Saved, resume: str | None, found: Found, journal: Journal
 ) -> RunFolder:
     """A new run folder, or the folder of the state to resume from, with the run restored from it. Raises UserError.
 
     From a state of SiD, a new folder, too: nothing is written into SiD's.
     """
+    state = found.state
     if state is not None and holds_modules(state):
         folder = start_from_foreign(recipe, run, saved, state, journal)
     elif state is None:
@@ -105,6 +108,8 @@ def start_or_resume(
         journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {state}")
         for difference in differences(content["recipe"], saved.tables):
             journal.log(f"changed since that state was written: {difference}")
+    for remark in found.remarks:
+        journal.log(remark)
     folder.write_recipe(saved.tables)
     return folder
 

@@ -1,0 +1,106 @@
+"""Finds the training state that a run goes on from."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from registry.core.errors import SettingError, UserError
+from registry.files.plain import STATE, load, problem
+from registry.runs.checkpoints import differences, identity
+
+STATES = "training-state-*.pt"
+SET_ASIDE = ".damaged"
+MOST_REMARKS = 5
+
+
+@dataclass(frozen=True)
+class Found:
+    """The state to go on from, if any, and what is to be said of those that were passed over."""
+
+    state: Path | None = None
+    remarks: tuple[str, ...] = ()
+
+
+def find_state(resume: str | None, outdir: Path, description: str, tables: Mapping[str, Any]) -> Found:
+    """The state to resume from: 'auto' is the newest whole one of the newest run of this recipe and identity.
+
+    A damaged state in a run's folder is set aside, and the one before it is taken. Raises SettingError, and UserError if a run
+    has states but none is whole.
+    """
+    if resume is None:
+        return Found()
+    if resume == "auto":
+        return newest_run(outdir, description, tables)
+    path = Path(resume).expanduser()
+    if path.is_dir():
+        found = newest_whole(path)
+        if found.state is None:
+            raise SettingError("resume", f"there is no {STATES} in this folder", resume)
+        return found
+    if not path.is_file():
+        raise SettingError("resume", "no such file or folder; give 'auto', a training state, or a run folder", resume)
+    return Found(path)
+
+
+def newest_run(outdir: Path, description: str, tables: Mapping[str, Any]) -> Found:
+    """The newest whole state of the newest run of this name and identity; of all newer ones it is said why they were not taken."""
+    name = re.compile(rf"\d{{5}}-{re.escape(description)}")
+    runs = sorted((p for p in outdir.iterdir() if name.fullmatch(p.name)), reverse=True) if outdir.is_dir() else []
+    wanted, remarks = identity(tables), list[str]()
+    for folder in runs:
+        if not states(folder):
+            remarks.append(f"not resumed: {folder}: has no training state")
+            continue
+        recorded = recorded_tables(folder)
+        if recorded is not None and identity(recorded) != wanted:
+            remarks.append(f"not resumed: {folder}: is another run ({'; '.join(differences(identity(recorded), wanted))})")
+            continue
+        found = newest_whole(folder)
+        return Found(found.state, (*shortened(remarks), *found.remarks))
+    return Found(None, shortened(remarks))
+
+
+def shortened(remarks: Sequence[str]) -> tuple[str, ...]:
+    """The first remarks, and how many more there are."""
+    more = len(remarks) - MOST_REMARKS
+    return (*remarks[:MOST_REMARKS], *([f"… and {more} older runs"] if more > 0 else []))
+
+
+def newest_whole(folder: Path) -> Found:
+    """The newest state of a run's folder that is whole; damaged ones are renamed. Raises UserError if all are damaged."""
+    remarks = list[str]()
+    for path in states(folder):
+        reason = problem(path)
+        if reason is None:
+            return Found(path, tuple(remarks))
+        aside = path.with_name(path.name + SET_ASIDE)
+        path.rename(aside)
+        remarks.append(f"WARNING {path} {reason}; it was renamed to {aside.name}, and the state before it is taken")
+    if remarks:
+        raise UserError(f"{folder}: none of its training states is whole ({len(remarks)} were renamed to *{SET_ASIDE})")
+    return Found()
+
+
+def states(folder: Path) -> list[Path]:
+    """The training states of a run folder, the one with the most images first."""
+    found = [p for p in folder.glob(STATES) if p.stem.rpartition("-")[2].isdecimal()]
+    return sorted(found, key=lambda p: int(p.stem.rpartition("-")[2]), reverse=True)
+
+
+def recorded_tables(folder: Path) -> dict[str, Any] | None:
+    """The recipe of a run folder: recipe.toml, or else what its newest readable state says; None if neither can be read."""
+    try:
+        return tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        pass
+    for path in states(folder):
+        try:
+            return dict(load(path, STATE)["recipe"])
+        except (UserError, KeyError, TypeError, ValueError):
+            continue
+    return None

@@ -1,0 +1,177 @@
+"""Files that know whether they are whole, and what a run does with states that are not."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from registry.core import seal
+from registry.core.errors import UserError
+from registry.files.formats import load_network, save_network
+from registry.files.plain import STATE, load, problem
+from registry.runs.distill import distill
+from tests.conftest import ROOT, error_line, tiny_network
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
+Write = Callable[..., Path]
+SUFFIXES = ("pkl", "pt", "safetensors")
+RELEASE_0_1 = ROOT / "tests" / "golden" / "release_0.1"
+LONGER = (
+    ("batch = 8", "batch = 256"),
+    ("duration_kimg = 0.048", "duration_kimg = 4.096"),
+    ("tick_kimg = 0.016", "tick_kimg = 1.024"),
+)
+
+
+def flipped(path: Path, target: Path, seed: int) -> Path:
+    """A copy of a file in which one bit, anywhere, is the other way round."""
+    content, rng = bytearray(path.read_bytes()), random.Random(seed)
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    target.write_bytes(content)
+    return target
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network in each of our formats."""
+    folder = tmp_path_factory.mktemp("files")
+    for suffix in SUFFIXES:
+        save_network(folder / f"net.{suffix}", "generator", tiny_network(), {"D": 128.0})
+    return folder
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_flipped_bit_of_a_network_is_noticed(suffix: str, files: Path, tmp_path: Path) -> None:
+    whole = files / f"net.{suffix}"
+    assert seal.is_whole(whole) is True
+    load_network(whole)
+    for seed in range(60):
+        with pytest.raises(UserError, match="damaged"):
+            load_network(flipped(whole, tmp_path / whole.name, seed))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_without_its_end_is_damaged(suffix: str, files: Path, tmp_path: Path) -> None:
+    whole = (files / f"net.{suffix}").read_bytes()
+    for lost in (1, len(seal.TRAILER), len(seal.TEXT), len(whole) // 2):
+        (tmp_path / f"cut.{suffix}").write_bytes(whole[:-lost])
+        with pytest.raises(UserError, match="damaged"):
+            load_network(tmp_path / f"cut.{suffix}")
+
+
+def test_a_text_that_only_looks_like_a_seal_changes_nothing(files: Path, tmp_path: Path) -> None:
+    """A pickle may hold the seal's text as a value; a seal is only at the end."""
+    content = pickle.dumps({"about": seal.TEXT}, protocol=4) + b"\x00"
+    (tmp_path / "other.pkl").write_bytes(content)
+    assert seal.is_whole(tmp_path / "other.pkl") is None
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_same_network_gives_the_same_bytes(suffix: str, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save_network(tmp_path / f"{name}.{suffix}", "generator", tiny_network(), {"D": 128.0, "note": ["a", 1]})
+    assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
+
+
+def test_a_sealed_snapshot_is_a_pickle_and_a_text(files: Path) -> None:
+    """What reads on after the first pickle finds a second one, which is only the seal's text."""
+    with open(files / "net.pkl", "rb") as file:
+        file.seek(-len(seal.TRAILER), 2)
+        text = pickle.load(file)
+        assert text.startswith(seal.MARK.decode()) and not file.read()
+
+
+def test_files_from_before_there_were_seals_are_checked_by_what_they_have(tmp_path: Path) -> None:
+    old = next(RELEASE_0_1.rglob("training-state-*.pt"))
+    assert seal.is_whole(old) is None and problem(old) is None
+    weights = max(load(old, STATE)["parts"]["generator"]["net"].values(), key=lambda t: t.numel())
+    content = bytearray(old.read_bytes())
+    content[content.index(weights.numpy().tobytes()) + 5] ^= 1
+    (tmp_path / "old.pt").write_bytes(content)
+    assert problem(tmp_path / "old.pt") == "is damaged: its content is not what was written"
+
+
+# ---------------------------------------------------------------------------------------------------- resuming
+
+
+@pytest.fixture
+def run_folder(recipe_file: Write) -> Path:
+    """A finished run with states at 2, 3 and 4 thousand images, and its recipe `short.toml`."""
+    return distill(str(recipe_file(*LONGER)), sets=["log.snapshot_ticks=100", "eval.samples=4", "eval.repeats=1"]).folder
+
+
+def harmed(path: Path, harm: str) -> None:
+    content = path.read_bytes()
+    if harm == "flipped":
+        flipped(path, path, seed=1)
+    elif harm == "page":
+        path.write_bytes(content[:20_000] + bytes(4096) + content[24_096:])
+    else:
+        path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"hello"}[harm])
+
+
+@pytest.mark.parametrize("harm", ["flipped", "page", "truncated", "empty", "text"])
+def test_a_damaged_newest_state_is_set_aside_and_the_one_before_is_taken(
+    harm: str, run_folder: Path, here: Here, tmp_path: Path
+) -> None:
+    last = run_folder / "training-state-000004.pt"
+    content, snapshot = last.read_bytes(), run_folder / "network-snapshot-1.000000-000004.pkl"
+    first = load_network(snapshot)[0].state_dict()
+    snapshot.unlink()
+    harmed(last, harm)
+    done = here("--recipe", tmp_path / "short.toml", "--resume", "auto", "--set", "log.snapshot_ticks=100")
+    assert done.returncode == 0, done.stderr
+    log = (run_folder / "log.txt").read_text()
+    assert (
+        f"WARNING {last} is" in log
+        and "it was renamed to training-state-000004.pt.damaged, and the state before it is taken" in log
+    )
+    assert "resuming at 3.072 kimg" in log
+    assert last.with_name(last.name + ".damaged").read_bytes() != content
+    again = load_network(snapshot)[0].state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+
+
+def test_if_no_state_is_whole_nothing_is_begun(run_folder: Path, here: Here, tmp_path: Path) -> None:
+    for state in run_folder.glob("training-state-*.pt"):
+        harmed(state, "flipped")
+    line = error_line(here("--recipe", tmp_path / "short.toml", "--resume", "auto"))
+    assert f"{run_folder}: none of its training states is whole" in line
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == [run_folder.name]
+
+
+def test_a_damaged_state_that_was_named_is_refused_and_stays(run_folder: Path, here: Here, tmp_path: Path) -> None:
+    state = run_folder / "training-state-000004.pt"
+    harmed(state, "flipped")
+    line = error_line(here("--recipe", tmp_path / "short.toml", "--resume", state))
+    assert line == f"distill: {state}: is damaged: its content is not what was written"
+    assert state.is_file()
+
+
+def test_a_run_folder_without_its_recipe_is_resumed_by_its_states(run_folder: Path, here: Here, tmp_path: Path) -> None:
+    (run_folder / "recipe.toml").unlink()
+    done = here("--recipe", tmp_path / "short.toml", "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert "resuming at 4.096 kimg" in (run_folder / "log.txt").read_text()
+    assert (run_folder / "recipe.toml").is_file()
+
+
+def test_auto_says_why_it_did_not_take_a_run(run_folder: Path, here: Here, tmp_path: Path) -> None:
+    shutil.copytree(run_folder, tmp_path / "runs" / "00001-short")
+    for state in (tmp_path / "runs" / "00001-short").glob("training-state-*"):
+        state.unlink()
+    done = here(
+        "--recipe", tmp_path / "short.toml", "--resume", "auto", "--set", "noise.sigma_init=3", "--set", "train.duration_kimg=0.256"
+    )
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "runs" / "00002-short" / "log.txt").read_text()
+    assert "nothing to resume" in log
+    assert "00001-short: has no training state" in log
+    assert f"not resumed: {run_folder}: is another run ([noise] sigma_init: 2.5 -> 3.0)" in log
