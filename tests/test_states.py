@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import random
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +19,11 @@ import torch
 
 from registry.core import seal
 from registry.core.errors import UserError
+from registry.core.interruption import Interruption, signalled
 from registry.files.formats import load_network, save_network
 from registry.files.plain import STATE, load, problem
 from registry.runs.distill import distill
-from tests.conftest import ROOT, error_line, tiny_network
+from tests.conftest import ROOT, environment, error_line, tiny_network
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
 Write = Callable[..., Path]
@@ -28,6 +34,9 @@ LONGER = (
     ("duration_kimg = 0.048", "duration_kimg = 4.096"),
     ("tick_kimg = 0.016", "tick_kimg = 1.024"),
 )
+
+METRICS = ("[eval]", '[eval]\nmetrics = ["sliced_wasserstein"]\nreference = "digits"')
+METRIC = "metric-sliced_wasserstein.jsonl"
 
 
 def flipped(path: Path, target: Path, seed: int) -> Path:
@@ -104,7 +113,7 @@ def test_files_from_before_there_were_seals_are_checked_by_what_they_have(tmp_pa
 @pytest.fixture
 def run_folder(recipe_file: Write) -> Path:
     """A finished run with states at 2, 3 and 4 thousand images, and its recipe `short.toml`."""
-    return distill(str(recipe_file(*LONGER)), sets=["log.snapshot_ticks=100", "eval.samples=4", "eval.repeats=1"]).folder
+    return distill(str(recipe_file(*LONGER, METRICS)), sets=["log.snapshot_ticks=100", "eval.samples=4", "eval.repeats=1"]).folder
 
 
 def harmed(path: Path, harm: str) -> None:
@@ -175,3 +184,77 @@ def test_auto_says_why_it_did_not_take_a_run(run_folder: Path, here: Here, tmp_p
     assert "nothing to resume" in log
     assert "00001-short: has no training state" in log
     assert f"not resumed: {run_folder}: is another run ([noise] sigma_init: 2.5 -> 3.0)" in log
+
+
+def test_the_newest_states_are_kept_and_the_rest_deleted(run_folder: Path) -> None:
+    assert sorted(p.name for p in run_folder.glob("training-state-*")) == ["training-state-000003.pt", "training-state-000004.pt"]
+
+
+def test_a_state_is_saved_by_the_clock_too(recipe_file: Write) -> None:
+    sets = ["log.state_ticks=1000", "log.snapshot_ticks=100", "log.keep_states=0", "eval.samples=4", "eval.repeats=1"]
+    folder = distill(str(recipe_file(*LONGER)), sets=[*sets, "log.state_minutes=1e-4"]).folder
+    kimg = [int(p.stem[-6:]) for p in folder.glob("training-state-*.pt")]
+    assert sorted(kimg) == [0, 1, 2, 3, 4]
+
+
+def test_what_killed_writes_left_is_swept(run_folder: Path, here: Here, tmp_path: Path) -> None:
+    left = [run_folder / ".training-state-000005.pt.ab_12xyz", run_folder / ".stats.jsonl.qwertyui"]
+    for path in left:
+        path.write_bytes(b"half of")
+    mine = run_folder / ".notes"
+    mine.write_text("not ours")
+    assert here("--recipe", tmp_path / "short.toml", "--resume", "auto").returncode == 0
+    assert not any(path.exists() for path in left) and mine.is_file()
+
+
+def test_a_finished_run_says_that_it_is_finished(run_folder: Path, here: Here, tmp_path: Path) -> None:
+    before = (run_folder / METRIC).read_text()
+    assert here("--recipe", tmp_path / "short.toml", "--resume", "auto").returncode == 0
+    assert "this run is finished; only its table is made again" in (run_folder / "log.txt").read_text()
+    assert (run_folder / METRIC).read_text() == before
+
+
+# ---------------------------------------------------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_while_a_snapshot_is_measured_saves_a_state_and_the_snapshot_is_made_later(
+    number: signal.Signals, recipe_file: Write, tmp_path: Path
+) -> None:
+    """The snapshot would take minutes. After resuming, with fewer images, it is made first, and then the run ends as it would have."""
+    path = recipe_file(METRICS)
+    words = [sys.executable, "-m", "registry.cli", "--recipe", str(path), "--set", "log.snapshot_ticks=2"]
+    slow = subprocess.Popen(
+        [*words, "--set", "eval.snapshot_samples=2000000"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = tmp_path / "runs" / "00000-short"
+    deadline = time.monotonic() + 120
+    while not (folder / "network-snapshot-1.000000-000000.pkl").is_file():  # written just before it is measured
+        assert slow.poll() is None and time.monotonic() < deadline, slow.communicate()
+        time.sleep(0.02)
+    slow.send_signal(number)
+    out, err = slow.communicate(timeout=60)
+    assert slow.returncode == 128 + number, (out, err)
+    assert err.startswith("distill: interrupted at 0.032 kimg; the state is kept, continue with --resume ")
+    state = load(folder / "training-state-000000.pt", STATE)
+    assert (state["nimg"], state["snapshot_due"]) == (32, True)
+
+    done = subprocess.run([*words, "--resume", "auto"], env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    measured = [json.loads(line)["kimg"] for line in (folder / METRIC).read_text().splitlines()]
+    assert measured == [0.032, 0.048]
+
+
+def test_a_second_ctrl_c_leaves_at_once() -> None:
+    with Interruption(), pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signalled() == signal.SIGUSR1
+        with Interruption():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signalled() == 0

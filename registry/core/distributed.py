@@ -10,11 +10,14 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from registry.core.errors import SettingError, UserError
+from registry.core.errors import Interrupted, SettingError, UserError
+from registry.core.interruption import signalled
 from registry.core.settings import check_device
 
 T = TypeVar("T")
 _device = torch.device("cpu")
+_control: dist.ProcessGroup | None = None
+"""Processes with GPUs agree on small things without them, so that no GPU has to finish first. None: the only group there is."""
 
 
 def start(device: str = "auto") -> torch.device:
@@ -30,13 +33,14 @@ def start(device: str = "auto") -> torch.device:
         found = torch.device("cuda", local)
     if found.type == "cuda" and found.index is not None:
         torch.cuda.set_device(found)
+    global _device, _control
     if several and not dist.is_initialized():
         dist.init_process_group("nccl" if found.type == "cuda" else "gloo")
+        _control = dist.new_group(backend="gloo") if found.type == "cuda" else None
     if found.type == "cuda":  # as EDM trains: full float32, and the fastest convolutions for sizes that do not change
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         torch.backends.cudnn.benchmark = True
-    global _device
     _device = found
     return found
 
@@ -86,9 +90,12 @@ def sum_(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def any_(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process."""
-    return flag if world_size() == 1 else bool(sum_(torch.tensor(float(flag), device=device)).item())
+def largest(*values: int) -> list[int]:
+    """The largest of each value over all processes."""
+    found = torch.tensor(values)
+    if world_size() > 1:
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=_control)
+    return [int(value) for value in found]
 
 
 def gather(value: Any) -> list[Any]:
@@ -121,13 +128,17 @@ def by_rank0(work: Callable[[], T]) -> T:
 def share(n: int, batch: int, work: Callable[[range], T], done: Callable[[int], None] | None = None) -> list[T]:
     """`work(part)` for 0 … n−1 in parts of `batch`, which the processes take in turn: all results in order, everywhere.
 
-    The parts do not depend on the number of processes, so neither do the results. `done` is told how many are done.
+    The parts do not depend on the number of processes, so neither do the results. `done` is told how many are done. Raises
+    Interrupted in every process if one was signalled.
     """
     results: list[T] = []
     for start in range(0, n, batch * world_size()):
         first = start + rank() * batch
         mine = [work(range(first, min(first + batch, n)))] if first < n else []
-        results += [result for found in gather(mine) for result in found]
+        found = gather((mine, signalled()))
+        if number := max(number for _, number in found):
+            raise Interrupted("interrupted", 128 + number)
+        results += [result for part, _ in found for result in part]
         if done:
             done(min(start + batch * world_size(), n))
     return results

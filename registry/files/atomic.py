@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -38,6 +39,11 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], 
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is one that `write_atomically` was writing."""
+    return re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name) is not None and path.is_file()
 
 
 def check_folder(folder: Path, setting: str) -> None:

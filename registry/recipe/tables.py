@@ -177,6 +177,8 @@ class LogConfig(Config):
     tick_kimg: Positive = Field(50.0, description="thousands of images per tick")
     snapshot_ticks: int = Field(50, ge=1, description="ticks between snapshots: network, grid, curves, metrics")
     state_ticks: int = Field(500, ge=1, description="ticks between training states")
+    state_minutes: Positive = Field(15.0, description="minutes between training states, if they come before state_ticks do")
+    keep_states: int = Field(2, ge=0, description="the newest training states that are kept; 0 = all")
     grid: int = Field(8, ge=1, le=64, description="the sample grid has grid × grid images")
 
 

@@ -12,6 +12,5 @@ clock         seconds of training so far
 checkpoints   training states: saved, restored exactly
 states        which state a run goes on from
 foreign       going on from a training state of SiD
-interruption  signals that stop a run
 folder        the run folder, and the lines of its statistics
 """

@@ -20,7 +20,7 @@ from registry.runs.building import build, build_generator, build_metrics, genera
 from registry.runs.checkpoints import Stateful
 from registry.runs.folder import RunFolder
 from registry.runs.outputs import draw_curves, draw_samples, measure_snapshot, snapshot_name, write_network, write_table
-from registry.runs.training import Saved, prepare, start_or_resume, train
+from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train
 from registry.sample.pairs import teacher_pairs
 from registry.show.journal import Journal
 from registry.train import loop
@@ -57,7 +57,7 @@ def distill(
     plugins = load_plugins()
     if not isinstance(recipe, Recipe):
         recipe = expect(resolve(recipe, plugins, sets, loss, seed, outdir), Recipe)
-    device, state = prepare(recipe, resume)
+    device, found = prepare(recipe, resume)
     journal = journal or Journal()
 
     teacher, noise, loss_ = build(recipe, plugins)
@@ -72,28 +72,29 @@ def distill(
         parts["regression"] = run.regression.optimiser
     saved = Saved(parts, recipe.tables(), generator_facts(recipe, teacher, noise, generator))
 
-    folder = start_or_resume(recipe, run, saved, resume, state, journal)
-    if run.nimg < run.regression_end:
-        saved.clock.start()  # making pairs is a part of the training
-        run.pairs = teacher_pairs(teacher, noise, generator.sigmas, recipe.warmup.pairs, recipe.warmup.nfe, device, journal)
-        saved.clock.stop(device)
-    journal.log(f"{introduction(recipe, teacher, noise, generator)} on {device}{processes()}")
-    for remark in teacher.remarks:
-        journal.log(remark)
-    shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
+    folder = start_or_resume(recipe, run, saved, resume, found, journal)
+    with interruptible(folder):
+        if run.nimg < run.regression_end:
+            saved.clock.start()  # making pairs is a part of the training
+            run.pairs = teacher_pairs(teacher, noise, generator.sigmas, recipe.warmup.pairs, recipe.warmup.nfe, device, journal)
+            saved.clock.stop(device)
+        journal.log(f"{introduction(recipe, teacher, noise, generator)} on {device}{processes()}")
+        for remark in teacher.remarks:
+            journal.log(remark)
+        shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
 
-    def snapshot() -> None:
-        with run.average.averaged() as net:
-            draw_samples(folder, f"fakes_{run.nimg // 1000:06d}.png", generator.sample(shown), recipe.log.grid, teacher.images)
-            file = write_network(folder, snapshot_name(run.nimg, saved.tables), "generator", net, saved.facts, run.nimg)
-            measure_snapshot(folder, metrics, generator.sample, recipe.eval, file, run.nimg, saved.clock.seconds)
-        draw_curves(folder, ("regression", "student", "generator"), metrics)
+        def snapshot() -> None:
+            with run.average.averaged() as net:
+                draw_samples(folder, f"fakes_{run.nimg // 1000:06d}.png", generator.sample(shown), recipe.log.grid, teacher.images)
+                file = write_network(folder, snapshot_name(run.nimg, saved.tables), "generator", net, saved.facts, run.nimg)
+                measure_snapshot(folder, metrics, generator.sample, recipe.eval, file, run.nimg, saved.clock.seconds)
+            draw_curves(folder, ("regression", "student", "generator"), metrics)
 
-    if run.nimg == 0:
-        draw_samples(folder, "fakes_init.png", generator.sample(shown), recipe.log.grid, teacher.images)
-    milestones = (run.regression_end, run.game_start)
-    train(loop.iterations(run), run, recipe, folder, run.learners, saved, snapshot, partial(signs, run), milestones)
-    rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher)
+        if run.nimg == 0:
+            draw_samples(folder, "fakes_init.png", generator.sample(shown), recipe.log.grid, teacher.images)
+        milestones = (run.regression_end, run.game_start)
+        train(loop.iterations(run), run, recipe, folder, run.learners, saved, snapshot, partial(signs, run), milestones)
+        rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher)
     journal.log(f"the run is in {folder.path}")
     return Result(generator, rows, folder.path)
 

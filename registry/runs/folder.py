@@ -11,7 +11,7 @@ from typing import Any
 
 from registry.core import distributed
 from registry.core.errors import SettingError, UserError
-from registry.files.atomic import write_atomically
+from registry.files.atomic import is_temporary, write_atomically
 from registry.recipe.resolved import Tables, dumps
 from registry.show.journal import Journal
 
@@ -68,12 +68,19 @@ class RunFolder:
         """All lines so far, including those from before a resumption."""
         return read_lines(self.path / name) if (self.path / name).is_file() else []
 
-    def forget_after(self, kimg: float) -> None:
-        """Drop lines of statistics that a resumed run will write again."""
+    def forget_after(self, kimg: float, snapshot_due: bool = False) -> None:
+        """Drop lines of statistics that a resumed run will write again: later ones, and those of a snapshot that is still due."""
         for path in self.path.glob("*.jsonl") if self.writes else []:
-            kept = "".join(line + "\n" for line, entry in _lines(path) if _kimg(entry) <= kimg)
+            again = [kimg] if snapshot_due and path.name != STATISTICS else []
+            kept = "".join(line + "\n" for line, entry in _lines(path) if _kimg(entry) <= kimg and _kimg(entry) not in again)
             if kept != path.read_text():
                 write_atomically(path, kept.encode())
+
+    def sweep(self) -> None:
+        """Remove what writes left behind that were killed."""
+        for path in self.path.glob(".*") if self.writes else []:
+            if is_temporary(path):
+                path.unlink(missing_ok=True)
 
     def picture(self, draw: Callable[[], None]) -> None:
         """Draw a picture. If the plotting library is missing, say so once and go on."""

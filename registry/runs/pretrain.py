@@ -23,7 +23,7 @@ from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import TABLE_NAMES, PretrainRecipe, training_tables
 from registry.runs.building import build_metrics, check_target, parameter_count, real_images
 from registry.runs.outputs import draw_curves, draw_samples, snapshot_name, write_network, write_table
-from registry.runs.training import Saved, prepare, start_or_resume, train
+from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train
 from registry.sample.heun import heun_samples
 from registry.show.journal import Journal
 from registry.train import pretraining
@@ -49,7 +49,7 @@ def pretrain(
         recipe = expect(resolve(recipe, load_plugins(), sets, None, seed, outdir), PretrainRecipe)
     if save:
         check_target(Path(save))
-    device, state = prepare(recipe, resume)
+    device, found = prepare(recipe, resume)
     journal = journal or Journal()
 
     data = real_images(recipe.data, device)
@@ -61,7 +61,7 @@ def pretrain(
     facts = {"D": noise.D, "sigma_data": domain.sigma_data, "data": recipe.data.source, "recipe": training_tables(recipe)}
     saved = Saved({"denoiser": run.denoiser, "ema": run.average}, recipe.tables(), facts)
 
-    folder = start_or_resume(recipe, run, saved, resume, state, journal)
+    folder = start_or_resume(recipe, run, saved, resume, found, journal)
     journal.log(
         f"training a {recipe.network.arch} of {parameter_count(net)} parameters "
         f"on {domain.origin} ({len(data)} images), D = {noise.D:g}"
@@ -74,16 +74,17 @@ def pretrain(
             write_network(folder, snapshot_name(run.nimg, saved.tables), "denoiser", averaged, facts, run.nimg)
         draw_curves(folder, ("denoiser",), metrics)
 
-    train(pretraining.iterations(run), run, recipe, folder, lambda: {"denoiser": run.denoiser}, saved, snapshot)
+    with interruptible(folder):
+        train(pretraining.iterations(run), run, recipe, folder, lambda: {"denoiser": run.denoiser}, saved, snapshot)
 
-    target = Path(save) if save else folder.path / "teacher.pt"
-    with run.average.averaged() as averaged, sampling(averaged):
-        if folder.writes:
-            save_network(target, "denoiser", averaged, facts | {"nimg": run.nimg, "versions": versions()})
-        if metrics:
-            teacher = Teacher(averaged, path=target.resolve(), weights=weights_hash(averaged), **vars(domain))
-            rows = teacher_rows(teacher, noise, metrics, recipe.eval, journal, fresh=True, own=True)
-            write_table(folder, [*rows, floor_row(metrics, recipe.eval)], metrics, recipe.eval, run.nimg)
+        target = Path(save) if save else folder.path / "teacher.pt"
+        with run.average.averaged() as averaged, sampling(averaged):
+            if folder.writes:
+                save_network(target, "denoiser", averaged, facts | {"nimg": run.nimg, "versions": versions()})
+            if metrics:
+                teacher = Teacher(averaged, path=target.resolve(), weights=weights_hash(averaged), **vars(domain))
+                rows = teacher_rows(teacher, noise, metrics, recipe.eval, journal, fresh=True, own=True)
+                write_table(folder, [*rows, floor_row(metrics, recipe.eval)], metrics, recipe.eval, run.nimg)
     journal.log(f"the teacher is in {target}")
     return target
 

@@ -1,13 +1,15 @@
 """What happens around a loop, whatever it trains: the start, after every iteration, the end.
 
-After an iteration, if they are due, in this order: the tick, the snapshot, the state. Then, if a signal has asked for it, the
-run saves a state and stops.
+After an iteration, if they are due, in this order: the tick, the state, the snapshot. If a signal asks for it, the run saves its
+state and stops, also while a snapshot is measured; the snapshot is then made when the run is resumed.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +18,7 @@ import torch
 
 from registry.core import distributed
 from registry.core.errors import Interrupted, SettingError
+from registry.core.interruption import Interruption, signalled
 from registry.edm.sid_states import holds_modules
 from registry.files.atomic import check_folder
 from registry.recipe.resolved import PretrainRecipe, Recipe, settings_of
@@ -24,9 +27,8 @@ from registry.runs.checkpoints import Stateful, check_same_run, differences, rea
 from registry.runs.clock import Clock
 from registry.runs.folder import RunFolder
 from registry.runs.foreign import adopt
-from registry.runs.interruption import Interruption
 from registry.runs.schedule import Schedule
-from registry.runs.states import Found, find_state
+from registry.runs.states import Found, find_state, states
 from registry.runs.ticks import Learners, Signs, Ticks
 from registry.show.journal import Journal
 
@@ -41,7 +43,7 @@ class Training(Protocol):
     def total(self) -> int: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Saved:
     """What goes into a training state."""
 
@@ -53,12 +55,24 @@ class Saved:
     """What network files say about the networks, besides the number of images."""
     clock: Clock = field(default_factory=Clock)
     """How long the run has trained."""
+    snapshot_due: bool = False
+    """Whether the state that the run goes on from was saved before the snapshot that was due."""
+    saved_at: float = field(default_factory=time.monotonic)
+    """When the last state was saved, or else the run began."""
 
-    def save(self, folder: RunFolder, nimg: int) -> Path:
-        """Write the state to training-state-{kimg:06d}.pt."""
+    def save(self, folder: RunFolder, nimg: int, snapshot_due: bool) -> Path:
+        """Write the state to training-state-{kimg:06d}.pt, and delete the oldest ones that need not be kept."""
         path = folder.path / f"training-state-{nimg // 1000:06d}.pt"
-        save_state(path, self.parts, nimg, self.tables, self.facts, self.clock.seconds)
+        save_state(path, self.parts, nimg, self.tables, self.facts, self.clock.seconds, snapshot_due)
+        self.saved_at = time.monotonic()
+        keep = self.tables["log"]["keep_states"]
+        for old in states(folder.path)[keep:] if keep and folder.writes else ():
+            old.unlink(missing_ok=True)
         return path
+
+    def overdue(self) -> bool:
+        """Whether the last state is older than [log] state_minutes. Rank 0 decides."""
+        return distributed.rank() == 0 and time.monotonic() - self.saved_at > 60 * self.tables["log"]["state_minutes"]
 
 
 def prepare(recipe: Recipe | PretrainRecipe, resume: str | None) -> tuple[torch.device, Found]:
@@ -103,15 +117,24 @@ def start_or_resume(
         check_same_run(state, content["recipe"], saved.tables)
         run.nimg = restore_state(state, content, saved.parts)
         saved.clock.seconds = content.get("seconds", 0.0)  # 0: states of version 0.1 do not say
+        saved.snapshot_due = content.get("snapshot_due", False) and not newer(state.parent / "quality.json", state)
         folder = RunFolder(state.parent, journal)
-        folder.forget_after(run.nimg / 1000)
+        folder.sweep()
+        folder.forget_after(run.nimg / 1000, saved.snapshot_due)
         journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {state}")
+        if run.nimg >= run.total:
+            journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
         for difference in differences(content["recipe"], saved.tables):
             journal.log(f"changed since that state was written: {difference}")
     for remark in found.remarks:
         journal.log(remark)
     folder.write_recipe(saved.tables)
     return folder
+
+
+def newer(file: Path, state: Path) -> bool:
+    """Whether a file is there and was written after the state."""
+    return file.is_file() and file.stat().st_mtime_ns >= state.stat().st_mtime_ns
 
 
 def start_from_foreign(recipe: Recipe | PretrainRecipe, run: Training, saved: Saved, state: Path, journal: Journal) -> RunFolder:
@@ -141,29 +164,55 @@ def train(
     signs: Signs = dict[str, float],
     milestones: tuple[int, ...] = (),
 ) -> None:
-    """Go through the iterations, and do what is due after each. Raises Interrupted after a signal."""
+    """Go through the iterations, and do what is due after each. Raises Interrupted after a signal, when a state was saved."""
     batch = recipe.train.batch
     schedule = Schedule(recipe.log, batch, run.total, milestones)
     ticks = Ticks(folder, learners, recipe.log.tick_kimg, run.device, signs)
     ticks.begin(run.nimg)
     length = math.ceil(run.total / 1000 * 10) / 10
-    with Interruption(run.device) as interruption, folder.journal.progress(recipe.path.stem, length) as bar:
+    with folder.journal.progress(recipe.path.stem, length) as bar:
+        if saved.snapshot_due:
+            make(snapshot, saved, folder, run)
         saved.clock.start()
         for _ in iterations:
             due = schedule.due(run.nimg)
+            signal, overdue = distributed.largest(signalled(), saved.overdue())
             bar.at(round(run.nimg / 1000, 1), f"kimg  {ticks.speed(run.nimg):.0f} img/s  {ticks.note}")
-            if any(due):
+            if any(due) or signal or overdue:
                 saved.clock.stop(run.device)
             if due.tick:
                 ticks.record(run.nimg, run.total, saved.clock.seconds)
+            if due.state or signal or overdue:
+                state = saved.save(folder, run.nimg, due.snapshot)
+            if signal:
+                raise at_a_state(state, run, 128 + signal)
             if due.snapshot:
-                snapshot()
-            if due.state:
-                saved.save(folder, run.nimg)
+                make(snapshot, saved, folder, run)
             if due.tick:
                 ticks.begin(run.nimg)
-            if not due.end and interruption.requested(run.nimg // batch):
-                saved.clock.stop(run.device)
-                path = saved.save(folder, run.nimg)
-                raise Interrupted(f"interrupted at {run.nimg / 1000:.3f} kimg; the state is kept", interruption.code, str(path))
             saved.clock.start()
+
+
+def make(snapshot: Callable[[], None], saved: Saved, folder: RunFolder, run: Training) -> None:
+    """Make a snapshot. If a signal comes meanwhile, a state is saved that says that the snapshot is still due."""
+    try:
+        snapshot()
+    except Interrupted as stop:
+        raise at_a_state(saved.save(folder, run.nimg, snapshot_due=True), run, stop.code) from None
+
+
+def at_a_state(state: Path, run: Training, code: int) -> Interrupted:
+    return Interrupted(f"interrupted at {run.nimg / 1000:.3f} kimg; the state is kept", code, str(state))
+
+
+@contextmanager
+def interruptible(folder: RunFolder) -> Iterator[None]:
+    """While this is entered, signals are noted. An interruption names the state that the run goes on from, if there is one."""
+    with Interruption():
+        try:
+            yield
+        except Interrupted as stop:
+            newest = next(iter(states(folder.path)), None)
+            if stop.state or newest is None:
+                raise
+            raise Interrupted("interrupted; the state is kept", stop.code, str(newest)) from None

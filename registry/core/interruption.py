@@ -1,0 +1,39 @@
+"""Signals that ask a run to stop. They are noted when they come, and answered where the work can be left."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""Ctrl-C; the end of a job; what schedulers send some time before that; a terminal that is closed."""
+
+_entered: list[Interruption] = []
+
+
+class Interruption:
+    """While it is entered, signals are noted instead of ending the process. A second Ctrl-C raises KeyboardInterrupt at once."""
+
+    def __enter__(self) -> Interruption:
+        self.number = 0
+        here = threading.current_thread() is threading.main_thread()
+        caught = [s for s in SIGNALS if here and signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        self._previous = {s: signal.signal(s, self._note) for s in caught}
+        _entered.append(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _entered.remove(self)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = self.number or number
+
+
+def signalled() -> int:
+    """The number of the first signal that this process was sent inside of an Interruption; 0 if there was none."""
+    return next((entered.number for entered in _entered if entered.number), 0)
