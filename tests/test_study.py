@@ -80,7 +80,7 @@ def test_failed_and_diverged_runs_are_results(toys: Path) -> None:
     assert {name: cell["status"] for name, cell in found.items()} == {
         "learns": "done", "hurries": "done", "diverges": "diverged", "fails": "failed"
     }  # fmt: skip
-    assert found["diverges"]["error"] == "nearest = nan"
+    assert found["diverges"]["error"].startswith("the run has diverged: ")
     assert found["fails"]["error"].startswith("nowhere: no such data set")
     table = (toys / "table.md").read_text()
     assert "1 of 1 failed" in table and "1 of 1 diverged" in table
@@ -158,7 +158,7 @@ def test_retry_continues_failed_runs_and_begins_diverged_ones_anew(copied: Path,
         ("learns", Status.DONE), ("hurries", Status.DONE), ("diverges", Status.UNFINISHED), ("fails", Status.UNFINISHED)
     }  # fmt: skip
     (kept,) = (copied / "cells" / "toy-diverges" / "seed-5").glob("diverged-00000-*")
-    assert (kept / "quality.json").is_file()
+    assert (kept / "log.txt").is_file()
     assert all(c.run_folder() is None for c in cells if c.combination.labels[0] == "diverges")
 
 

@@ -16,19 +16,21 @@ from click.core import ParameterSource
 
 from registry.cli.options import recipe_options
 from registry.cli.preview import preview
-from registry.core.errors import Interrupted, SettingError, UserError
+from registry.core.errors import Diverged, Interrupted, SettingError, UserError
 from registry.core.version import version
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe
 
+DIVERGED = 4
+"""The exit code of a run that has diverged."""
 DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 
 class Group(click.Group):
     """Adds --debug to every command, names the flag that is at fault, and exits with a code:
 
-    0 done, 1 a user's error, 2 wrong usage, 70 a bug in distill, 130 or 143 interrupted (128 + the signal).
+    0 done, 1 a user's error, 2 wrong usage, 4 training has diverged, 70 a bug in distill, 128 + the signal if interrupted.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -50,6 +52,8 @@ class Group(click.Group):
             code = error.exit_code
         except UserError as error:
             code = report(str(error), 1, debug)
+        except Diverged as error:
+            code = report(str(error), DIVERGED, debug)
         except Interrupted as stop:
             code = report(f"{stop}, continue with --resume {stop.state}" if stop.state else str(stop), stop.code)
         except Exception as error:

@@ -36,6 +36,14 @@ class Interrupted(Exception):
         self.code, self.state = code, state
 
 
+class Diverged(Exception):
+    """Training came to values that are not finite, and learns nothing more. `nimg` is how far it was."""
+
+    def __init__(self, message: str, nimg: int) -> None:
+        super().__init__(message)
+        self.nimg = nimg
+
+
 def near(word: str, known: Iterable[str]) -> str:
     """' (did you mean …?)' for the nearest known word, or nothing."""
     known = list(known)

@@ -4,6 +4,7 @@ atomic      writes files whole or not at all
 locate      finds the path for what the user typed: beside the recipe, shipped, published, a URL
 paths       kinds of paths as settings, and the settings of a teacher that is read from a file
 downloads   fetches URLs into the cache
+finite      whether tensors are finite
 facts       what a file says about its network
 kinds       whether a foreign network is a denoiser or a generator, by its file's name and layout
 plain       our own containers: plain tensors (.pt) and safetensors

@@ -22,6 +22,7 @@ from registry.edm.pickles import RUNS_SOURCE, Persistent, list_globals, network_
 from registry.edm.snapshots import EXTRA, write_snapshot
 from registry.files.atomic import write_atomically
 from registry.files.facts import NetworkFacts
+from registry.files.finite import not_finite
 from registry.files.kinds import guess_kind
 from registry.files.locate import newest_network, open_path
 from registry.files.plain import (
@@ -133,6 +134,8 @@ def load_network(
         facts = NetworkFacts.of(content["about"], kind=content["kind"])
         net = _rebuild(content["network"], content["weights"], source, facts, build)
     facts = facts.told(kind, source)
+    if tensor := not_finite(net):
+        raise UserError(f"{source}: its {tensor} holds values that are not finite; the run that wrote it has diverged")
     if kinds and facts.kind is not None and facts.kind not in kinds:
         raise UserError(f"{source}: is a {facts.kind}, expected a {' or '.join(kinds)}")
     return net.eval(), facts

@@ -78,6 +78,9 @@ class WarmupConfig(Config):
         return value
 
 
+OnNonfinite = Literal["replace", "stop", "rollback"]
+
+
 class TrainConfig(Config):
     """[train]: the loop (IPFM Algorithm 1); names and defaults as in EDM and SiD."""
 
@@ -104,6 +107,12 @@ class TrainConfig(Config):
     ema_rampup_ratio: float = Field(
         0.05, ge=0, description="the half-life is at most this share of the images seen; 0 = no such limit"
     )
+    nonfinite: OnNonfinite = Field(
+        "replace",
+        description="values that are not finite: replace (images are dropped, gradients replaced, until nothing is left to learn "
+        "from), stop at the first, or rollback (like replace, but then go back to the last good state, with other draws)",
+    )
+    rollbacks: int = Field(3, ge=0, description="the most times that nonfinite = 'rollback' goes back")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
 
@@ -125,6 +134,12 @@ class PretrainConfig(Config):
     ema_rampup_ratio: float = Field(
         0.05, ge=0, description="the half-life is at most this share of the images seen; 0 = no such limit"
     )
+    nonfinite: OnNonfinite = Field(
+        "replace",
+        description="values that are not finite: replace (images are dropped, gradients replaced, until nothing is left to learn "
+        "from), stop at the first, or rollback (like replace, but then go back to the last good state, with other draws)",
+    )
+    rollbacks: int = Field(3, ge=0, description="the most times that nonfinite = 'rollback' goes back")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
 

@@ -11,6 +11,7 @@ outputs       what a snapshot leaves: pictures, the network's file, its metrics,
 clock         seconds of training so far
 checkpoints   training states: saved, restored exactly
 states        which state a run goes on from
+health        whether a run still learns anything
 foreign       going on from a training state of SiD
 folder        the run folder, and the lines of its statistics
 """

@@ -93,7 +93,7 @@ def distill(
         if run.nimg == 0:
             draw_samples(folder, "fakes_init.png", generator.sample(shown), recipe.log.grid, teacher.images)
         milestones = (run.regression_end, run.game_start)
-        train(loop.iterations(run), run, recipe, folder, run.learners, saved, snapshot, partial(signs, run), milestones)
+        train(partial(loop.iterations, run), run, recipe, folder, run.learners, saved, snapshot, partial(signs, run), milestones)
         rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher)
     journal.log(f"the run is in {folder.path}")
     return Result(generator, rows, folder.path)

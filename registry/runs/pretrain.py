@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -75,7 +76,7 @@ def pretrain(
         draw_curves(folder, ("denoiser",), metrics)
 
     with interruptible(folder):
-        train(pretraining.iterations(run), run, recipe, folder, lambda: {"denoiser": run.denoiser}, saved, snapshot)
+        train(partial(pretraining.iterations, run), run, recipe, folder, lambda: {"denoiser": run.denoiser}, saved, snapshot)
 
         target = Path(save) if save else folder.path / "teacher.pt"
         with run.average.averaged() as averaged, sampling(averaged):

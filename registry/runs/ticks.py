@@ -58,7 +58,7 @@ class Ticks:
             ):
                 entry[f"Guard/{name}_{what}"] = single(found[what])
                 if found[what]:
-                    said.append(f"WARNING {name}: {found[what]:.0f} {text}")
+                    said.append(f"WARNING {name}: {found[what]:.0f} {text}{self.since(found, nimg) if what == 'dropped' else ''}")
         signs = self.signs()
         entry |= {name: single(value) for name, value in signs.items()}
         if "Gap/all" in signs:
@@ -74,6 +74,11 @@ class Ticks:
         self.note = f"{'  '.join(said)}  {memory:.0f} MB"
         eta = duration(max((total - nimg) / max(speed, 1e-9), 0))
         self.folder.journal.log(f"kimg {kimg:<9.1f} {'  '.join(said)}  {speed:.0f} img/s  eta {eta}  {memory:.0f} MB")
+
+    def since(self, found: Mapping[str, float], nimg: int) -> str:
+        """In which iteration of this tick the first image was dropped, and how many images the run had seen."""
+        begun = self._since + (nimg - self._since) * (found["first"] - 1) / found["num"]
+        return f", the first at {begun / 1000:.3f} kimg"
 
     def oscillation(self, gap: float) -> list[str]:
         """A warning if the gap goes up and down, in a list."""

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from registry.core import distributed
-from registry.core.errors import Interrupted, SettingError
+from registry.core.errors import Diverged, Interrupted, SettingError
 from registry.core.interruption import Interruption, signalled
 from registry.edm.sid_states import holds_modules
 from registry.files.atomic import check_folder
@@ -27,16 +27,19 @@ from registry.runs.checkpoints import Stateful, check_same_run, differences, rea
 from registry.runs.clock import Clock
 from registry.runs.folder import RunFolder
 from registry.runs.foreign import adopt
+from registry.runs.health import check_health
 from registry.runs.schedule import Schedule
 from registry.runs.states import Found, find_state, states
 from registry.runs.ticks import Learners, Signs, Ticks
 from registry.show.journal import Journal
+from registry.train.step import Learner
 
 
 class Training(Protocol):
     """What both kinds of training have: the number of images so far and in all, and the device."""
 
     nimg: int
+    rollbacks: int
     device: torch.device
 
     @property
@@ -60,10 +63,10 @@ class Saved:
     saved_at: float = field(default_factory=time.monotonic)
     """When the last state was saved, or else the run began."""
 
-    def save(self, folder: RunFolder, nimg: int, snapshot_due: bool) -> Path:
+    def save(self, folder: RunFolder, run: Training, snapshot_due: bool) -> Path:
         """Write the state to training-state-{kimg:06d}.pt, and delete the oldest ones that need not be kept."""
-        path = folder.path / f"training-state-{nimg // 1000:06d}.pt"
-        save_state(path, self.parts, nimg, self.tables, self.facts, self.clock.seconds, snapshot_due)
+        path = folder.path / f"training-state-{run.nimg // 1000:06d}.pt"
+        save_state(path, self.parts, run.nimg, self.tables, self.facts, self.clock.seconds, snapshot_due, run.rollbacks)
         self.saved_at = time.monotonic()
         keep = self.tables["log"]["keep_states"]
         for old in states(folder.path)[keep:] if keep and folder.writes else ():
@@ -116,6 +119,7 @@ def start_or_resume(
         content = read_state(state, saved.parts)
         check_same_run(state, content["recipe"], saved.tables)
         run.nimg = restore_state(state, content, saved.parts)
+        run.rollbacks = content.get("rollbacks", 0)
         saved.clock.seconds = content.get("seconds", 0.0)  # 0: states of version 0.1 do not say
         saved.snapshot_due = content.get("snapshot_due", False) and not newer(state.parent / "quality.json", state)
         folder = RunFolder(state.parent, journal)
@@ -154,7 +158,7 @@ def start_from_foreign(recipe: Recipe | PretrainRecipe, run: Training, saved: Sa
 
 
 def train(
-    iterations: Iterator[None],
+    iterations: Callable[[], Iterator[None]],
     run: Training,
     recipe: Recipe | PretrainRecipe,
     folder: RunFolder,
@@ -164,33 +168,75 @@ def train(
     signs: Signs = dict[str, float],
     milestones: tuple[int, ...] = (),
 ) -> None:
-    """Go through the iterations, and do what is due after each. Raises Interrupted after a signal, when a state was saved."""
-    batch = recipe.train.batch
-    schedule = Schedule(recipe.log, batch, run.total, milestones)
+    """Go through the iterations, and do what is due after each.
+
+    Raises Interrupted after a signal, when a state was saved, and Diverged as [train] nonfinite says.
+    """
+    schedule = Schedule(recipe.log, recipe.train.batch, run.total, milestones)
     ticks = Ticks(folder, learners, recipe.log.tick_kimg, run.device, signs)
-    ticks.begin(run.nimg)
     length = math.ceil(run.total / 1000 * 10) / 10
     with folder.journal.progress(recipe.path.stem, length) as bar:
         if saved.snapshot_due:
             make(snapshot, saved, folder, run)
-        saved.clock.start()
-        for _ in iterations:
-            due = schedule.due(run.nimg)
-            signal, overdue = distributed.largest(signalled(), saved.overdue())
-            bar.at(round(run.nimg / 1000, 1), f"kimg  {ticks.speed(run.nimg):.0f} img/s  {ticks.note}")
-            if any(due) or signal or overdue:
-                saved.clock.stop(run.device)
-            if due.tick:
-                ticks.record(run.nimg, run.total, saved.clock.seconds)
-            if due.state or signal or overdue:
-                state = saved.save(folder, run.nimg, due.snapshot)
-            if signal:
-                raise at_a_state(state, run, 128 + signal)
-            if due.snapshot:
-                make(snapshot, saved, folder, run)
-            if due.tick:
-                ticks.begin(run.nimg)
+        while True:
+            ticks.begin(run.nimg)
             saved.clock.start()
+            try:
+                for _ in iterations():
+                    bar.at(round(run.nimg / 1000, 1), f"kimg  {ticks.speed(run.nimg):.0f} img/s  {ticks.note}")
+                    after_iteration(run, recipe.train, folder, learners, saved, snapshot, schedule, ticks)
+                return
+            except Diverged as error:
+                roll_back(run, recipe.train, saved, folder, error)
+
+
+def after_iteration(
+    run: Training,
+    config: TrainConfig | PretrainConfig,
+    folder: RunFolder,
+    learners: Learners,
+    saved: Saved,
+    snapshot: Callable[[], None],
+    schedule: Schedule,
+    ticks: Ticks,
+) -> None:
+    """Do what is due. Raises Interrupted and Diverged. While no image is left to learn from, only a signal saves a state."""
+    due = schedule.due(run.nimg)
+    signal, overdue = distributed.largest(signalled(), saved.overdue())
+    if not (any(due) or signal or overdue):
+        return
+    saved.clock.stop(run.device)
+    well = check_health(learners(), run.nimg, config.nonfinite == "stop", due.end)
+    if due.tick:
+        ticks.record(run.nimg, run.total, saved.clock.seconds)
+    if signal or due.end or (well and (due.state or overdue)):
+        state = saved.save(folder, run, due.snapshot)
+    if signal:
+        raise at_a_state(state, run, 128 + signal)
+    if due.snapshot:
+        make(snapshot, saved, folder, run)
+    if due.tick:
+        ticks.begin(run.nimg)
+    saved.clock.start()
+
+
+def roll_back(run: Training, config: TrainConfig | PretrainConfig, saved: Saved, folder: RunFolder, error: Diverged) -> None:
+    """Go back to the newest state, with other draws from there on, if the recipe allows it. Otherwise raises Diverged."""
+    state = next(iter(states(folder.path)), None)
+    where = f"; the last good state is {state}" if state else ""
+    if config.nonfinite != "rollback" or run.rollbacks >= config.rollbacks or state is None:
+        times = f" after {run.rollbacks} rollbacks" if run.rollbacks else ""
+        raise Diverged(f"the run has diverged{times}: {error}{where}; try smaller learning rates", error.nimg)
+    rollbacks = run.rollbacks + 1
+    content = read_state(state, saved.parts)
+    run.nimg = restore_state(state, content, saved.parts)
+    run.rollbacks = rollbacks
+    folder.forget_after(run.nimg / 1000)
+    for part in saved.parts.values():
+        if isinstance(part, Learner):
+            part.tally.revive()
+    back = f"back to {run.nimg / 1000:.3f} kimg, with other draws (rollback {rollbacks})"
+    folder.journal.log(f"WARNING the run has diverged: {error}; {back}")
 
 
 def make(snapshot: Callable[[], None], saved: Saved, folder: RunFolder, run: Training) -> None:
@@ -198,7 +244,7 @@ def make(snapshot: Callable[[], None], saved: Saved, folder: RunFolder, run: Tra
     try:
         snapshot()
     except Interrupted as stop:
-        raise at_a_state(saved.save(folder, run.nimg, snapshot_due=True), run, stop.code) from None
+        raise at_a_state(saved.save(folder, run, snapshot_due=True), run, stop.code) from None
 
 
 def at_a_state(state: Path, run: Training, code: int) -> Interrupted:

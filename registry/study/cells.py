@@ -30,8 +30,10 @@ from registry.study.grid import Combination, combinations
 Command = Callable[[str, Combination, int, Path, bool], list[str]]
 """From recipe, combination, seed, folder and whether to resume to the command line of the run, which a user could type."""
 
-INTERRUPTED = (130, 143)
+INTERRUPTED = (129, 130, 138, 143)
 """Exit codes of a run that was asked to stop."""
+DIVERGED = 4
+"""The exit code of a run that has diverged."""
 
 
 class Status(StrEnum):
@@ -166,6 +168,8 @@ def status(cell: Cell, folder: Path | None = None) -> tuple[Status, str]:
     finished = run is not None and (run / "quality.json").is_file()
     if code in INTERRUPTED or (code is None and not finished):
         return Status.UNFINISHED, ""
+    if code == DIVERGED:
+        return Status.DIVERGED, attempt["error"]
     if code:
         return Status.FAILED, attempt["error"]
     if run is None or not finished:

@@ -63,6 +63,8 @@ class Distillation:
         self.average = EMA(generator.net, train.ema_halflife_kimg, train.ema_rampup_ratio)
         self.nimg = 0
         """Images so far, those of the warm-up included."""
+        self.rollbacks = 0
+        """How often the run went back to a state because it had diverged. Each time it takes other draws."""
 
     @property
     def regression_end(self) -> int:
@@ -90,11 +92,11 @@ class Distillation:
     def parts(self, step: str) -> Iterator[tuple[Streams, tuple[Any, ...]]]:
         """This process's share of the batch, part by part: one random stream per image, and real images if the run has data.
 
-        The streams depend on seed, step and image number only. So up to rounding results do not depend on how a batch is split
-        into parts and over processes, nor on interruptions. (Dropout draws from torch's global state, which states keep.)
+        The streams depend on seed, step, image number and rollbacks only. So up to rounding results do not depend on how a batch is
+        split into parts and over processes, nor on interruptions. (Dropout draws from torch's global state, which states keep.)
         """
         for numbers in own_image_numbers(self.nimg, self.train.batch, self.train.batch_gpu):
-            purpose = f"{self.train.seed}/{step}"
+            purpose = f"{self.train.seed}/{step}" + (f"/{self.rollbacks}" if self.rollbacks else "")
             real = (self.data.batch(Streams.derived(f"{purpose}/real", numbers, self.device)),) if self.data is not None else ()
             yield Streams.derived(purpose, numbers, self.device), real
 

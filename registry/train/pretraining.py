@@ -24,6 +24,7 @@ class Pretraining:
         self.denoiser = Learner(net.to(device), train.batch, train.lr, train.betas, train.eps, clip=train.clip)
         self.average = EMA(net, train.ema_halflife_kimg, train.ema_rampup_ratio)
         self.nimg = 0
+        self.rollbacks = 0
 
     @property
     def total(self) -> int:
@@ -44,7 +45,8 @@ def iteration(run: Pretraining) -> None:
     warmth = min(1.0, (run.nimg + train.batch) / max(train.lr_rampup_kimg * 1000, 1e-8))
     with mode(denoiser.net, train=True):
         for numbers in own_image_numbers(run.nimg, train.batch, train.batch_gpu):
-            rng = Streams.derived(f"{train.seed}/data", numbers, run.device)
+            again = f"/{run.rollbacks}" if run.rollbacks else ""
+            rng = Streams.derived(f"{train.seed}/data{again}", numbers, run.device)
             x, labels = run.data.batch(rng)
             f, x, _ = augmented(denoiser.net, x, (), train.augment, rng)
             denoiser.accumulate(denoising_loss(f, x, labels, run.noise, rng))

@@ -46,7 +46,7 @@ class Learner:
         self.modules = nn.ModuleList([self.net] if companion is None else [self.net, companion])
         self.optimiser = torch.optim.Adam(self.modules.parameters(), lr=lr, betas=betas, eps=eps, fused=True)
         self.tally = Tally(next(self.net.parameters()).device)
-        self.loss = torch.zeros((), device=self.tally.device)
+        self.sums = torch.zeros(2, device=self.tally.device)  # of this step: the loss, images dropped
 
     def __call__(self, *args: Any) -> Any:
         return self.model(*args)
@@ -57,8 +57,7 @@ class Learner:
         if x is not None:
             shield(x, finite)
         (self.scaling * reduced).backward()
-        self.loss = self.loss + reduced.detach()
-        self.tally.dropped += (~finite).sum()
+        self.sums = self.sums + torch.stack([reduced.detach(), (~finite).sum()])
 
     def step(self, rate: float = 1.0) -> None:
         """One Adam step at `rate` times the learning rate, on what all processes have accumulated."""
@@ -69,8 +68,9 @@ class Learner:
         norm = shorten_gradients(self.modules.parameters(), self.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self.tally.add(distributed.sum_(self.loss), norm)
-        self.loss = torch.zeros_like(self.loss)
+        loss, dropped = distributed.sum_(self.sums)
+        self.tally.add(loss, dropped, norm, self.batch)
+        self.sums = torch.zeros_like(self.sums)
 
     def forget(self) -> None:
         """Let go of the moments; it will not learn any more."""
@@ -95,23 +95,34 @@ class Tally:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.dead = torch.zeros((), device=device)
+        """The last steps without a single image left, in a row; ticks do not reset it."""
+        self.clear()
+
+    def revive(self) -> None:
+        """Begin anew, after a rollback."""
+        self.dead = torch.zeros_like(self.dead)
         self.clear()
 
     def clear(self) -> None:
         self.losses = torch.zeros(3, dtype=torch.float64, device=self.device)  # number, sum, sum of squares
         self.dropped = torch.zeros((), device=self.device)
         self.repaired = torch.zeros((), device=self.device)
+        self.first = torch.zeros((), dtype=torch.float64, device=self.device)  # the first step that dropped an image, from 1
         self.norms = torch.zeros((), device=self.device)  # sum
 
-    def add(self, loss: Tensor, norm: Tensor) -> None:
-        """A step's loss and the norm of its gradient."""
+    def add(self, loss: Tensor, dropped: Tensor, norm: Tensor, batch: int) -> None:
+        """A step's loss, the images dropped of its batch, and the norm of its gradient."""
         loss = loss.double()
         self.losses += torch.stack([torch.ones_like(loss), loss, loss**2])
+        self.dropped += dropped
         self.norms += norm
+        self.dead = torch.where(dropped >= batch, self.dead + 1, 0)
+        self.first = torch.where((dropped > 0) & (self.first == 0), self.losses[0], self.first)
 
     def read(self) -> dict[str, float]:
-        """{num, mean, std} of the loss, mean norm of the gradient, images dropped and gradient values replaced, over all
-        processes; resets them to 0."""
+        """{num, mean, std} of the loss, mean norm of the gradient, images dropped, the first step that dropped one (0: none), and
+        gradient values replaced, over all processes; resets them to 0."""
         num, total, squares = self.losses.tolist()
         mean = total / max(num, 1)
         found = {
@@ -119,7 +130,8 @@ class Tally:
             "mean": mean,
             "std": math.sqrt(max(squares / max(num, 1) - mean**2, 0)),
             "norm": self.norms.item() / max(num, 1),
-            "dropped": distributed.sum_(self.dropped.clone()).item(),
+            "dropped": self.dropped.item(),
+            "first": self.first.item(),
             "repaired": self.repaired.item(),
         }
         self.clear()
