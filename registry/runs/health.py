@@ -16,7 +16,8 @@ def check_health(learners: Mapping[str, Learner], nimg: int, strict: bool, end: 
     """Whether all is well: no learner was without any image in its last step.
 
     Raises Diverged if a learner's weights are not finite, or nothing was left to learn from in its last steps (at the `end` of a
-    run: in the last one). With `strict`, also if a single image was dropped or a single value of a gradient was replaced since the last tick.
+    run: in the last one). With `strict`, also if a single image was dropped or a single value of a gradient was replaced since the
+    last tick.
     """
     well = True
     for name, learner in learners.items():
