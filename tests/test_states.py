@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from registry.core import seal
 from registry.core.errors import UserError
@@ -258,3 +260,59 @@ def test_a_second_ctrl_c_leaves_at_once() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
     assert signalled() == 0
+
+
+def test_two_runs_never_write_into_one_folder(run_folder: Path, here: Here, tmp_path: Path) -> None:
+    with FileLock(run_folder / "run.lock"):
+        line = error_line(here("--recipe", tmp_path / "short.toml", "--resume", "auto"))
+    assert line == f"distill: {run_folder}: another process is writing into this run; stop it first, or begin another run"
+    assert here("--recipe", tmp_path / "short.toml", "--resume", "auto").returncode == 0
+
+
+def test_a_killed_run_leaves_no_lock(recipe_file: Write, here: Here, tmp_path: Path) -> None:
+    path = recipe_file(("duration_kimg = 0.048", "duration_kimg = 80"))
+    words = [sys.executable, "-m", "registry.cli", "--recipe", str(path)]
+    run = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "runs" / "00000-short"
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("training-state-*.pt")):
+        assert run.poll() is None and time.monotonic() < deadline, run.communicate()
+        time.sleep(0.02)
+    assert "another process is writing" in error_line(here("--recipe", path, "--resume", "auto"))
+    run.kill()
+    run.wait()
+    assert here("--recipe", path, "--resume", "auto", "--set", "train.duration_kimg=0.016").returncode == 0
+
+
+def test_a_disk_that_fills_and_is_emptied_again_costs_no_run(recipe_file: Write, tmp_path: Path) -> None:
+    """States and snapshots cannot be written for a while. The log says so, the older state stays, and the run ends well."""
+    path = recipe_file(("duration_kimg = 0.048", "duration_kimg = 1.6"), ("tick_kimg = 0.016", "tick_kimg = 0.08"))
+    words = [sys.executable, "-m", "registry.cli", "--recipe", str(path)]
+    run = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "runs" / "00000-short" / "log.txt"
+
+    def wait_for(text: str) -> None:
+        deadline = time.monotonic() + 120
+        while not (log.is_file() and text in log.read_text()):
+            assert run.poll() is None and time.monotonic() < deadline, run.communicate()
+            time.sleep(0.01)
+
+    wait_for("kimg 0.2 ")  # then the state of the tick before is there
+    resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (30_000, -1))
+    wait_for("cannot be written: File too large; the run goes on")
+    assert load(log.parent / "training-state-000000.pt", STATE)["nimg"] < 1600
+    resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (-1, -1))
+    out, err = run.communicate(timeout=240)
+    assert run.returncode == 0, (out, err)
+    assert load(log.parent / "training-state-000001.pt", STATE)["nimg"] == 1600
+
+
+def test_a_disk_that_stays_full_ends_a_run_with_one_line(recipe_file: Write, tmp_path: Path) -> None:
+    path = recipe_file(("duration_kimg = 0.048", "duration_kimg = 0.4"), ("tick_kimg = 0.016", "tick_kimg = 0.08"))
+    full = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # noqa: E731
+    done = subprocess.run(
+        [sys.executable, "-m", "registry.cli", "--recipe", str(path)],
+        env=environment(), capture_output=True, text=True, timeout=120, check=False, preexec_fn=full,
+    )  # fmt: skip
+    assert error_line(done).endswith("training-state-000000.pt: cannot be written: File too large")
+    assert not [p for p in (tmp_path / "runs" / "00000-short").iterdir() if p.name.startswith(".")]

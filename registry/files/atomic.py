@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from registry.core.errors import SettingError, UserError
 
@@ -29,7 +29,7 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], 
             if isinstance(content, bytes):
                 file.write(content)
             else:
-                content(file)
+                write_through(content, file)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
@@ -39,6 +39,32 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], 
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def write_through(content: Callable[[BinaryIO], object], file: BinaryIO) -> None:
+    """Let a function write into a file. Raises the OSError of a write that fails, which torch.save turns into a RuntimeError."""
+    target = _Target(file)
+    try:
+        content(cast(BinaryIO, target))
+    except RuntimeError:
+        if target.error is not None:
+            raise target.error from None
+        raise
+
+
+class _Target:
+    """A file that remembers the error of a write."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.read, self.tell, self.flush = file.seek, file.read, file.tell, file.flush
+        self._write, self.error = file.write, cast(OSError | None, None)
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def is_temporary(path: Path) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from registry.core import distributed
 from registry.core.errors import SettingError, UserError
 from registry.files.atomic import is_temporary, write_atomically
@@ -35,13 +37,30 @@ def new_run_folder(outdir: Path, description: str) -> Path:
 
 
 class RunFolder:
-    """The folder of a run. Rank 0 writes; on other ranks the methods that write do nothing."""
+    """The folder of a run, which only one run writes into. Rank 0 writes; on other ranks the methods that write do nothing.
+
+    Raises UserError if another process is writing into the folder. The lock goes with the process, if `release` is not called.
+    """
 
     def __init__(self, path: Path, journal: Journal) -> None:
         self.path, self.journal = path, journal
         self.writes = distributed.rank() == 0
         self._reported: set[str] = set()
+        self._lock = FileLock(path / "run.lock", timeout=0)
+        distributed.by_rank0(self._take)
         journal.open(path)
+
+    def _take(self) -> None:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise UserError(f"{self.path}: another process is writing into this run; stop it first, or begin another run") from None
+        except OSError:  # a disk that knows no locks
+            pass
+
+    def release(self) -> None:
+        """Let others write into the folder."""
+        self._lock.release()
 
     @classmethod
     def new(cls, outdir: Path, description: str, journal: Journal) -> RunFolder:
@@ -61,8 +80,11 @@ class RunFolder:
     def append(self, entry: dict[str, Any], name: str = STATISTICS) -> None:
         """One JSON object per line, as EDM writes them."""
         if self.writes:
-            with open(self.path / name, "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry | {"timestamp": time.time()}) + "\n")
+            try:
+                with open(self.path / name, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry | {"timestamp": time.time()}) + "\n")
+            except OSError as error:
+                self.journal.complain(self.path / name, error)
 
     def lines(self, name: str = STATISTICS) -> list[dict[str, Any]]:
         """All lines so far, including those from before a resumption."""

@@ -11,6 +11,7 @@ from typing import Any
 from rich.text import Text
 from torch import Tensor, nn
 
+from registry.core import distributed
 from registry.core.contracts import Metric
 from registry.core.version import versions
 from registry.edm.networks import Precond
@@ -40,8 +41,7 @@ def snapshot_name(nimg: int, tables: Tables) -> str:
 def write_network(folder: RunFolder, name: str, kind: str, net: nn.Module, facts: Mapping[str, Any], nimg: int) -> str:
     """The network's file under this name, in EDM's format if it is EDM's network; gives the file's name."""
     path = folder.path / f"{name}{'.pkl' if isinstance(net, Precond) else '.pt'}"
-    if folder.writes:
-        save_network(path, kind, net, {**facts, "nimg": nimg, "versions": versions()})
+    distributed.by_rank0(lambda: save_network(path, kind, net, {**facts, "nimg": nimg, "versions": versions()}))
     return path.name
 
 

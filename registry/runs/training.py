@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from registry.core import distributed
-from registry.core.errors import Diverged, Interrupted, SettingError
+from registry.core.errors import Diverged, Interrupted, SettingError, UserError
 from registry.core.interruption import Interruption, signalled
 from registry.edm.sid_states import holds_modules
 from registry.files.atomic import check_folder
@@ -61,13 +61,13 @@ class Saved:
     snapshot_due: bool = False
     """Whether the state that the run goes on from was saved before the snapshot that was due."""
     saved_at: float = field(default_factory=time.monotonic)
-    """When the last state was saved, or else the run began."""
+    """When a state was last saved or tried, or else the run began."""
 
     def save(self, folder: RunFolder, run: Training, snapshot_due: bool) -> Path:
         """Write the state to training-state-{kimg:06d}.pt, and delete the oldest ones that need not be kept."""
         path = folder.path / f"training-state-{run.nimg // 1000:06d}.pt"
-        save_state(path, self.parts, run.nimg, self.tables, self.facts, self.clock.seconds, snapshot_due, run.rollbacks)
         self.saved_at = time.monotonic()
+        save_state(path, self.parts, run.nimg, self.tables, self.facts, self.clock.seconds, snapshot_due, run.rollbacks)
         keep = self.tables["log"]["keep_states"]
         for old in states(folder.path)[keep:] if keep and folder.writes else ():
             old.unlink(missing_ok=True)
@@ -209,15 +209,27 @@ def after_iteration(
     well = check_health(learners(), run.nimg, config.nonfinite == "stop", due.end)
     if due.tick:
         ticks.record(run.nimg, run.total, saved.clock.seconds)
-    if signal or due.end or (well and (due.state or overdue)):
-        state = saved.save(folder, run, due.snapshot)
     if signal:
-        raise at_a_state(state, run, 128 + signal)
-    if due.snapshot:
-        make(snapshot, saved, folder, run)
+        raise at_a_state(saved.save(folder, run, due.snapshot), run, 128 + signal)
+    with going_on(folder, due.end):
+        if due.end or (well and (due.state or overdue)):
+            saved.save(folder, run, due.snapshot)
+        if due.snapshot:
+            make(snapshot, saved, folder, run)
     if due.tick:
         ticks.begin(run.nimg)
     saved.clock.start()
+
+
+@contextmanager
+def going_on(folder: RunFolder, end: bool) -> Iterator[None]:
+    """A file that cannot be written is no reason to stop before the end: perhaps there is room on the disk again by then."""
+    try:
+        yield
+    except UserError as error:
+        if end:
+            raise
+        folder.journal.log(f"WARNING {error}; the run goes on, and tries again when the next one is due")
 
 
 def roll_back(run: Training, config: TrainConfig | PretrainConfig, saved: Saved, folder: RunFolder, error: Diverged) -> None:
@@ -262,3 +274,5 @@ def interruptible(folder: RunFolder) -> Iterator[None]:
             if stop.state or newest is None:
                 raise
             raise Interrupted("interrupted; the state is kept", stop.code, str(newest)) from None
+        finally:
+            folder.release()

@@ -23,6 +23,7 @@ class Journal:
         self.folder: Path | None = None
         self.active = distributed.rank() == 0
         self._progress: Progress | None = None
+        self._complained = False
 
     def open(self, folder: Path) -> None:
         """From now on, also write lines to log.txt and tables as text in this folder."""
@@ -34,8 +35,17 @@ class Journal:
             return
         self.console.print(text, markup=False)
         if self.folder:
-            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
-                file.write(text + "\n")
+            try:
+                with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+                    file.write(text + "\n")
+            except OSError as error:
+                self.complain(self.folder / "log.txt", error)
+
+    def complain(self, path: Path, error: OSError) -> None:
+        """Say once that a line cannot be written. That is no reason to stop a run."""
+        if not self._complained:
+            self._complained = True
+            self.console.print(f"WARNING {path}: cannot be written: {error.strerror}; the run goes on", markup=False)
 
     def table(self, table: Table, name: str) -> None:
         """Print a table and save it as text under `name`."""
