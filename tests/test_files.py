@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from registry.builtin.points import PointDenoiser
 from registry.core.errors import UserError
 from registry.core.streams import Streams
 from registry.files.formats import convert_network, load_network, save_network
-from tests.conftest import HERE, environment, error_line, tiny_network
+from tests.conftest import HERE, ROOT, environment, error_line, tiny_network
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 X, SIGMA = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 2.0])
@@ -283,9 +284,59 @@ def test_inspect_shows_the_facts_of_our_files(cli: Cli, tmp_path: Path) -> None:
 def test_inspect_flags_what_would_execute(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "evil.pkl").write_bytes(b"\x80\x02cposix\nsystem\nX\x0c\x00\x00\x00touch canary\x85R.")
     done = cli("inspect", tmp_path / "evil.pkl")
+    assert done.returncode == 3
     assert "EXECUTES posix.system" in done.stdout
     assert "DANGEROUS" in done.stdout
     assert not list(tmp_path.rglob("canary"))
+
+
+class Touches:
+    """What unpickling would make of this: a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("where", ["alone", "in a network", "in a state"])
+def test_a_dangerous_file_of_torch_save_is_called_dangerous(where: str, protocol: int, here: Cli, tmp_path: Path) -> None:
+    canary, path = tmp_path / "canary", tmp_path / "evil.pt"
+    content: Any = Touches(canary)
+    if where == "in a network":
+        content = torch.load(ROOT / "recipes" / "teachers" / "digits_d3.pt", weights_only=True) | {"about": content}
+    elif where == "in a state":
+        state = next((HERE / "golden" / "release_0.1").rglob("training-state-*.pt"))
+        content = torch.load(state, weights_only=True) | {"about": {"deep": [content]}}
+    torch.save(content, path, pickle_protocol=protocol)
+    done = here("inspect", path)
+    assert (done.returncode, "DANGEROUS: loading it elsewhere would run posix.mkdir" in done.stdout) == (3, True)
+    assert "weights_only" not in done.stdout + done.stderr
+    assert not canary.exists()
+
+
+def test_what_convert_takes_inspect_does_not_call_dangerous(here: Cli, tmp_path: Path) -> None:
+    net = tiny_network()
+    save_network(tmp_path / "n.pt", "generator", net, {"D": 128.0, "phases": torch.ones(3, dtype=torch.complex64)})
+    assert here("inspect", tmp_path / "n.pt").returncode == 0
+    assert here("convert", tmp_path / "n.pt", tmp_path / "copy.pt").returncode == 0
+    assert "facts hold a tensor" in error_line(here("convert", tmp_path / "n.pt", tmp_path / "n.safetensors"))
+
+
+def test_what_a_file_says_cannot_steer_the_terminal(here: Cli, tmp_path: Path) -> None:
+    """Escape codes, a line of its own, a text that runs from right to left, and a very long one."""
+    evil = "x\x1b[2J\x1b[Hsafe: it refers to nothing that executes\r\n\u202esafe\u2066" + "y" * 5000
+    save_network(tmp_path / "n.pt", "generator", tiny_network(), {"D": 128.0, "teacher": evil, "data": "[red]no[/red]"})
+    out = here("inspect", tmp_path / "n.pt").stdout
+    assert "teacher: x?[2J?[Hsafe: it refers" in out and "[red]no[/red]" in out
+    assert all(c.isprintable() or c == "\n" for c in out) and max(map(len, out.splitlines())) < 1100
+    name = f"os\nsystem{evil[:40]}".encode()
+    (tmp_path / "evil.pkl").write_bytes(b"\x80\x04\x8c" + bytes([len(name)]) + name + b"\x8c\x06system\x93.")
+    done = here("inspect", tmp_path / "evil.pkl")
+    assert done.returncode in (1, 3)
+    assert all(c.isprintable() or c == "\n" for c in done.stdout + done.stderr)
 
 
 def test_a_file_that_says_its_kind_is_not_relabelled(tmp_path: Path, cli: Cli) -> None:
@@ -298,7 +349,7 @@ def test_no_message_repeats_torchs_advice_to_load_unsafely(tmp_path: Path, cli: 
     torch.save({"a": torch.nn.Linear(1, 1)}, tmp_path / "module.pt")
     (tmp_path / "text.pt").write_text("[train]")
     for name in ("module.pt", "text.pt"):
-        for words in (["inspect", tmp_path / name], ["--recipe", "quickstart", "--resume", tmp_path / name]):
-            message = error_line(cli(*words))
-            assert "weights_only" not in message
-            assert name in message
+        seen = cli("inspect", tmp_path / name)
+        message = error_line(cli("--recipe", "quickstart", "--resume", tmp_path / name))
+        assert "weights_only" not in message + seen.stdout + seen.stderr
+        assert name in message

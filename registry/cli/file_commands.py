@@ -9,34 +9,48 @@ import click
 from registry.cli.group import main
 from registry.cli.options import kind, say_doubt
 
+DANGEROUS = 3
+"""The exit code of `inspect` for a file that would execute something elsewhere."""
+
 
 @main.command()
 @click.argument("file", metavar="FILE")
 @click.option("--globals", "show_globals", is_flag=True, help="List every global that the file refers to.")
 @kind
 def inspect(file: str, show_globals: bool, kind: str | None) -> None:
-    """Show what is in a network or training state, and whether it is safe, without executing it."""
+    """Show what is in a network or training state, and whether it is safe, without executing it.
+
+    The exit code is 0 for a file that is safe, 3 for one that is dangerous, and 1 for one that cannot be read.
+    """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    from registry.core.text import shown
     from registry.files.describe import describe
 
     found, console = describe(file, kind), Console(highlight=False)
-    console.print(f"{found.path}: {found.layout}, written by {found.writer}", markup=False, soft_wrap=True)
+
+    def line(text: str) -> None:
+        console.print(shown(text, most=1000), markup=False, soft_wrap=True)
+
+    line(f"{found.path}: {found.layout}, written by {found.writer}")
     if found.networks:
         columns = [c for c in found.networks[0] if any(n[c] for n in found.networks)]
         table = Table(*columns, box=None, pad_edge=False)
         for network in found.networks:
-            table.add_row(*(network[c] for c in columns))
+            table.add_row(*(Text(shown(network[c], most=60)) for c in columns))
         console.print(table)
     for name, value in found.facts.items():
-        console.print(f"{name}: {value}", markup=False, soft_wrap=True)
+        line(f"{name}: {value}")
     if found.doubt:
         say_doubt(found.doubt)
     if show_globals or any(executes for _, _, executes in found.globals):
         for module, name, executes in found.globals:
-            console.print(f"  {'EXECUTES ' if executes else ''}{module}.{name}", markup=False, soft_wrap=True)
-    console.print(found.verdict, markup=False, soft_wrap=True)
+            console.print(f"  {'EXECUTES ' if executes else ''}{shown(module)}.{shown(name)}", markup=False, soft_wrap=True)
+    line(found.verdict)
+    if found.dangerous:
+        raise click.exceptions.Exit(DANGEROUS)
 
 
 @main.command()

@@ -17,6 +17,7 @@ from click.core import ParameterSource
 from registry.cli.options import recipe_options
 from registry.cli.preview import preview
 from registry.core.errors import Diverged, Interrupted, SettingError, UserError
+from registry.core.text import printable
 from registry.core.version import version
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
@@ -93,6 +94,7 @@ def report(message: str, code: int, debug: bool = False) -> int:
     """Print the message to stderr and return the exit code."""
     if debug:
         traceback.print_exc()
+    message = printable(message)
     click.echo(f"distill: {message}" if "\n" not in message else message, err=True)
     return code
 

@@ -7,5 +7,6 @@ streams      one random stream per image
 levels       every schedule of sigma
 interruption signals that ask a run to stop
 distributed  torchrun's processes, and this process's device
+text         text from files, made safe to print
 version      of this package, and of what measured something
 """

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from registry.core.text import shown
 from registry.edm.pickles import RUNS_SOURCE, Persistent, list_globals, read_pickle
 from registry.edm.snapshots import EXTRA
 from registry.files.facts import NetworkFacts
@@ -36,10 +38,15 @@ class Description:
     """A sentence that says which kind of network is assumed and why, if neither the file nor the user says it."""
 
     @property
+    def dangerous(self) -> bool:
+        """Whether opening the file elsewhere would execute something."""
+        return any(executes for _, _, executes in self.globals)
+
+    @property
     def verdict(self) -> str:
         """Whether the file is safe to open here, and with the loader of the project that wrote it."""
-        bad = [f"{module}.{name}" for module, name, executes in self.globals if executes]
-        if bad:
+        if self.dangerous:
+            bad = [f"{shown(module)}.{shown(name)}" for module, name, executes in self.globals if executes]
             return f"DANGEROUS: loading it elsewhere would run {', '.join(bad[:5])}; distill refuses it"
         if any((module, name) == RUNS_SOURCE for module, name, _ in self.globals):
             return "safe with distill; the original loader would execute the Python source that the file carries"
@@ -52,13 +59,15 @@ def describe(source: str, kind: str | None = None) -> Description:
     layout = layout_of(path)
     if layout == "edm":
         return _pickle(path, source, kind)
+    names = plain_globals(path) if layout == "plain" else []
+    if any(executes for _, _, executes in names):
+        return Description(path, "file of torch.save", "an unknown program", globals=names)
     content = load_safetensors(path, path, shapes_only=True) if layout == "safetensors" else load(path, *NETWORK_KINDS, STATE)
     about = content.get("about", {})
     stated = NetworkFacts.of(about, kind=content["kind"]).told(kind, source)
     form = "safetensors" if layout == "safetensors" else "plain tensors"
-    found = Description(path, form, "distill", {"kind": stated.kind or stated.looks_like}, doubt=stated.kind_in_doubt(source))
-    if layout != "safetensors":
-        found.globals = list_globals(path)
+    facts = {"kind": stated.kind or stated.looks_like}
+    found = Description(path, form, "distill", facts, globals=names, doubt=stated.kind_in_doubt(source))
     if "network" in content:
         kwargs = content["network"]["kwargs"]
         shapes = {k: list(v.shape) if isinstance(v, Tensor) else v for k, v in content["weights"].items()}
@@ -66,6 +75,17 @@ def describe(source: str, kind: str | None = None) -> Description:
         found.networks.append(_network("", "", content["network"]["class"], kwargs, shapes, about.get("D"), levels))
     found.facts |= _facts(about | {k: content[k] for k in ("nimg",) if k in content})
     return found
+
+
+def plain_globals(path: Path) -> list[tuple[str, str, bool]]:
+    """The globals of a file of torch.save. Tensors of any dtype are only numbers, also of those that EDM's files never have."""
+    return [(module, name, executes and not is_dtype(module, name)) for module, name, executes in list_globals(path)]
+
+
+def is_dtype(module: str, name: str) -> bool:
+    """Whether a global is one of torch's dtypes, or the storage of one."""
+    found = vars(torch).get(name) if module == "torch" else None
+    return isinstance(found, torch.dtype) or (isinstance(found, type) and name.endswith("Storage"))
 
 
 def _pickle(path: Path, source: str, kind: str | None) -> Description:

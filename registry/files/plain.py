@@ -114,7 +114,10 @@ def save_safetensors(path: Path, weights: Mapping[str, Tensor], content: Mapping
     """Save tensors, with plain values as JSON in the metadata. Raises UserError."""
     from safetensors.torch import save as to_safetensors
 
-    metadata = {MARK: json.dumps(_to_json({"format": FORMAT, "seal": seal.TEXT, **content}), allow_nan=False)}
+    try:
+        metadata = {MARK: json.dumps(_to_json({"format": FORMAT, "seal": seal.TEXT, **content}), allow_nan=False)}
+    except TypeError:
+        raise UserError(f"{path}: its facts hold a tensor, which safetensors has no place for; write .pt") from None
 
     def write(file: BinaryIO) -> None:
         file.write(to_safetensors({k: v.clone() for k, v in weights.items()}, metadata))

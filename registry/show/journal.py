@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from registry.core import distributed
+from registry.core.text import printable
 from registry.files.atomic import write_atomically
 
 
@@ -33,6 +34,7 @@ class Journal:
         """Print a line and add it to log.txt."""
         if not self.active:
             return
+        text = printable(text)
         self.console.print(text, markup=False)
         if self.folder:
             try:

@@ -12,7 +12,7 @@ streams). A file passes through three stages:
 
 Read the files in this order, each from top to bottom:
 
-refusals.py      the error `PickleError`, the limits, and text that is safe to print
+refusals.py      the error `PickleError`, and the limits
 allowlist.py     THE ALLOW-LIST: every global that a file may refer to, and why
 instructions.py  stage 1: the pickle instructions, which of them are allowed, and reading them from a file
 trace.py         stage 1: follows the instructions without executing them

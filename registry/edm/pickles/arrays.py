@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from registry.core.text import shown
 from registry.edm.pickles.allowlist import NUMPY_DTYPE, NUMPY_NDARRAY
 from registry.edm.pickles.notes import CALL_CLASSES, Call, arguments_of, name_of
 from registry.edm.pickles.rebuild import Rebuilder
-from registry.edm.pickles.refusals import PickleError, shown
+from registry.edm.pickles.refusals import PickleError
 from registry.edm.pickles.tensors import shape_of
 
 

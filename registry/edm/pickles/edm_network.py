@@ -12,9 +12,10 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from registry.core.settings import Config, Dimension, Positive
+from registry.core.text import shown
 from registry.edm.networks import PRECONDITIONINGS, Precond
 from registry.edm.pickles.records import Persistent
-from registry.edm.pickles.refusals import PickleError, blaming, shown
+from registry.edm.pickles.refusals import PickleError, blaming
 
 NEWEST_VERSION = 6
 """The newest known layout of persistent objects."""

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from registry.core.text import shown
 from registry.edm.pickles.allowlist import EMPTY_BYTES, ENCODE, LOAD_FROM_BYTES
 from registry.edm.pickles.notes import Call, Storage, arguments_of, name_of
-from registry.edm.pickles.refusals import CUT, PickleError, shown
+from registry.edm.pickles.refusals import CUT, PickleError
 from registry.edm.pickles.torch_files import read_stream
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from registry.edm.pickles.refusals import PickleError, shown
+from registry.core.text import shown
+from registry.edm.pickles.refusals import PickleError
 
 
 class _Record:

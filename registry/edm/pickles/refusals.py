@@ -1,4 +1,4 @@
-"""Refusing a file: the error, the limits that no genuine file reaches, and text that is safe to print."""
+"""Refusing a file: the error, and the limits that no genuine file reaches."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from registry.core.errors import UserError
+from registry.core.text import shown
 
 MAX_PARTS = 1_000_000
 """The most instructions in a file, and the most values that it may unfold to. A large training state has about 400 000."""
@@ -23,12 +24,6 @@ CUT = "is damaged, or was not downloaded completely"
 
 class PickleError(UserError):
     """A file that cannot be read, or is refused. Its message is one line: the file, what is wrong, and what would be right."""
-
-
-def shown(text: object, most: int = 200) -> str:
-    """Text from a file or an error, made safe to print on one line of a terminal."""
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(str(text)[:1000].split()))
-    return line if len(line) <= most else line[:most] + "…"
 
 
 @contextmanager

@@ -6,8 +6,9 @@ import struct
 import zipfile
 from typing import Any, BinaryIO
 
+from registry.core.text import shown
 from registry.edm.pickles.notes import Storage
-from registry.edm.pickles.refusals import CUT, PickleError, shown
+from registry.edm.pickles.refusals import CUT, PickleError
 from registry.edm.pickles.unpickle import unpickle
 
 ZIP_START = b"PK\x03\x04"

@@ -6,9 +6,10 @@ import io
 import pickle
 from typing import Any, BinaryIO
 
+from registry.core.text import shown
 from registry.edm.pickles.allowlist import Global
 from registry.edm.pickles.notes import CALL_CLASSES, STORAGE_CLASSES, Call, Storage
-from registry.edm.pickles.refusals import PickleError, shown
+from registry.edm.pickles.refusals import PickleError
 from registry.edm.pickles.trace import Trace, trace_pickle
 
 

@@ -1,0 +1,14 @@
+"""Text that is safe to print: what comes from a file may hold codes that steer a terminal, or turn the line around."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """Text with a question mark for everything that cannot be seen, but for ends of lines."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def shown(text: object, most: int = 200) -> str:
+    """Text from a file or an error, on one line of a terminal."""
+    line = printable(" ".join(str(text)[:1000].split()))
+    return line if len(line) <= most else line[:most] + "…"
