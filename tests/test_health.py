@@ -76,7 +76,7 @@ def test_a_few_bad_images_do_not_end_a_run_but_the_log_says_since_when(recipe_fi
 
 def test_stop_ends_at_the_first_bad_image(recipe_file: Write, poison: Any) -> None:
     poison(range(23, 24), 1)
-    with pytest.raises(Diverged, match=r"\[train\] nonfinite is 'stop'") as caught:
+    with pytest.raises(Diverged, match=r"stops at the first such value") as caught:
         distill(str(recipe_file(*LONGER)), sets=[*KEEP, "train.nonfinite=stop"])
     assert caught.value.nimg == 240
 

@@ -228,6 +228,7 @@ def test_a_signal_while_a_snapshot_is_measured_saves_a_state_and_the_snapshot_is
     words = [sys.executable, "-m", "registry.cli", "--recipe", str(path), "--set", "log.snapshot_ticks=2"]
     slow = subprocess.Popen(
         [*words, "--set", "eval.snapshot_samples=2000000"],
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -239,7 +240,10 @@ def test_a_signal_while_a_snapshot_is_measured_saves_a_state_and_the_snapshot_is
         assert slow.poll() is None and time.monotonic() < deadline, slow.communicate()
         time.sleep(0.02)
     slow.send_signal(number)
-    out, err = slow.communicate(timeout=60)
+    try:
+        out, err = slow.communicate(timeout=60)
+    finally:
+        slow.kill()
     assert slow.returncode == 128 + number, (out, err)
     assert err.startswith("distill: interrupted at 0.032 kimg; the state is kept, continue with --resume ")
     state = load(folder / "training-state-000000.pt", STATE)

@@ -17,8 +17,9 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         self.number = 0
+        ignored = (signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else ()  # by nohup
         here = threading.current_thread() is threading.main_thread()
-        caught = [s for s in SIGNALS if here and signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        caught = [s for s in SIGNALS if here and s not in ignored]
         self._previous = {s: signal.signal(s, self._note) for s in caught}
         _entered.append(self)
         return self

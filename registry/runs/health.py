@@ -28,5 +28,5 @@ def check_health(learners: Mapping[str, Learner], nimg: int, strict: bool, end: 
         if dead >= (1 if end else DEAD):
             raise Diverged(f"the {name}'s loss was not finite for any image in its last {dead:.0f} step{'s' * (dead > 1)}", nimg)
         if strict and (learner.tally.dropped.item() or learner.tally.repaired.item()):
-            raise Diverged(f"the {name}'s loss or gradient was not finite, and [train] nonfinite is 'stop'", nimg)
+            raise Diverged(f"the {name}'s loss or gradient was not finite, and this recipe stops at the first such value", nimg)
     return well
