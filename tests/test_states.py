@@ -91,6 +91,18 @@ def test_the_same_network_gives_the_same_bytes(suffix: str, tmp_path: Path) -> N
     assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
 
 
+def test_safetensors_files_are_sealed_whatever_the_length_of_their_header(tmp_path: Path) -> None:
+    """A length of …80 in hexadecimal digits begins with the byte that a pickle begins with."""
+    first_bytes = set()
+    for length in range(0, 256, 8):  # safetensors pads headers to multiples of eight
+        path = tmp_path / "n.safetensors"
+        save_network(path, "generator", tiny_network(), {"D": 128.0, "note": "x" * length})
+        first_bytes.add(path.read_bytes()[0])
+        assert seal.is_whole(path) is True
+    assert 0x80 in first_bytes
+    assert load_network(path)[1].others["note"] == "x" * length
+
+
 def test_a_sealed_snapshot_is_a_pickle_and_a_text(files: Path) -> None:
     """What reads on after the first pickle finds a second one, which is only the seal's text."""
     with open(files / "net.pkl", "rb") as file:

@@ -33,13 +33,13 @@ def seal(file: BinaryIO) -> None:
     """Seal what has been written to a file, which is open for reading and writing."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    head = file.read(4)
-    if head == _ZIP:
+    head = file.read(10)
+    if head[:4] == _ZIP:
         file.seek(size - 22)  # the end record, whose last two bytes are the length of the comment that follows it
         assert file.read(4) == _ZIP_END
         file.seek(size - 2)
         file.write(len(TEXT).to_bytes(2, "little") + TEXT.encode())
-    elif head[:1] == _PICKLE:
+    elif _is_pickle(head):
         file.seek(size)
         file.write(TRAILER)
     found = _position(file)
@@ -69,19 +69,26 @@ def trailer_length(file: BinaryIO, size: int) -> int:
     return len(TRAILER) if tail[:at] == TRAILER[:at] and tail[at + len(BLANK) :] == TRAILER[at + len(BLANK) :] else 0
 
 
+def _is_pickle(head: bytes) -> bool:
+    """Whether a file that begins like this is a pickle. The length of a safetensors header may begin with the same byte."""
+    return head[:1] == _PICKLE and head[8:10] != b'{"'
+
+
 def _position(file: BinaryIO) -> int | None:
     """Where the digest stands in a file."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    head = file.read(8)
+    head = file.read(10)
     if head[:4] == _ZIP:
         at = size - len(TEXT)
-    elif head[:1] == _PICKLE and trailer_length(file, size):
+    elif _is_pickle(head):
+        if not trailer_length(file, size):
+            return None
         at = size - len(TRAILER) + TRAILER.index(MARK)
     else:
-        length = int.from_bytes(head, "little")
+        length = int.from_bytes(head[:8], "little")
         file.seek(8)
-        at = 8 + file.read(length).find(MARK) if len(head) == 8 and length <= size else -1
+        at = 8 + file.read(length).find(MARK) if len(head) == 10 and length <= size else -1
     if at < 8:
         return None
     file.seek(at)

@@ -5,6 +5,7 @@ locate      finds the path for what the user typed: beside the recipe, shipped, 
 paths       kinds of paths as settings, and the settings of a teacher that is read from a file
 downloads   fetches URLs into the cache
 finite      whether tensors are finite
+bounds      what a file of ours may ask for
 facts       what a file says about its network
 kinds       whether a foreign network is a denoiser or a generator, by its file's name and layout
 plain       our own containers: plain tensors (.pt) and safetensors

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from registry.core.contracts import KnowsLevels, Rebuildable
 from registry.core.errors import SettingError, UserError
+from registry.core.text import shown
 from registry.edm.networks import PRECONDITIONINGS, Precond
 from registry.edm.pickles import RUNS_SOURCE, Persistent, list_globals, network_of, read_pickle
 from registry.edm.snapshots import EXTRA, write_snapshot
 from registry.files.atomic import write_atomically
+from registry.files.bounds import About, Bounded, check_entries
 from registry.files.facts import NetworkFacts
 from registry.files.finite import not_finite
 from registry.files.kinds import guess_kind
@@ -187,6 +189,7 @@ def facts_of_pickle(
     """What a pickle says about its network `key`, by our own facts in it or by its name and layout, and what its network tells."""
     ours = content.get(EXTRA)
     if isinstance(ours, dict):
+        check_entries(ours.get("about", {}), About, source)
         return NetworkFacts.of(ours.get("about", {}), kind=ours.get("kind"), key=key, **found)
     guess = guess_kind(source, key, content)
     unsaid = {"kind": guess.doubt, "D": "" if tells_D else "it says nothing of D"}
@@ -221,10 +224,11 @@ def _rebuild(
     if ours is None and registered is None and build is None:
         raise UserError(f"{source}: holds a network of class {name!r}, which only the plugin that made it can build")
     try:
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn and replaced; the random state stays
+        # Initial weights are drawn and replaced; the random state stays.
+        with torch.random.fork_rng(devices=[]), Bounded(weights):
             net = ours(**kwargs) if ours else registered.make(**kwargs) if registered else build(facts)  # type: ignore[misc]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{source}: its network cannot be built: {error}") from None
+    except Exception as error:  # the arguments are the file's, and anything can be wrong with them
+        raise UserError(f"{source}: its network cannot be built: {shown(error) or type(error).__name__}") from None
     if problem := _tensor_problems(net.state_dict(), weights):
         raise UserError(f"{source}: its tensors do not fit its network: {problem}")
     net.load_state_dict(weights)

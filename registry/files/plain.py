@@ -17,7 +17,9 @@ from torch import Tensor
 
 from registry.core import seal
 from registry.core.errors import UserError
+from registry.core.text import shown
 from registry.files.atomic import write_atomically
+from registry.files.bounds import NetworkFile, StateFile, check_entries
 from registry.files.locate import open_path
 
 FORMAT = "distill/2"
@@ -106,7 +108,8 @@ def load(source: str | Path, *kinds: str, sealed: bool | None = None) -> dict[st
     content = content if isinstance(content, dict) else {}
     check_mark(content, sealed, source)
     if content.get("kind") not in kinds:
-        raise UserError(f"{source}: is a {content.get('kind')}, expected a {' or '.join(kinds)}")
+        raise UserError(f"{source}: is a {shown(content.get('kind'), 40)}, expected a {' or '.join(kinds)}")
+    check_entries(content, StateFile if content["kind"] == STATE else NetworkFile, source)
     return content
 
 
@@ -136,11 +139,14 @@ def load_safetensors(path: Path, source: object, shapes_only: bool = False, seal
             names = list(file.keys())
             weights = {n: file.get_slice(n).get_shape() if shapes_only else file.get_tensor(n) for n in names}
             content = _from_json(json.loads((file.metadata() or {}).get(MARK, "null")))
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{source}: not a safetensors file, or damaged ({error})") from None
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise UserError(f"{source}: not a safetensors file, or damaged ({shown(error)})") from None
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{source}: a safetensors file without distill's metadata, so its architecture is unknown")
     check_mark(content, sealed, source)
+    if content.get("kind") not in NETWORK_KINDS:
+        raise UserError(f"{source}: is a {shown(content.get('kind'), 40)}, expected a {' or '.join(NETWORK_KINDS)}")
+    check_entries(content | {"weights": weights}, NetworkFile, source)
     return content | {"weights": weights}
 
 

@@ -1,0 +1,114 @@
+"""Bounds on what a file of ours may ask for: the types of its entries, and the size of the network that it describes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from registry.core.errors import UserError
+from registry.core.text import shown
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Size = Annotated[int, Field(ge=1, le=65_536)]
+Level = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Texts = Annotated[str, Field(max_length=10_000)]
+
+
+class Entries(BaseModel):
+    """Entries of a file; further ones are kept as they are."""
+
+    model_config = ConfigDict(strict=True, extra="allow", arbitrary_types_allowed=True)
+
+
+class About(Entries):
+    """What a file says about its network."""
+
+    D: Annotated[float, Field(gt=0)] | None = None
+    sigma_data: Level | None = None
+    label_dim: Annotated[int, Field(ge=0, le=10**6)] | None = None
+    image_shape: tuple[Size, Size, Size] | list[Size] | None = Field(None, min_length=3, max_length=3)
+    sigma_init: Level | None = None
+    sigmas: list[Level] | tuple[Level, ...] | None = Field(None, max_length=1000)
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    teacher: Texts | None = None
+    recipe: dict[str, Any] | None = None
+    nimg: Count | None = None
+    assumed: list[str] | None = None
+
+
+class Network(Entries):
+    """What a network is built from."""
+
+    name: Annotated[str, Field(max_length=200, alias="class")]
+    arguments: Annotated[dict[str, Any], Field(alias="kwargs")]
+
+
+class NetworkFile(Entries):
+    """A file with one network. Where only shapes are read, they stand for the tensors."""
+
+    network: Network
+    weights: dict[str, Tensor | list[int]]
+    about: About
+
+
+class StateFile(Entries):
+    """A training state."""
+
+    parts: dict[str, dict[str, Any]]
+    networks: dict[str, Network]
+    nimg: Count
+    rng: list[dict[str, Any]]
+    recipe: dict[str, dict[str, Any]]
+    about: About = About()
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    rollbacks: Count = 0
+    snapshot_due: bool = False
+
+
+def check_entries(content: Any, schema: type[Entries], source: object) -> None:
+    """Check the entries of a file against a schema. Raises UserError with the first that is wrong."""
+    try:
+        TypeAdapter(schema).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(shown(part, 60) for part in first["loc"]) or "its content"
+        raise UserError(f"{source}: is no file as distill writes them: {where}: {shown(first['msg'])}") from None
+    except RecursionError:
+        raise UserError(f"{source}: is no file as distill writes them: it is nested too deeply") from None
+
+
+FACTORIES = ("rand", "randn", "zeros", "ones", "empty", "full", "eye", "arange", "linspace")
+"""Functions of torch that make a tensor of a size that they are told."""
+
+
+class Bounded(TorchFunctionMode):
+    """While this is entered, no tensor can be made that is much larger than the largest of a file, nor many more tensors.
+
+    So a small file cannot describe a network that fills the memory before it is found not to fit the file's tensors. Raises
+    ValueError.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = max(2 * sum(w.numel() for w in weights.values()), 10**6)
+        self.calls = 50 * len(weights) + 1000
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in FACTORIES:
+            self.calls -= 1
+            wanted = kwargs.get("size", args[0] if args and isinstance(args[0], list | tuple | torch.Size) else args)
+            sizes = [n for n in (wanted if isinstance(wanted, list | tuple | torch.Size) else [wanted]) if isinstance(n, int)]
+            if math.prod(map(abs, sizes)) > self.values:
+                raise ValueError(f"it has a tensor of {' × '.join(map(str, sizes))} values, far more than the file holds")
+            if self.calls < 0:
+                raise ValueError("it has far more tensors than the file holds")
+        return func(*args, **kwargs)

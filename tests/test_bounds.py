@@ -1,0 +1,135 @@
+"""Files of ours that ask for too much, or hold something else than they should: refused soon, and without the memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from registry.core.errors import UserError
+from registry.files.formats import load_network, save_network
+from registry.files.plain import STATE, load
+from tests.conftest import HERE, environment, tiny_network
+
+OLD = "distill/1"
+"""The mark of files without a seal: what strangers' files would have."""
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = tmp_path_factory.mktemp("content") / "n.pt"
+    save_network(path, "generator", tiny_network(), {"D": 128.0, "sigma_init": 2.5})
+    return load(path, "generator") | {"format": OLD}
+
+
+def changed(content: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
+    """The content with one entry, such as 'network.kwargs.model_channels', replaced, or removed if the value is ...."""
+    first, _, rest = where.partition(".")
+    if rest:
+        return content | {first: changed(content[first], rest, value)}
+    return {k: v for k, v in content.items() if k != first} if value is ... else content | {first: value}
+
+
+def nested(depth: int) -> Any:
+    value: Any = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+WRONG: dict[str, tuple[str, Any]] = {
+    "wide": ("network.kwargs.model_channels", 16384),
+    "long": ("network.kwargs.num_blocks", 100_000),
+    "negative": ("network.kwargs.model_channels", -1),
+    "a text for a number": ("network.kwargs.model_channels", "many"),
+    "many levels": ("network.kwargs.channel_mult", [1] * 5000),
+    "no levels": ("network.kwargs.channel_mult", []),
+    "unknown argument": ("network.kwargs.surprise", 1),
+    "no class": ("network.class", ...),
+    "class of another type": ("network.class", 5),
+    "unknown class": ("network.class", "os.system"),
+    "no network": ("network", ...),
+    "no weights": ("weights", ...),
+    "weights of another type": ("weights", [1, 2]),
+    "a weight that is none": ("weights.model.map_layer0.weight", 1.0),
+    "no about": ("about", ...),
+    "steps": ("about.steps", 10**9),
+    "image shape": ("about.image_shape", [1, 10**6, 10**6]),
+    "image shape of two": ("about.image_shape", [8, 8]),
+    "D of another type": ("about.D", "inf"),
+    "D = 0": ("about.D", 0.0),
+    "sigma_init": ("about.sigma_init", float("inf")),
+    "sigmas": ("about.sigmas", [1.0] * 2000),
+    "recipe of another type": ("about.recipe", "quickstart"),
+    "nimg": ("about.nimg", -5),
+    "assumed": ("about.assumed", {"D": 1}),
+    "kind": ("kind", ["generator"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_network_file_that_asks_for_too_much_is_refused(case: str, content: dict[str, Any], tmp_path: Path) -> None:
+    where, value = WRONG[case]
+    if where.startswith("weights.model"):
+        evil = content | {"weights": content["weights"] | {where.partition(".")[2]: value}}
+    else:
+        evil = changed(content, where, value)
+    torch.save(evil, tmp_path / "n.pt")
+    with pytest.raises(UserError, match=r"n\.pt: "):
+        load_network(tmp_path / "n.pt")
+
+
+@pytest.mark.parametrize("case", [c for c in WRONG if "weight" not in c])
+def test_so_is_a_safetensors_file(case: str, content: dict[str, Any], tmp_path: Path) -> None:
+    evil = changed(content, *WRONG[case])
+    metadata = {"distill": json.dumps({k: v for k, v in evil.items() if k != "weights"})}
+    save_file({"a": torch.zeros(1)}, tmp_path / "n.safetensors", metadata)
+    with pytest.raises(UserError, match=r"n\.safetensors: "):
+        load_network(tmp_path / "n.safetensors")
+
+
+@pytest.mark.parametrize(("where", "value"), [
+    ("nimg", "many"), ("nimg", ...), ("parts", []), ("parts.generator", 1), ("networks", ...), ("rng", 5), ("recipe", {"train": 1}),
+    ("recipe", nested(50)), ("about.steps", 10**9), ("seconds", -1.0),
+])  # fmt: skip
+def test_a_state_that_is_none_is_refused(where: str, value: Any, tmp_path: Path) -> None:
+    state = load(next((HERE / "golden" / "release_0.1").rglob("training-state-*.pt")), STATE)
+    torch.save(changed(state, where, value), tmp_path / "training-state-000001.pt")
+    with pytest.raises(UserError, match="is no file as distill writes them"):
+        load(tmp_path / "training-state-000001.pt", STATE)
+
+
+SMALL = """
+import resource, sys, time
+from registry.files.formats import load_network
+from registry.core.errors import UserError
+import registry.edm.networks
+before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+for path in sys.argv[1:]:
+    try:
+        load_network(path)
+    except UserError as error:
+        print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_tiny_file_takes_little_memory(content: dict[str, Any], tmp_path: Path) -> None:
+    """Under 600 bytes of metadata that describe networks of gigabytes."""
+    paths = []
+    for i, (where, value) in enumerate((("model_channels", 16384), ("num_blocks", 100_000), ("channel_mult", [4096]))):
+        evil = changed({k: v for k, v in content.items() if k != "weights"}, f"network.kwargs.{where}", value)
+        paths.append(tmp_path / f"{i}.safetensors")
+        save_file({"a": torch.zeros(1)}, paths[-1], {"distill": json.dumps(evil)})
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL, *map(str, paths)], env=environment(), capture_output=True, text=True, timeout=120, check=True
+    )
+    *lines, kilobytes = done.stdout.splitlines()
+    assert len(lines) == 3 and all("its network cannot be built: it has" in line for line in lines)
+    assert int(kilobytes) < 512 * 1024
