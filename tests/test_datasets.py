@@ -116,12 +116,39 @@ def test_a_hostile_tarball_runs_nothing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["c.tar"]
 
 
+def tarball(path: Path, *batches: bytes) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for i, content in enumerate(batches):
+            info = tarfile.TarInfo(f"data_batch_{i + 1}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_a_tarball_that_ends_too_early_is_damaged(here: Cli, tmp_path: Path) -> None:
+    whole = tarball(tmp_path / "c.tar.gz", np.random.default_rng(0).bytes(100_000))
+    for length in (60_000, 20):
+        whole.write_bytes(whole.read_bytes()[:length])
+        message = error_line(here("dataset", whole, tmp_path / "c.zip"))
+        assert "c.tar.gz" in message and "interrupted" not in message
+    assert [p.name for p in tmp_path.iterdir() if p.suffix != ".gz"] == []
+
+
+def test_tuples_in_tuples_do_not_end_the_process(here: Cli, tmp_path: Path) -> None:
+    """As the key of a dictionary they would be hashed one within the other, until the stack is full."""
+    nested = b"\x80\x02}(" + b")" + b"\x85" * 1_000_000 + b"K\x01u."
+    message = error_line(here("dataset", tarball(tmp_path / "c.tar.gz", nested), tmp_path / "c.zip"))
+    assert "data_batch_1 is damaged, or not CIFAR-10's: it holds tuples in tuples" in message
+    assert [p.name for p in tmp_path.iterdir()] == ["c.tar.gz"]
+
+
 BAD_SETS: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     "not square": (lambda p: pictures(p / "raw"), [], "not square; set it to take the centre"),
     "mixed sizes": (lambda p: (pictures(p / "raw", (8, 8), 2), Image.new("RGB", (4, 4)).save(p / "raw" / "z.png")), [], "unlike the images before it; give one resolution for all"),
     "no images": (lambda p: (p / "raw").mkdir(), [], "no images in it"),
     "nowhere": (lambda p: None, [], "no such folder or file"),
     "damaged": (lambda p: ((p / "raw").mkdir(), (p / "raw" / "a.png").write_bytes(b"no")), [], "not a readable image"),
+    "PostScript": (lambda p: ((p / "raw").mkdir(), (p / "raw" / "a.png").write_bytes(POSTSCRIPT)), [], "not a readable image"),
     "dest there": (lambda p: (pictures(p / "raw"), (p / "out.zip").write_text("mine")), [], "already exists"),
 }  # fmt: skip
 
@@ -149,11 +176,26 @@ def test_palettes_bits_and_depths_are_converted(tmp_path: Path) -> None:
     assert set(load_images(str(tmp_path)).pixels.flatten().tolist()) == {255}
 
 
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def labelled(folder: Path, label: object) -> None:
+    (folder / "dataset.json").write_text(f'{{"labels": [["a.png", 0], ["b.png", {label}]]}}')
+
+
 BAD_READS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "json": (lambda p: (p / "dataset.json").write_text("{"), "dataset.json is not EDM's"),
     "label missing": (lambda p: (p / "dataset.json").write_text('{"labels": [["a.png", 1]]}'), "has no label for b.png"),
     "other size": (lambda p: Image.new("L", (5, 5)).save(p / "c.png"), "all must have the same shape"),
     "not square": (lambda p: Image.new("L", (5, 4)).save(p / "0.png"), "images must be square"),
+    "infinite label": (lambda p: labelled(p, "Infinity"), "dataset.json is not EDM's"),
+    "huge label": (lambda p: labelled(p, 10**30), "classes are 0 to 99,999"),
+    "large label": (lambda p: labelled(p, 10**9), "classes are 0 to 99,999"),
+    "negative label": (lambda p: labelled(p, -1), "has the class -1; classes are 0 to"),
+    "nested json": (lambda p: (p / "dataset.json").write_text("[" * 100_000), "dataset.json is not EDM's"),
+    "PostScript": (lambda p: (p / "c.png").write_bytes(POSTSCRIPT), "c.png is not a readable image: cannot identify image file"),
+    "bomb": (lambda p: Image.new("1", (8000, 8000)).save(p / "c.png"), "it holds nothing but its size"),
+    "larger bomb": (lambda p: Image.new("1", (20_000, 20_000)).save(p / "c.png"), "pixels"),
 }  # fmt: skip
 
 

@@ -54,6 +54,8 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         tag = '"1"'
+        if behaviour == "login":
+            content = b"\n<!DOCTYPE html><title>Please log in</title>"
         if behaviour == "new version":
             content, tag = content[::-1], '"2"'
         if (asked := self.headers.get("Range")) and behaviour != "no ranges" and self.headers.get("If-Range", tag) == tag:
@@ -129,6 +131,14 @@ def test_a_download_that_fails(cache: Path) -> None:
         url = server.url
     with pytest.raises(UserError, match=r"cannot be downloaded: .*refused"):
         downloads.fetch(url + "x")
+
+
+def test_a_web_page_in_place_of_a_file_is_not_kept(cache: Path) -> None:
+    with serving("login") as server:
+        with pytest.raises(UserError, match="the server sent a web page instead of a file"):
+            downloads.fetch(server.url)
+        assert not list(cache.glob("*.part")) + list(cache.glob("*.pkl"))
+        assert downloads.fetch(server.url).read_bytes() == Server.content
 
 
 def test_a_different_file_than_expected_is_refused(cache: Path) -> None:

@@ -82,7 +82,7 @@ def convert(source: str, target: str, key: str | None, kind: str | None, as_: st
 @main.command()
 @click.argument("source", metavar="SOURCE")
 @click.argument("dest", metavar="DEST", type=click.Path())
-@click.option("--resolution", type=click.IntRange(min=1), help="Resize to this many pixels a side (Lanczos).")
+@click.option("--resolution", type=click.IntRange(min=1, max=8192), help="Resize to this many pixels a side (Lanczos).")
 @click.option("--crop", is_flag=True, help="Take the centre square of images that are not square.")
 @click.option(
     "--folder-labels/--no-folder-labels",

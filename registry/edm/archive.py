@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import pickle
+import pickletools
 import shutil
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +21,14 @@ from PIL import Image
 
 from registry.core.errors import SettingError, UserError
 from registry.edm.datasets import IMAGES, grey_or_rgb, readable_labels
+from registry.edm.pictures import open_picture
 
 OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".npz", ".json")
 """Suffixes that would surprise as the name of a folder. Others are part of a folder's name (faces.v2)."""
+
+
+MOST_MEMBERS, MOST_BYTES, MOST_TUPLES = 1000, 2**26, 100
+"""CIFAR-10's tarball has 9 members, a batch 31 MB and fewer than ten tuples."""
 
 
 class Picture(NamedTuple):
@@ -139,7 +148,7 @@ def _square(picture: Picture, resolution: int | None, crop: bool) -> Image.Image
 def _pictures(source: Path, folder_labels: bool | None) -> Iterator[Picture]:
     if source.is_dir():
         yield from _folder(source, folder_labels)
-    elif source.is_file() and tarfile.is_tarfile(source):
+    elif source.is_file() and is_tarball(source):
         yield from _cifar(source)
     elif source.exists():
         raise UserError(f"{source}: neither a folder of images nor CIFAR-10's python tarball")
@@ -158,9 +167,8 @@ def _folder(source: Path, folder_labels: bool | None) -> Iterator[Picture]:
     for path in files:
         name = path.relative_to(source).as_posix()
         try:
-            with Image.open(path) as image:
-                image.load()
-        except Exception as error:
+            image = open_picture(path)
+        except (ValueError, OSError) as error:
             raise UserError(f"{path}: not a readable image: {error}") from None
         yield Picture(name, image, of.get(name))
 
@@ -188,6 +196,15 @@ class _CifarUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it refers to {module}.{name}, which CIFAR-10's files do not")
 
 
+def check_cifar(pickled: bytes) -> None:
+    """Check that a batch is not too large, and not nested: unpickling would follow tuples in tuples until the stack is full."""
+    if len(pickled) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+    tuples = sum(op.name.startswith("TUPLE") for op, _, _ in pickletools.genops(pickled))
+    if tuples > MOST_TUPLES:
+        raise ValueError("it holds tuples in tuples")
+
+
 def _empty_array(*_: object) -> np.ndarray[Any, Any]:
     return np.ndarray((0,), np.uint8)
 
@@ -198,10 +215,25 @@ def _byte_dtype(code: Any, *_: object) -> np.dtype[Any]:
     return np.dtype(np.uint8)
 
 
+@contextmanager
+def readable(source: Path) -> Iterator[None]:
+    """A tarball that ends too early is a damaged file, not the end of the input."""
+    try:
+        yield
+    except (EOFError, tarfile.TarError, zlib.error) as error:
+        raise UserError(f"{source}: is damaged, or was not downloaded completely: {error}") from None
+
+
+def is_tarball(source: Path) -> bool:
+    """Whether a file is a tarball. Raises UserError if it may be one, but ends too early."""
+    with readable(source):
+        return tarfile.is_tarfile(source)
+
+
 def _cifar(source: Path) -> Iterator[Picture]:
     """The 50,000 training images of cifar-10-python.tar.gz, in order."""
-    with tarfile.open(source) as archive:
-        members = {Path(m.name).name: m for m in archive.getmembers() if m.isfile()}
+    with readable(source), tarfile.open(source) as archive:
+        members = {Path(m.name).name: m for m in itertools.islice(archive, MOST_MEMBERS) if m.isfile()}
         batches = [f"data_batch_{i}" for i in range(1, 6) if f"data_batch_{i}" in members]
         if not batches:
             raise UserError(f"{source}: not CIFAR-10's python tarball: it has no data_batch_1")
@@ -209,7 +241,9 @@ def _cifar(source: Path) -> Iterator[Picture]:
             file = archive.extractfile(members[batch])
             assert file is not None
             try:
-                content = _CifarUnpickler(file, encoding="bytes").load()
+                pickled = file.read(MOST_BYTES + 1)
+                check_cifar(pickled)
+                content = _CifarUnpickler(io.BytesIO(pickled), encoding="bytes").load()
                 data, labels = content[b"data"], content[b"labels"]
                 images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
                 pairs = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 from collections.abc import Callable
@@ -16,8 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from registry.core.errors import UserError
+from registry.core.text import shown
+from registry.edm.pictures import SUFFIXES, open_picture
 
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+IMAGES = tuple(SUFFIXES)
+MOST_CLASSES = 100_000
+"""Labels become rows with one column for each class."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,9 @@ def _read(origin: str, names: list[str], read: Callable[[str], bytes]) -> Images
     arrays: list[np.ndarray] = []
     for name in pictures:
         try:
-            array = np.asarray(grey_or_rgb(Image.open(io.BytesIO(read(name)))))
+            array = np.asarray(grey_or_rgb(open_picture(read(name))))
         except Exception as error:
-            raise UserError(f"{origin}: {name} is not a readable image: {error}") from None
+            raise UserError(f"{origin}: {shown(name)} is not a readable image: {error}") from None
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
         if array.shape[1] != array.shape[2]:
             raise UserError(f"{origin}: {name} is {array.shape[2]}×{array.shape[1]}; images must be square")
@@ -126,6 +129,10 @@ def readable_labels(origin: str, content: bytes) -> dict[str, int] | None:
     """The class numbers by file name in a dataset.json, or None if it has no labels. Raises UserError."""
     try:
         labels: Any = json.loads(content)["labels"]
-        return None if labels is None else {name: int(number) for name, number in labels}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{origin}: dataset.json is not EDM's {{'labels': [[name, class], …]}}: {error!r}") from None
+        found = None if labels is None else {str(name): int(number) for name, number in labels}
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{origin}: dataset.json is not EDM's {{'labels': [[name, class], …]}}: {shown(repr(error))}") from None
+    wrong = next((label for label in (found or {}).values() if not 0 <= label < MOST_CLASSES), None)
+    if wrong is not None:
+        raise UserError(f"{origin}: dataset.json has the class {shown(wrong, 30)}; classes are 0 to {MOST_CLASSES - 1:,}")
+    return found

@@ -100,11 +100,21 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
         if sha256 and found != sha256.lower():
             part.unlink()
             raise UserError(f"{url}: its sha256 is {found}, expected {sha256.lower()}; the server has a different file")
+        if is_page(part):
+            part.unlink()
+            raise UserError(f"{url}: the server sent a web page instead of a file; download it yourself and give its path")
         os.replace(part, path)
         part.with_name(part.name + ".tag").unlink(missing_ok=True)
         _note(path).write_text(json.dumps({"url": url, "length": path.stat().st_size, "sha256": found}))
         return
     raise UserError(f"{url}: cannot be downloaded: {reason}; download it yourself and give its path")
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a web page: a login's, for instance."""
+    with open(path, "rb") as file:
+        start = file.read(256).lstrip().lower()
+    return start.startswith((b"<!doctype html", b"<html", b"<head"))
 
 
 class _Short(Exception):
