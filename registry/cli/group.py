@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from registry.cli.options import recipe_options
 from registry.cli.preview import preview
 from registry.core.errors import Diverged, Interrupted, SettingError, UserError
-from registry.core.text import printable
+from registry.core.text import printable, shown
 from registry.core.version import version
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
@@ -77,7 +77,8 @@ class Group(click.Group):
         flags = [max(p.opts, key=len) for p in command.params if p.name == error.setting and isinstance(p, click.Option)]
         if error.table or not flags:
             return error
-        value = "" if error.value is None else f" {error.value:g}" if isinstance(error.value, float) else f" {error.value}"
+        text = f"{error.value:g}" if isinstance(error.value, float) else shown(error.value, 1000)
+        value = "" if error.value is None else f" {text}"
         return UserError(f"{flags[0]}{value}: {error.problem}")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from registry.core.text import shown
+
 
 class UserError(Exception):
     """Something the user can fix. Its message is one line: what was wrong, where, and what would be right."""
@@ -23,7 +25,7 @@ class SettingError(UserError):
 
     def __str__(self) -> str:
         where = f"[{self.table}] {self.setting}" if self.table else self.setting
-        value = f"{self.value:g}" if isinstance(self.value, float) else repr(self.value)
+        value = f"{self.value:g}" if isinstance(self.value, float) else shown(repr(self.value), 1000)
         value = value.lower() if isinstance(self.value, bool) else value
         return f"{where}{'' if self.value is None else f' = {value}'}: {self.problem}"
 

@@ -6,7 +6,7 @@ pickles/       reads network snapshots and training states without executing any
 snapshots      writes network snapshots that those projects' scripts can open
 sid_states     reads SiD's training states, and writes those that SiD's loop resumes
 datasets       loads training images: folders, ZIPs, the digits
-pictures       opens pictures of strangers
+image_files    opens pictures of strangers
 archive        makes data sets in EDM's layout
 latents        the latents of PFGM++'s generation script
 """

@@ -21,7 +21,7 @@ from PIL import Image
 
 from registry.core.errors import SettingError, UserError
 from registry.edm.datasets import IMAGES, grey_or_rgb, readable_labels
-from registry.edm.pictures import open_picture
+from registry.edm.image_files import open_picture
 
 OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".npz", ".json")
 """Suffixes that would surprise as the name of a folder. Others are part of a folder's name (faces.v2)."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from registry.core.errors import UserError
 from registry.core.text import shown
-from registry.edm.pictures import SUFFIXES, open_picture
+from registry.edm.image_files import SUFFIXES, open_picture
 
 IMAGES = tuple(SUFFIXES)
 MOST_CLASSES = 100_000

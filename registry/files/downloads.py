@@ -43,7 +43,10 @@ def fetch(url: str, sha256: str | None = None) -> Path:
     these, or `sha256`, is fetched again.
     """
     folder = cache_folder()
-    name = Path(urlsplit(url).path).name or "file"
+    try:
+        name = Path(urlsplit(url).path).name or "file"
+    except ValueError as error:
+        raise UserError(f"{url}: not an address: {error}") from None
     path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from pydantic_core import ErrorDetails
 
 from registry.core.errors import near
 from registry.core.settings import Config
+from registry.core.text import shown
 
 
 def in_words(error: ErrorDetails, config: type[Config]) -> str:
@@ -19,5 +20,10 @@ def in_words(error: ErrorDetails, config: type[Config]) -> str:
         return "is missing" + (f": {about}" if about else "")
     message = message.removeprefix("Value error, ").removeprefix("Input should be ")
     message = {"a valid tuple": "a list, written as [a, b]", "a valid boolean": "true or false"}.get(message, message)
-    message = message if kind == "value_error" else f"must be {message}"
-    return f"= {found!r}: {message}"
+    bounds = error.get("ctx", {})
+    plain = {
+        "too_short": "must have at least {min_length} entries", "too_long": "must have at most {max_length} entries",
+        "string_too_short": "must not be empty",
+    }  # fmt: skip
+    message = plain[kind].format(**bounds) if kind in plain else message if kind == "value_error" else f"must be {message}"
+    return f"= {shown(repr(found))}: {message}"

@@ -6,6 +6,7 @@ is allowed, the closest correct name. Nothing here imports torch.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from registry.core.errors import UserError, near
 from registry.core.settings import Config, NoiseConfig
+from registry.core.text import shown
 from registry.files.locate import locate_recipe
 from registry.plugins.component import Component
 from registry.plugins.loading import Plugins, Registered
@@ -36,18 +38,29 @@ from registry.recipe.tables import (
 )
 
 C = TypeVar("C", bound=Config)
+MOST_CHARACTERS, DEEPEST = 1_000_000, 50
+"""Of a recipe."""
 
 
 def read_tables(path: Path) -> Tables:
     """A TOML file as plain tables. Raises UserError with line and column."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
+        text = path.read_text(encoding="utf-8")
+        if too_nested(text):
+            raise UserError(f"{path}: not a recipe: its tables or lists are nested too deeply, or it is too long")
+        return tomllib.loads(text)
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file in UTF-8, so not a recipe") from None
+    except ValueError as error:  # also a number of thousands of digits
+        raise UserError(f"{path}: not valid TOML: {shown(error)}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def too_nested(text: str) -> bool:
+    """Whether a text has more brackets or dots in a row than any recipe: TOML's parser would recur, or take very long."""
+    brackets = rf"(?:\[\s*){{{DEEPEST}}}|(?:\{{[^{{}}\n]*){{{DEEPEST}}}|(?:\w+\s*\.\s*){{{DEEPEST}}}"
+    return len(text) > MOST_CHARACTERS or re.search(brackets, text) is not None
 
 
 def parse_set(text: str) -> tuple[list[str], Any]:
@@ -56,9 +69,11 @@ def parse_set(text: str) -> tuple[list[str], Any]:
     keys = [part.strip() for part in key.split(".")]
     if not equals or len(keys) < 2 or not all(keys):
         raise UserError(f"--set {text}: write it as table.key=value, e.g. --set train.batch=128")
+    if too_nested(value):
+        raise UserError(f"--set {shown(text, 60)}: its value is nested too deeply, or too long")
     try:
         return keys, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         return keys, value.strip()
 
 

@@ -9,7 +9,7 @@ import itertools
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from registry.core.settings import Config, Device, Dimension, Positive
 from registry.files.paths import DataSource, Reference, Source
@@ -17,6 +17,17 @@ from registry.files.paths import DataSource, Reference, Source
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
 Ints = Annotated[tuple[int, ...], Field(strict=False)]
+
+
+def _one_to_sixteen(value: tuple[int, ...]) -> tuple[int, ...]:
+    if not 1 <= len(value) <= 16:
+        raise ValueError("must have 1 to 16 entries")
+    return value
+
+
+Factors = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(strict=False), AfterValidator(_one_to_sixteen)]
+MOST_KIMG = 1e9
+"""Thousands of images: a million times the longest run of the papers."""
 
 
 class GeneratorConfig(Config):
@@ -58,7 +69,7 @@ class GeneratorConfig(Config):
 class WarmupConfig(Config):
     """[warmup]: before the game the generator learns pairs by regression: a start, and the teacher's image from that start."""
 
-    kimg: float = Field(0.0, ge=0, allow_inf_nan=False, description="thousands of images of the regression; 0 = no warm-up")
+    kimg: float = Field(0.0, ge=0, le=MOST_KIMG, description="thousands of images of the regression; 0 = no warm-up")
     pairs: int = Field(2048, ge=1, description="number of pairs; they are made once and kept in the cache folder")
     nfe: int = Field(35, ge=1, description="the teacher's evaluations per pair: an odd number, two per Heun step but the last")
     lr: Positive = Field(1e-4, description="the generator's learning rate, which falls to 0 (cosine)")
@@ -66,7 +77,7 @@ class WarmupConfig(Config):
     student_kimg: float = Field(
         0.0,
         ge=0,
-        allow_inf_nan=False,
+        le=MOST_KIMG,
         description="then the student alone learns the generator's images for so long",
     )
 
@@ -87,7 +98,7 @@ class TrainConfig(Config):
     batch: int = Field(256, ge=1, description="images per iteration, over all processes")
     batch_gpu: int | None = Field(None, ge=1, description="images at a time on one device; divides batch")
     duration_kimg: float = Field(
-        ge=0, allow_inf_nan=False, description="length of the game, in thousands of images: `batch` per iteration"
+        ge=0, le=MOST_KIMG, description="length of the game, in thousands of images: `batch` per iteration"
     )
     student_steps: int = Field(1, ge=1, description="student steps per generator step")
     lr: Positive = Field(1e-5, description="the student's learning rate")
@@ -122,7 +133,7 @@ class PretrainConfig(Config):
 
     batch: int = Field(128, ge=1, description="images per iteration, over all processes")
     batch_gpu: int | None = Field(None, ge=1, description="images at a time on one device; divides batch")
-    duration_kimg: Positive = Field(description="length of the run, in thousands of images")
+    duration_kimg: Positive = Field(le=MOST_KIMG, description="length of the run, in thousands of images")
     lr: Positive = Field(1e-3, description="learning rate")
     lr_rampup_kimg: float = Field(10_000.0, ge=0, allow_inf_nan=False, description="linear warm-up of the learning rate")
     lr_decay: float = Field(0.0, ge=0, le=1, description="last share of the run in which the rate falls to 0 (cosine)")
@@ -163,9 +174,9 @@ class NetworkConfig(Config):
 
     arch: Literal["ddpmpp", "ncsnpp", "adm"] = Field("ddpmpp", description="ddpmpp, ncsnpp or adm")
     D: Dimension = Field(description="auxiliary dimension the teacher is made for; inf is a diffusion model")
-    model_channels: int = Field(128, ge=4, description="channels, before channel_mult")
-    channel_mult: Ints = Field((1, 2, 2, 2), description="factor of the channels at each resolution, from the highest down")
-    num_blocks: int = Field(4, ge=1, description="residual blocks per resolution")
+    model_channels: int = Field(128, ge=4, le=8192, description="channels, before channel_mult")
+    channel_mult: Factors = Field((1, 2, 2, 2), description="factor of the channels at each resolution, from the highest down")
+    num_blocks: int = Field(4, ge=1, le=100, description="residual blocks per resolution")
     attn_resolutions: Ints = Field((16,), description="resolutions with self-attention")
     dropout: float = Field(0.13, ge=0, lt=1, description="in every residual block")
     use_fp16: bool = Field(False, description="run in float16 on CUDA")
@@ -174,8 +185,8 @@ class NetworkConfig(Config):
 class ClassifierConfig(Config):
     """[classifier]: the feature network of the Fréchet distance, and its training."""
 
-    width: int = Field(32, ge=1, description="channels of the first convolution; the second has twice as many")
-    features: int = Field(64, ge=2, description="dimension of the feature space")
+    width: int = Field(32, ge=1, le=4096, description="channels of the first convolution; the second has twice as many")
+    features: int = Field(64, ge=2, le=65_536, description="dimension of the feature space")
     epochs: int = Field(40, ge=1, description="passes over the images")
     batch: int = Field(64, ge=1, description="images per step")
     lr: Positive = Field(2e-3, description="highest learning rate (one cycle)")
@@ -188,7 +199,7 @@ class ClassifierConfig(Config):
 class LogConfig(Config):
     """[log]: what a run leaves behind, and when. A tick is one line of the log."""
 
-    outdir: str = Field("runs", description="folder that run folders are made in")
+    outdir: str = Field("runs", min_length=1, description="folder that run folders are made in")
     tick_kimg: Positive = Field(50.0, description="thousands of images per tick")
     snapshot_ticks: int = Field(50, ge=1, description="ticks between snapshots: network, grid, curves, metrics")
     state_ticks: int = Field(500, ge=1, description="ticks between training states")

@@ -1,0 +1,55 @@
+"""Odd recipes and odd calls: one line, soon, and nothing begun. None of them is called a bug of ours."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import error_line
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
+
+TEXTS = {
+    "nested lists": "a = " + "[" * 10_000 + "]" * 10_000,
+    "nested tables": "a = " + "{b = " * 3000 + "1" + "}" * 3000,
+    "a long key": ".".join(["a"] * 100_000) + " = 1",
+    "a long header": "[" + ".".join(["a"] * 100_000) + "]",
+    "a long number": "[train]\nbatch = " + "9" * 5000,
+    "a long file": "# nothing\n" * 200_000,
+    "control characters": "[tr\x1bain]",
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_a_text_that_is_no_recipe(case: str, here: Here, tmp_path: Path) -> None:
+    (tmp_path / "odd.toml").write_text(TEXTS[case])
+    for command in (["check"], ["--dry-run", "--recipe"]):
+        done = here(*command, tmp_path / "odd.toml")
+        line = next(line for line in (done.stdout + done.stderr).splitlines() if "odd.toml: not" in line)
+        assert done.returncode == 1 and len(line) < 1000 and line.isprintable()
+
+
+CALLS = {
+    "a seed of 5,000 digits": (["generate", "--network", "digits_d3", "--outdir", "o", "--seeds", "9" * 5000], "write numbers and ranges"),
+    "no address": (["inspect", "http://[::1"], "http://[::1: not an address"),
+    "a longer run than ever": (["--recipe", "quickstart", "--set", "train.duration_kimg=1e308"], "duration_kimg = 1e+308: must be less than"),
+    "a higher start than the teacher knows": (["--recipe", "quickstart", "--set", "noise.sigma_init=1e308"], "sigma_max = 80.0: must be at least sigma_init"),
+    "no folder": (["--recipe", "quickstart", "--outdir", ""], "[log] outdir = '': must not be empty"),
+    "a negative factor": (["pretrain", "--recipe", "teachers/digits_d3", "--set", "network.channel_mult=[-1]"], "must be greater than or equal to 1"),
+    "no factors": (["pretrain", "--recipe", "teachers/digits_d3", "--set", "network.channel_mult=[]"], "must have 1 to 16 entries"),
+    "a wide network": (["pretrain", "--recipe", "teachers/digits_d3", "--set", "network.model_channels=1000000"], "must be less than or equal to 8192"),
+    "a deep network": (["pretrain", "--recipe", "teachers/digits_d3", "--set", "network.num_blocks=1000000"], "must be less than or equal to 100"),
+    "a wide classifier": (["features", "--recipe", "features/digits_features", "--set", "classifier.width=100000000", "--save", "f.pt"], "must be less than or equal to 4096"),
+    "a nested setting": (["--recipe", "quickstart", "--set", "train.batch=" + "[" * 5000], "its value is nested too deeply"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_an_odd_call(case: str, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, wanted = CALLS[case]
+    monkeypatch.chdir(tmp_path)
+    assert wanted in error_line(here(*words))
+    assert not list(tmp_path.iterdir())
