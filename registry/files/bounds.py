@@ -71,6 +71,19 @@ class StateFile(Entries):
     snapshot_due: bool = False
 
 
+class PairsFile(Entries):
+    """The pairs of a warm-up."""
+
+    starts: Tensor
+    images: Tensor
+    labels: Tensor | None
+    provenance: dict[str, Any]
+
+
+SCHEMAS: dict[str, type[Entries]] = {"training state": StateFile, "pairs": PairsFile}
+"""Of the kinds of our .pt files that do not hold one network."""
+
+
 def check_entries(content: Any, schema: type[Entries], source: object) -> None:
     """Check the entries of a file against a schema. Raises UserError with the first that is wrong."""
     try:

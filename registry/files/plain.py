@@ -19,7 +19,7 @@ from registry.core import seal
 from registry.core.errors import UserError
 from registry.core.text import shown
 from registry.files.atomic import write_atomically
-from registry.files.bounds import NetworkFile, StateFile, check_entries
+from registry.files.bounds import SCHEMAS, NetworkFile, check_entries
 from registry.files.locate import open_path
 
 FORMAT = "distill/2"
@@ -109,7 +109,7 @@ def load(source: str | Path, *kinds: str, sealed: bool | None = None) -> dict[st
     check_mark(content, sealed, source)
     if content.get("kind") not in kinds:
         raise UserError(f"{source}: is a {shown(content.get('kind'), 40)}, expected a {' or '.join(kinds)}")
-    check_entries(content, StateFile if content["kind"] == STATE else NetworkFile, source)
+    check_entries(content, SCHEMAS.get(content["kind"], NetworkFile), source)
     return content
 
 
