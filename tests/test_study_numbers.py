@@ -371,6 +371,16 @@ def test_teachers_are_compared_over_sampling_seeds(tmp_path: Path, plugins: Plug
         report(study_of(measure="teacher", seeds=[0], vary={}, equal="time"), tmp_path, plugins)
 
 
+def test_an_axis_may_be_named_evaluations(tmp_path: Path, plugins: Plugins) -> None:
+    study = study_of(seeds=[0, 1], vary={"evaluations": {"1": {"generator.steps": 1}, "2": {"generator.steps": 2}}})
+    for cell in prepare(study, tmp_path, plugins, cell_command):
+        write_run(cell, [1.0], int(cell.combination.labels[0]))
+    report(study, tmp_path, plugins)
+    text = (tmp_path / "table.md").read_text()
+    assert "over training seeds" in text and "| evaluations | frechet | n | kimg | training, s |" in text
+    assert (tmp_path / "frechet-kimg.png").exists()
+
+
 def test_a_changed_study_does_not_take_over_the_results_of_another(written: Path, plugins: Plugins) -> None:
     before = {p: p.read_bytes() for p in written.rglob("*") if p.is_file() and p.name != "study.lock"}
     with pytest.raises(SettingError, match=r"has runs with other settings: \[train\] lr: 0\.0005 -> 0\.002 \(12 cells\)"):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from registry.core.errors import UserError
 from registry.study.cells import Status
 from registry.study.statistics import band
-from registry.study.summary import EVALUATIONS, Group, Summary, TeacherRows, named, teacher_name
+from registry.study.summary import Group, Summary, TeacherRows, named, teacher_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,13 +68,13 @@ def figures(summary: Summary, theme: Theme) -> dict[str, Figure]:
     for column in summary.columns:
         for over, name in (("kimg", "kimg"), ("seconds", "time")):
             found[f"{column}-{name}"] = draw_training(summary, column, over, theme)
-        found[f"{column}-{EVALUATIONS}"] = draw_evaluations(summary, column, theme)
+        found[f"{column}-evaluations"] = draw_evaluations(summary, column, theme)
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
 def draw_training(summary: Summary, column: str, over: str, theme: Theme) -> Figure | None:
     """A metric over the course of the runs: mean and range over the seeds."""
-    if any(name == EVALUATIONS for name, _ in summary.axes):
+    if not summary.trained:
         return None  # teachers are not trained here
     plan = layout(summary)
     bands: dict[tuple[tuple[str, ...], str | None], Any] = {}

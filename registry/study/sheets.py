@@ -15,7 +15,7 @@ from rich.table import Table
 from registry.study.cells import Status
 from registry.study.results import Measured, Result
 from registry.study.statistics import Effect
-from registry.study.summary import EVALUATIONS, Comparison, Group, Summary, named
+from registry.study.summary import Comparison, Group, Summary, named
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def lost(group: Group) -> str:
 def results_sheet(summary: Summary) -> Sheet:
     """Every combination: mean ± standard deviation of every metric, number of runs, and their length (if they were trained)."""
     names, rows = [name for name, _ in summary.axes], []
-    any_lost, trained = any(map(lost, summary.groups)), EVALUATIONS not in names
+    any_lost, trained = any(map(lost, summary.groups)), summary.trained
     for group in summary.groups:
         numbers = [spread(group.mean(c), group.deviation(c)) for c in summary.columns]
         n = max((len(values) for values in group.values.values()), default=0)

@@ -16,9 +16,6 @@ from registry.study.grid import as_label
 from registry.study.results import Measured, Result
 from registry.study.statistics import Effect, Values, averaged, common_end, holm, value_at
 
-EVALUATIONS = "evaluations"
-"""The axis of a study that measures teachers."""
-
 AxisLabels = tuple[str, tuple[str, ...]]
 """An axis, as far as tables need it: its name, and its variants' names, the reference first."""
 
@@ -75,6 +72,8 @@ class TeacherRows:
 class Summary:
     """What a study has found."""
 
+    trained: bool
+    """Whether the numbers are generators', over training seeds; otherwise they are teachers', over sampling seeds."""
     axes: tuple[AxisLabels, ...]
     columns: tuple[str, ...]
     """The first column of every metric."""
@@ -103,13 +102,14 @@ def summarise(study: Study, results: Sequence[Result]) -> Summary:
     if study.measure == "teacher":
         steps = tuple(dict.fromkeys(str(row.evaluations) for result in finished for row in result.rows[1:] if row.evaluations))
         groups = teacher_groups(axes, steps, results, columns)
-        axes = (*axes, (EVALUATIONS, steps))
+        axes = (*axes, ("evaluations", steps))
     else:
         groups = generator_groups(axes, results, columns, lambda result, column: number(result, column, time))
     compared = [c for column in columns for c in comparisons(axes, groups, column)]
-    teachers = teachers_of(finished) if study.measure == "generator" else ()  # otherwise they are the groups
+    trained = study.measure == "generator"
+    teachers = teachers_of(finished) if trained else ()  # otherwise they are the groups
     floor = next((result.floor for result in finished if result.floor), None)
-    return Summary(axes, columns, groups, tuple(compared), teachers, floor, time)
+    return Summary(trained, axes, columns, groups, tuple(compared), teachers, floor, time)
 
 
 def equal_time(study: Study, finished: Sequence[Result], columns: Sequence[str]) -> float | None:
