@@ -23,8 +23,6 @@ from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe
 
-DIVERGED = 4
-"""The exit code of a run that has diverged."""
 DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 
@@ -54,7 +52,7 @@ class Group(click.Group):
         except UserError as error:
             code = report(str(error), 1, debug)
         except Diverged as error:
-            code = report(str(error), DIVERGED, debug)
+            code = report(str(error), error.code, debug)
         except Interrupted as stop:
             code = report(f"{stop}, continue with --resume {stop.state}" if stop.state else str(stop), stop.code)
         except Exception as error:

@@ -6,16 +6,17 @@ import click
 
 from registry.files.locate import whereabouts
 from registry.recipe.resolved import PretrainRecipe, Recipe, dumps, plain
+from registry.recipe.tables import whole_batches
 
 
 def preview(recipe: Recipe | PretrainRecipe) -> None:
     """Print the resolved recipe, and what would run."""
     click.echo(dumps(recipe.tables()).rstrip())
     batch = recipe.train.batch
-    game = iterations(recipe.train.duration_kimg, batch)
-    warm_up = iterations(recipe.warmup.kimg, batch) if isinstance(recipe, Recipe) else 0
+    game = whole_batches(recipe.train.duration_kimg, batch)
+    warm_up = whole_batches(recipe.warmup.kimg, batch) if isinstance(recipe, Recipe) else 0
     if isinstance(recipe, Recipe) and warm_up:
-        warm_up += iterations(recipe.warmup.student_kimg, batch)
+        warm_up += whole_batches(recipe.warmup.student_kimg, batch)
         click.echo(f"\n# {warm_up:,} iterations of the warm-up and {game:,} of the game, of {batch} images", nl=False)
     else:
         click.echo(f"\n# {game:,} iterations of {batch} images", nl=False)
@@ -27,8 +28,3 @@ def preview(recipe: Recipe | PretrainRecipe) -> None:
         click.echo(f"# WARNING: [teacher] {remark}")
     chosen = (recipe.teacher, recipe.noise, recipe.loss) if isinstance(recipe, Recipe) else (recipe.noise,)
     click.echo("# " + ", ".join(f"{c.kind} {c.name!r} of plugin {c.owner}" for c in (*chosen, *recipe.metrics)))
-
-
-def iterations(kimg: float, batch: int) -> int:
-    """The iterations for this many thousand images."""
-    return -(-round(kimg * 1000) // batch)

@@ -41,6 +41,9 @@ class Interrupted(Exception):
 class Diverged(Exception):
     """Training came to values that are not finite, and learns nothing more. `nimg` is how far it was."""
 
+    code = 4
+    """The exit code."""
+
     def __init__(self, message: str, nimg: int) -> None:
         super().__init__(message)
         self.nimg = nimg

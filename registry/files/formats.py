@@ -38,7 +38,7 @@ from registry.files.plain import (
     load_safetensors,
     save,
     save_safetensors,
-)  # fmt: skip
+)
 from registry.plugins.component import NetworkClass
 from registry.plugins.loading import load_plugins
 

@@ -89,6 +89,11 @@ class WarmupConfig(Config):
         return value
 
 
+def whole_batches(kimg: float, batch: int) -> int:
+    """The number of batches that hold this many thousand images."""
+    return -(-round(kimg * 1000) // batch)
+
+
 OnNonfinite = Literal["replace", "stop", "rollback"]
 
 

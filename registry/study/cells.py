@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from registry.core.errors import SettingError, UserError
+from registry.core.errors import Diverged, SettingError, UserError
 from registry.files.atomic import write_atomically
 from registry.files.locate import locate_recipe
 from registry.plugins.loading import Plugins
@@ -32,8 +32,6 @@ Command = Callable[[str, Combination, int, Path, bool], list[str]]
 
 INTERRUPTED = (129, 130, 138, 143)
 """Exit codes of a run that was asked to stop."""
-DIVERGED = 4
-"""The exit code of a run that has diverged."""
 
 
 class Status(StrEnum):
@@ -168,7 +166,7 @@ def status(cell: Cell, folder: Path | None = None) -> tuple[Status, str]:
     finished = run is not None and (run / "quality.json").is_file()
     if code in INTERRUPTED or (code is None and not finished):
         return Status.UNFINISHED, ""
-    if code == DIVERGED:
+    if code == Diverged.code:
         return Status.DIVERGED, attempt["error"]
     if code:
         return Status.FAILED, attempt["error"]

@@ -16,7 +16,7 @@ import torch
 
 from registry.core.contracts import Loss, Noise, Teacher
 from registry.core.streams import Streams
-from registry.recipe.tables import TrainConfig, WarmupConfig
+from registry.recipe.tables import TrainConfig, WarmupConfig, whole_batches
 from registry.train.data import RealImages, augmented
 from registry.train.ema import EMA
 from registry.train.generator import Generator
@@ -69,12 +69,13 @@ class Distillation:
     @property
     def regression_end(self) -> int:
         """Images after which the generator has learned the pairs, in whole batches."""
-        return whole_batches(self.warmup.kimg, self.train.batch)
+        return whole_batches(self.warmup.kimg, self.train.batch) * self.train.batch
 
     @property
     def game_start(self) -> int:
         """Images of the whole warm-up, in whole batches. Without a regression there is none."""
-        return self.regression_end and self.regression_end + whole_batches(self.warmup.student_kimg, self.train.batch)
+        alone = whole_batches(self.warmup.student_kimg, self.train.batch) * self.train.batch
+        return self.regression_end and self.regression_end + alone
 
     @property
     def total(self) -> int:
@@ -99,11 +100,6 @@ class Distillation:
             purpose = f"{self.train.seed}/{step}" + (f"/{self.rollbacks}" if self.rollbacks else "")
             real = (self.data.batch(Streams.derived(f"{purpose}/real", numbers, self.device)),) if self.data is not None else ()
             yield Streams.derived(purpose, numbers, self.device), real
-
-
-def whole_batches(kimg: float, batch: int) -> int:
-    """The images of the whole batches that hold this many thousand images."""
-    return -(-round(kimg * 1000) // batch) * batch
 
 
 def iterations(run: Distillation) -> Iterator[None]:
