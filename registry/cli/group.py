@@ -16,20 +16,24 @@ from click.core import ParameterSource
 
 from registry.cli.options import recipe_options
 from registry.cli.preview import preview
-from registry.core.errors import Diverged, Interrupted, SettingError, UserError
+from registry.core.errors import Diverged, Interrupted, Lost, SettingError, UserError
+from registry.core.joining import first_to_tell, record, several
 from registry.core.text import printable, shown
 from registry.core.version import version
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe
 
+BUG = 70
+"""The exit code if the fault is ours (EX_SOFTWARE)."""
 DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 
 class Group(click.Group):
     """Adds --debug to every command, names the flag that is at fault, and exits with a code:
 
-    0 done, 1 a user's error, 2 wrong usage, 4 training has diverged, 70 a bug in distill, 128 + the signal if interrupted.
+    0 done, 1 a user's error, 2 wrong usage, 4 training has diverged, 70 a bug in distill, 75 another process is lost, 128 + the
+    signal if interrupted.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -44,20 +48,8 @@ class Group(click.Group):
         debug = "--debug" in (kwargs.get("args") or (args[0] if args else None) or sys.argv)
         try:
             code = super().main(*args, **(kwargs | {"standalone_mode": False}))
-        except (click.exceptions.Abort, KeyboardInterrupt):
-            code = report("interrupted", 130)
-        except click.ClickException as error:
-            error.show()
-            code = error.exit_code
-        except UserError as error:
-            code = report(str(error), 1, debug)
-        except Diverged as error:
-            code = report(str(error), error.code, debug)
-        except Interrupted as stop:
-            code = report(f"{stop}, continue with --resume {stop.state}" if stop.state else str(stop), stop.code)
-        except Exception as error:
-            short = " ".join(str(error).split())
-            code = report(f"unexpected {type(error).__name__}: {short} (a bug in distill; --debug shows where)", 70, debug)
+        except (Exception, KeyboardInterrupt) as error:
+            code = tell(error, debug)
         leave(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -82,20 +74,45 @@ class Group(click.Group):
 
 def leave(code: int) -> NoReturn:
     """Exit with a code. One of several processes skips Python's shutdown, which torch's communication threads can abort."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if several():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
-def report(message: str, code: int, debug: bool = False) -> int:
-    """Print the message to stderr and return the exit code."""
-    if debug:
-        traceback.print_exc()
+def tell(error: Exception | KeyboardInterrupt, debug: bool) -> int:
+    """Print why the command ends, if no other process has done so, and give the exit code."""
+    message, code = reason(error)
+    if several():
+        record("".join(traceback.format_exception(error)) if code == BUG else message)
+        if not first_to_tell():
+            return code
+    if debug and not isinstance(error, Interrupted | KeyboardInterrupt):
+        traceback.print_exception(error)
+    if isinstance(error, click.ClickException):
+        error.show()
+        return code
     message = printable(message)
     click.echo(f"distill: {message}" if "\n" not in message else message, err=True)
     return code
+
+
+def reason(error: Exception | KeyboardInterrupt) -> tuple[str, int]:
+    """What to tell of an error, and the exit code."""
+    match error:
+        case click.exceptions.Abort() | KeyboardInterrupt():
+            return "interrupted", 130
+        case click.ClickException():
+            return error.format_message(), error.exit_code
+        case Interrupted():
+            return f"{error}, continue with --resume {error.state}" if error.state else str(error), error.code
+        case Diverged() | Lost():
+            return str(error), error.code
+        case UserError():
+            return str(error), 1
+    short = " ".join(str(error).split())
+    return f"unexpected {type(error).__name__}: {short} (a bug in distill; --debug shows where)", BUG
 
 
 @click.group(cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed as dist
 from torch import nn
 
-from registry.core.errors import Interrupted, SettingError, UserError
+from registry.core.errors import Interrupted, Lost, SettingError, UserError
 from registry.core.interruption import signalled
+from registry.core.joining import join, several
 from registry.core.settings import check_device
 
 T = TypeVar("T")
 _device = torch.device("cpu")
 _control: dist.ProcessGroup | None = None
 """Processes with GPUs agree on small things without them, so that no GPU has to finish first. None: the only group there is."""
+PATIENCE = 30.0
+"""Minutes that processes wait for each other."""
+PIECE = 2**26
+"""Bytes of a file that are sent at a time."""
 
 
-def start(device: str = "auto") -> torch.device:
-    """Join the other processes if torchrun started us, and give this process's device. Raises SettingError."""
+def start(device: str = "auto", minutes: float = PATIENCE) -> torch.device:
+    """Join the other processes if torchrun started us, and give this process's device.
+
+    They wait for each other for so many minutes, here and later on; then Lost is raised. Raises SettingError, and UserError if
+    one does not come.
+    """
     found = named_device(device)
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several and found.type == "cuda":
+    if several() and found.type == "cuda":
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if found.index is not None:
             raise SettingError("device", "under torchrun every process has a device of its own; write 'cuda' or 'auto'", device)
@@ -34,9 +46,10 @@ def start(device: str = "auto") -> torch.device:
     if found.type == "cuda" and found.index is not None:
         torch.cuda.set_device(found)
     global _device, _control
-    if several and not dist.is_initialized():
-        dist.init_process_group("nccl" if found.type == "cuda" else "gloo")
-        _control = dist.new_group(backend="gloo") if found.type == "cuda" else None
+    if several() and not dist.is_initialized():
+        patience = timedelta(minutes=minutes)
+        join("nccl" if found.type == "cuda" else "gloo", patience)
+        _control = dist.new_group(backend="gloo", timeout=patience) if found.type == "cuda" else None
     if found.type == "cuda":  # as EDM trains: full float32, and the fastest convolutions for sizes that do not change
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
@@ -72,13 +85,26 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+@contextmanager
+def answered() -> Iterator[None]:
+    """Raises Lost if another process does not take part."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise Lost(f"process {rank()} of {world_size()}: another process has ended, or does not answer ({reason})") from error
+
+
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Add up each parameter's gradient over all processes, in one message."""
     if world_size() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
+    with answered():
+        dist.all_reduce(flat)
     for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
 
@@ -86,7 +112,8 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def sum_(values: torch.Tensor) -> torch.Tensor:
     """Add up a tensor over all processes, in place."""
     if world_size() > 1:
-        dist.all_reduce(values)
+        with answered():
+            dist.all_reduce(values)
     return values
 
 
@@ -94,7 +121,8 @@ def largest(*values: int) -> list[int]:
     """The largest of each value over all processes."""
     found = torch.tensor(values)
     if world_size() > 1:
-        dist.all_reduce(found, dist.ReduceOp.MAX, group=_control)
+        with answered():
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=_control)
     return [int(value) for value in found]
 
 
@@ -102,13 +130,18 @@ def gather(value: Any) -> list[Any]:
     """One picklable value of every process, in order of rank."""
     values = [value] * world_size()
     if world_size() > 1:
-        dist.all_gather_object(values, value)
+        with answered():
+            dist.all_gather_object(values, value, group=_control)
     return values
 
 
 def from_rank0(value: Any) -> Any:
     """Rank 0's value, everywhere."""
-    return gather(value)[0]
+    values = [value]
+    if world_size() > 1:
+        with answered():
+            dist.broadcast_object_list(values, 0, group=_control)
+    return values[0]
 
 
 def by_rank0(work: Callable[[], T]) -> T:
@@ -129,19 +162,53 @@ def share(n: int, batch: int, work: Callable[[range], T], done: Callable[[int], 
     """`work(part)` for 0 … n−1 in parts of `batch`, which the processes take in turn: all results in order, everywhere.
 
     The parts do not depend on the number of processes, so neither do the results. `done` is told how many are done. Raises
-    Interrupted in every process if one was signalled.
+    Interrupted in every process if one was signalled, and the UserError of one process in all.
     """
     results: list[T] = []
     for start in range(0, n, batch * world_size()):
         first = start + rank() * batch
-        mine = [work(range(first, min(first + batch, n)))] if first < n else []
-        found = gather((mine, signalled()))
-        if number := max(number for _, number in found):
+        mine, wrong = list[T](), None
+        try:
+            mine += [work(range(first, min(first + batch, n)))] if first < n else []
+        except UserError as error:
+            wrong = error
+        found = gather((mine, signalled(), wrong))
+        if number := max(number for _, number, _ in found):
             raise Interrupted("interrupted", 128 + number)
-        results += [result for part, _ in found for result in part]
+        for *_, problem in found:
+            if problem is not None:
+                raise problem
+        results += [result for part, *_ in found for result in part]
         if done:
             done(min(start + batch * world_size(), n))
     return results
+
+
+@contextmanager
+def everywhere(path: Path) -> Iterator[Path]:
+    """A file that rank 0 has, for every process: in its own place where it is seen there, otherwise as a copy that rank 0 sends."""
+    wanted = from_rank0(end_of(path) if rank() == 0 else None)
+    seen = end_of(path) == wanted
+    if all(gather(seen)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="distill-") as folder:
+        copy = Path(folder) / path.name
+        with open(path if rank() == 0 else os.devnull, "rb") as source, open(os.devnull if seen else copy, "wb") as target:
+            while piece := from_rank0(source.read(PIECE)):
+                target.write(piece)
+        yield path if seen else copy
+
+
+def end_of(path: Path) -> tuple[int, bytes] | None:
+    """The size and the last kilobyte of a file, which holds the seal of one of ours; None if it is not here."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 1024, 0))
+            return size, file.read()
+    except OSError:
+        return None
 
 
 def stop() -> None:

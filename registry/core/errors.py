@@ -49,6 +49,13 @@ class Diverged(Exception):
         self.nimg = nimg
 
 
+class Lost(Exception):
+    """Another process has ended, or has not answered in time."""
+
+    code = 75
+    """The exit code: started again, the run may well go on."""
+
+
 def near(word: str, known: Iterable[str]) -> str:
     """' (did you mean …?)' for the nearest known word, or nothing."""
     known = list(known)

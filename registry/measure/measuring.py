@@ -32,11 +32,14 @@ def measure(
         return [metric.embed(images) for _, metric in metrics]
 
     parts = distributed.share(len(seeds), batch, rows, done)
-    found: dict[str, float] = {}
-    if distributed.rank() == 0:
+
+    def numbers() -> dict[str, float]:
+        found: dict[str, float] = {}
         for (_, metric), of_metric in zip(metrics, zip(*parts, strict=True), strict=True):
             found |= metric.compare(torch.cat(of_metric)[: metric.most])
-    return dict(distributed.from_rank0(found))
+        return found
+
+    return distributed.by_rank0(numbers)
 
 
 def seeds(config: EvalConfig, repeat: int) -> range:

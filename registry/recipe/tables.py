@@ -131,6 +131,7 @@ class TrainConfig(Config):
     rollbacks: int = Field(3, ge=0, description="the most times that nonfinite = 'rollback' goes back")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
+    timeout_minutes: Positive = Field(30.0, description="how long processes wait for each other, at the start and later on")
 
 
 class PretrainConfig(Config):
@@ -158,6 +159,7 @@ class PretrainConfig(Config):
     rollbacks: int = Field(3, ge=0, description="the most times that nonfinite = 'rollback' goes back")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
+    timeout_minutes: Positive = Field(30.0, description="how long processes wait for each other, at the start and later on")
 
 
 class DataConfig(Config):

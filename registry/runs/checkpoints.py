@@ -40,7 +40,8 @@ def save_state(
     loop's draws need no state, since each image has a stream of its own; dropout uses torch's global one.
     """
     rng = distributed.gather(random_states())
-    if distributed.rank() == 0:
+
+    def write() -> None:
         content = {name: part.state_dict() for name, part in parts.items()}
         networks = {name: blueprint(part.net) for name, part in parts.items() if isinstance(part, Learner)}
         about = {
@@ -48,6 +49,8 @@ def save_state(
             "recipe": dict(recipe), "about": dict(facts or {}),
         }  # fmt: skip
         save(path, STATE, {"parts": content, "networks": networks, **about})
+
+    distributed.by_rank0(write)
 
 
 def read_state(path: Path, parts: Mapping[str, Stateful]) -> dict[str, Any]:

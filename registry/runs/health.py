@@ -1,11 +1,17 @@
-"""Whether a run still learns anything: weights and losses that are not finite."""
+"""Whether a run still learns anything, and whether all its processes learn the same."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from registry.core.errors import Diverged
+import torch
+from torch import Tensor
+
+from registry.core import distributed
+from registry.core.errors import Diverged, UserError
 from registry.files.finite import not_finite
+from registry.runs.checkpoints import Stateful
 from registry.train.step import Learner
 
 DEAD = 16
@@ -30,3 +36,34 @@ def check_health(learners: Mapping[str, Learner], nimg: int, strict: bool, end: 
         if strict and (learner.tally.dropped.item() or learner.tally.repaired.item()):
             raise Diverged(f"the {name}'s loss or gradient was not finite, and this recipe stops at the first such value", nimg)
     return well
+
+
+def check_agreement(parts: Mapping[str, Stateful], nimg: int) -> None:
+    """Check that all processes are at the same image with the same weights, moments and averages. Raises UserError."""
+    if distributed.world_size() == 1:
+        return
+    prints = {name: fingerprint(part.state_dict()) for name, part in parts.items()}
+    found = distributed.gather((distributed.world_size(), nimg, prints))
+    for rank, (world, images, own) in enumerate(found):
+        other = [name for name in parts if own[name] != found[0][2][name]]
+        if (world, images, other) != (*found[0][:2], []):
+            what = f"another {', '.join(other)}" if other else f"{world} processes" if world != found[0][0] else "other images"
+            raise UserError(
+                f"at {found[0][1] / 1000:.3f} kimg process {rank} has {what} than process 0 (a faulty device, or unlike ones?); "
+                "start again from the last state"
+            )
+
+
+def fingerprint(state: Any) -> int:
+    """A number that changes if a bit of a state's tensors does: the sum of their words, each tensor with a factor of its own."""
+    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = [t.contiguous().reshape(-1).view(words[t.element_size()]).sum(dtype=torch.int64) for t in tensors(state) if t.numel()]
+    return hash(tuple(torch.stack([s.to(sums[0].device) for s in sums]).tolist())) if sums else 0
+
+
+def tensors(state: Any) -> Iterator[Tensor]:
+    """All tensors in nested dictionaries and lists."""
+    if isinstance(state, Tensor):
+        yield state
+    for value in state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ():
+        yield from tensors(value)

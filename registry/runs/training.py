@@ -27,7 +27,7 @@ from registry.runs.checkpoints import Stateful, check_same_run, differences, rea
 from registry.runs.clock import Clock
 from registry.runs.folder import RunFolder
 from registry.runs.foreign import adopt
-from registry.runs.health import check_health
+from registry.runs.health import check_agreement, check_health
 from registry.runs.schedule import Schedule
 from registry.runs.states import Found, find_state, states
 from registry.runs.ticks import Learners, Signs, Ticks
@@ -90,7 +90,7 @@ def prepare(recipe: Recipe | PretrainRecipe, resume: str | None) -> tuple[torch.
 def start_device(train: TrainConfig | PretrainConfig) -> torch.device:
     """Join the other processes, and check that the batch splits evenly over them. Raises SettingError."""
     with settings_of(train):
-        device = distributed.start(train.device)
+        device = distributed.start(train.device, train.timeout_minutes)
         world = distributed.world_size()
         share, rest = divmod(train.batch, world)
         if rest:
@@ -108,20 +108,22 @@ def start_or_resume(
     From a state of SiD, a new folder, too: nothing is written into SiD's.
     """
     state = found.state
-    if state is not None and holds_modules(state):
-        folder = start_from_foreign(recipe, run, saved, state, journal)
-    elif state is None:
+    if state is None:
         with settings_of(recipe.log):
             folder = RunFolder.new(Path(recipe.log.outdir), recipe.path.stem, journal)
         if resume:
             journal.log(f"nothing to resume in {recipe.log.outdir}; starting anew")
+    elif distributed.by_rank0(lambda: holds_modules(state)):
+        folder = start_from_foreign(recipe, run, saved, state, journal)
     else:
-        content = read_state(state, saved.parts)
+        with distributed.everywhere(state) as file:
+            content = read_state(file, saved.parts)
         check_same_run(state, content["recipe"], saved.tables)
         run.nimg = restore_state(state, content, saved.parts)
         run.rollbacks = content.get("rollbacks", 0)
         saved.clock.seconds = content.get("seconds", 0.0)  # 0: states of version 0.1 do not say
-        saved.snapshot_due = content.get("snapshot_due", False) and not newer(state.parent / "quality.json", state)
+        measured = distributed.from_rank0(newer(state.parent / "quality.json", state))
+        saved.snapshot_due = content.get("snapshot_due", False) and not measured
         folder = RunFolder(state.parent, journal)
         folder.sweep()
         folder.forget_after(run.nimg / 1000, saved.snapshot_due)
@@ -137,8 +139,8 @@ def start_or_resume(
 
 
 def newer(file: Path, state: Path) -> bool:
-    """Whether a file is there and was written after the state."""
-    return file.is_file() and file.stat().st_mtime_ns >= state.stat().st_mtime_ns
+    """Whether a file is there and was written after the state, if that is here, too."""
+    return file.is_file() and state.is_file() and file.stat().st_mtime_ns >= state.stat().st_mtime_ns
 
 
 def start_from_foreign(recipe: Recipe | PretrainRecipe, run: Training, saved: Saved, state: Path, journal: Journal) -> RunFolder:
@@ -146,7 +148,8 @@ def start_from_foreign(recipe: Recipe | PretrainRecipe, run: Training, saved: Sa
     if isinstance(recipe, Recipe) and recipe.generator.init is not None:
         with settings_of(recipe.generator):
             raise SettingError("init", f"{state} has a generator of its own; leave this out", recipe.generator.init)
-    run.nimg, lines = adopt(state, saved.parts, saved.facts["D"])
+    with distributed.everywhere(state) as file:
+        run.nimg, lines = adopt(file, saved.parts, saved.facts["D"])
     if run.nimg >= run.total:
         with settings_of(recipe.train):
             raise SettingError("duration_kimg", f"{state} is at {run.nimg / 1000:g} kimg already; give more", run.total / 1000)
@@ -175,6 +178,7 @@ def train(
     schedule = Schedule(recipe.log, recipe.train.batch, run.total, milestones)
     ticks = Ticks(folder, learners, recipe.log.tick_kimg, run.device, signs)
     length = math.ceil(run.total / 1000 * 10) / 10
+    check_agreement(saved.parts, run.nimg)
     with folder.journal.progress(recipe.path.stem, length) as bar:
         if saved.snapshot_due:
             make(snapshot, saved, folder, run)
@@ -207,6 +211,7 @@ def after_iteration(
         return
     saved.clock.stop(run.device)
     well = check_health(learners(), run.nimg, config.nonfinite == "stop", due.end)
+    check_agreement(saved.parts, run.nimg)
     if due.tick:
         ticks.record(run.nimg, run.total, saved.clock.seconds)
     if signal:
@@ -234,14 +239,14 @@ def going_on(folder: RunFolder, end: bool) -> Iterator[None]:
 
 def roll_back(run: Training, config: TrainConfig | PretrainConfig, saved: Saved, folder: RunFolder, error: Diverged) -> None:
     """Go back to the newest state, with other draws from there on, if the recipe allows it. Otherwise raises Diverged."""
-    state = next(iter(states(folder.path)), None)
+    state = newest(folder)
     where = f"; the last good state is {state}" if state else ""
     if config.nonfinite != "rollback" or run.rollbacks >= config.rollbacks or state is None:
         times = f" after {run.rollbacks} rollbacks" if run.rollbacks else ""
         raise Diverged(f"the run has diverged{times}: {error}{where}; try smaller learning rates", error.nimg)
     rollbacks = run.rollbacks + 1
-    content = read_state(state, saved.parts)
-    run.nimg = restore_state(state, content, saved.parts)
+    with distributed.everywhere(state) as file:
+        run.nimg = restore_state(state, read_state(file, saved.parts), saved.parts)
     run.rollbacks = rollbacks
     folder.forget_after(run.nimg / 1000)
     for part in saved.parts.values():
@@ -249,6 +254,12 @@ def roll_back(run: Training, config: TrainConfig | PretrainConfig, saved: Saved,
             part.tally.revive()
     back = f"back to {run.nimg / 1000:.3f} kimg, with other draws (rollback {rollbacks})"
     folder.journal.log(f"WARNING the run has diverged: {error}; {back}")
+
+
+def newest(folder: RunFolder) -> Path | None:
+    """The newest state in the run's folder, as rank 0 sees it."""
+    found: Path | None = distributed.from_rank0(next(iter(states(folder.path)), None))
+    return found
 
 
 def make(snapshot: Callable[[], None], saved: Saved, folder: RunFolder, run: Training) -> None:
@@ -270,9 +281,9 @@ def interruptible(folder: RunFolder) -> Iterator[None]:
         try:
             yield
         except Interrupted as stop:
-            newest = next(iter(states(folder.path)), None)
-            if stop.state or newest is None:
+            state = None if stop.state else newest(folder)
+            if state is None:
                 raise
-            raise Interrupted("interrupted; the state is kept", stop.code, str(newest)) from None
+            raise Interrupted("interrupted; the state is kept", stop.code, str(state)) from None
         finally:
             folder.release()

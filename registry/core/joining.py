@@ -1,0 +1,88 @@
+"""How the processes of torchrun find each other, and which of them tells the user what is wrong.
+
+torch is imported when it is needed, because the command imports this.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from registry.core.errors import UserError
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+ASK = timedelta(seconds=5)
+"""How long a process that ends tries to learn whether another has told the user."""
+
+_store: Store | None = None
+
+
+def several() -> bool:
+    """Whether this is one of several processes that torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def connect(patience: timedelta) -> Store:
+    """What processes leave notes for each other in: torchrun's, or else one of process 0's."""
+    from torch._C._distributed_c10d import TCPStore
+    from torch.distributed.rendezvous import rendezvous
+
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise UserError(f"the environment has WORLD_SIZE but no {' and no '.join(missing)}; start several processes with torchrun")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store: Store = next(iter(rendezvous("env://", timeout=patience)))[0]
+        return store
+    address, port, first = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), os.environ["RANK"] == "0"
+    return TCPStore(address, port, is_master=first, timeout=patience, wait_for_workers=False)
+
+
+def join(backend: str, patience: timedelta) -> None:
+    """Join the other processes. Raises UserError that names those that have not come after so long."""
+    from torch import distributed as dist
+
+    global _store
+    try:
+        _store = connect(patience)
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        keys = [f"joined/{r}" for r in range(world)]
+        _store.set(keys[rank], "")
+    except dist.DistError as error:
+        short = str(error).splitlines()[0]
+        raise UserError(f"process 0 cannot be reached at {os.environ['MASTER_ADDR']}: {short}") from None
+    try:
+        _store.wait(keys, patience)
+    except dist.DistError:
+        late = [str(r) for r, key in enumerate(keys) if not _store.check([key])]
+        these = f"process{'es' * (len(late) > 1)} {', '.join(late)} of {world}"
+        raise UserError(f"{these} did not join the others within {patience.total_seconds() / 60:g} minutes") from None
+    dist.init_process_group(backend, store=_store, rank=rank, world_size=world, timeout=patience)
+
+
+def record(message: str) -> None:
+    """Leave the reason why this process fails where torchrun looks for it. (Its own `record` writes our traceback, too.)"""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        Path(file).write_text(json.dumps({"message": message, "timestamp": str(int(time.time()))}))
+
+
+def first_to_tell() -> bool:
+    """Whether no other process has told the user of an error: then this one should. So should one that cannot ask."""
+    from torch.distributed import DistError
+
+    alone = _store is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and os.environ.get("RANK") == "0"
+    try:
+        store = None if alone else _store or connect(ASK)
+    except (DistError, UserError, OSError, ValueError):
+        store = None
+    if store is None:
+        return True
+    try:
+        store.set_timeout(ASK)
+        return bool(store.add("told", 1) == 1)
+    except DistError:  # its owner has ended, after it told the user
+        return False

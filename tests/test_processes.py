@@ -1,0 +1,191 @@
+"""Several processes: they wait for each other, learn the same, and tell the user once what is wrong."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import environment
+
+Write = Callable[..., Path]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+COMMAND = [sys.executable, "-m", "registry.cli"]
+
+
+def torchrun(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [*TORCHRUN, *map(str, arguments)]
+    return subprocess.run(command, env=environment(), cwd=cwd, capture_output=True, text=True, timeout=180, check=False)
+
+
+def process(rank: int, port: int, *arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
+    """One of two processes without torchrun, as a scheduler starts them on two machines."""
+    where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment() | where, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def test_a_users_error_is_told_once_and_is_the_reason_that_torchrun_gives(tmp_path: Path) -> None:
+    done = torchrun("-m", "registry.cli", "--recipe", "quickstart", "--set", "train.lr=-1", cwd=tmp_path)
+    assert done.returncode == 1
+    assert len(re.findall(r"^distill: .*must be greater than 0", done.stderr, re.MULTILINE)) == 1
+    assert "To enable traceback see" not in done.stderr  # what torchrun says if it was told no reason
+    assert "traceback : --set train.lr=-1: [train] lr = -1: must be greater than 0\n" in done.stderr
+
+
+def test_a_usage_error_is_told_once(tmp_path: Path) -> None:
+    done = torchrun("-m", "registry.cli", "--recipee", "quickstart", cwd=tmp_path)
+    assert len(re.findall(r"^Error: No such option", done.stderr, re.MULTILINE)) == 1
+
+
+def test_an_error_of_one_process_is_told_though_the_other_has_none(recipe_file: Write, tmp_path: Path, port: int) -> None:
+    """Process 1 sees no teacher. Process 0 would wait for it."""
+    recipe = recipe_file()
+    for rank in (0, 1):
+        (tmp_path / f"{rank}").mkdir()
+    shutil.copy(tmp_path / "teacher.pt", tmp_path / "0")
+    recipe.write_text(
+        recipe.read_text().replace(str(tmp_path / "teacher.pt"), "teacher.pt").replace("[train]", "[train]\ntimeout_minutes = 0.3")
+    )
+    shutil.copy(recipe, tmp_path / "1" / "recipe.toml")
+    shutil.copy(recipe, tmp_path / "0" / "recipe.toml")
+    both = [process(rank, port, "--recipe", "recipe.toml", "--outdir", "runs", cwd=tmp_path / f"{rank}") for rank in (0, 1)]
+    texts = [p.communicate(timeout=120)[1] for p in both]
+    assert "teacher.pt" in texts[1] or "teacher.pt" in texts[0], texts
+    assert all(p.returncode for p in both)
+
+
+def test_a_process_that_does_not_come_is_named(recipe_file: Write, tmp_path: Path, port: int) -> None:
+    alone = process(0, port, "--recipe", recipe_file(), "--set", "train.timeout_minutes=0.05", cwd=tmp_path)
+    error = alone.communicate(timeout=120)[1]
+    assert alone.returncode == 1
+    assert "process 1 of 2 did not join the others within 0.05 minutes" in error
+
+
+def test_a_killed_process_ends_the_others(recipe_file: Write, tmp_path: Path, port: int) -> None:
+    recipe = recipe_file(("duration_kimg = 0.048", "duration_kimg = 50"))
+    both = [process(rank, port, "--recipe", recipe, "--outdir", tmp_path / "runs", cwd=tmp_path) for rank in (0, 1)]
+    wait_for(tmp_path / "runs", "training-state-*.pt", both)
+    both[1].send_signal(signal.SIGKILL)
+    error = both[0].communicate(timeout=60)[1]
+    assert both[0].returncode == 75, error
+    assert "process 0 of 2: another process has ended, or does not answer" in error
+
+
+def wait_for(outdir: Path, pattern: str, processes: list[subprocess.Popen[str]]) -> None:
+    end = time.monotonic() + 120
+    while not list(outdir.glob(f"*/{pattern}")):
+        assert all(p.poll() is None for p in processes) and time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_resumed_without_a_shared_disk_both_go_on_from_the_state_of_process_0(
+    recipe_file: Write, tmp_path: Path, port: int
+) -> None:
+    """Process 1 has an empty folder; the result is that of a resumption with a shared one, to the bit."""
+    recipe = recipe_file()
+    first = torchrun(
+        "-m", "registry.cli", "--recipe", recipe, "--outdir", "runs", "--set", "train.duration_kimg=0.024", cwd=tmp_path
+    )
+    assert first.returncode == 0, first.stderr
+    for name in ("shared", "apart"):
+        shutil.copytree(tmp_path / "runs", tmp_path / name / "runs")
+    (tmp_path / "empty").mkdir()
+    again = ("--recipe", recipe, "--outdir", "runs", "--resume", "auto")
+    done = torchrun("-m", "registry.cli", *again, cwd=tmp_path / "shared")
+    assert done.returncode == 0, done.stderr
+    both = [process(rank, port, *again, cwd=tmp_path / name) for rank, name in enumerate(("apart", "empty"))]
+    for p in both:
+        error = p.communicate(timeout=180)[1]
+        assert p.returncode == 0, error
+    assert not list((tmp_path / "empty").rglob("*.pt"))
+    shared, apart = (next((tmp_path / name / "runs").iterdir()) for name in ("shared", "apart"))
+    assert len(list((tmp_path / "apart" / "runs").iterdir())) == 1
+    wanted, found = (torch.load(f / "training-state-000000.pt", weights_only=True) for f in (shared, apart))
+    assert found["nimg"] == wanted["nimg"] == 48
+    same = [torch.equal(t, found["parts"]["generator"]["net"][k]) for k, t in wanted["parts"]["generator"]["net"].items()]
+    assert all(same)
+
+
+AGREEMENT = """
+import sys
+import torch
+from registry.core import distributed
+from registry.core.errors import UserError
+from registry.runs.health import check_agreement
+from registry.train.step import Learner
+
+distributed.start("cpu")
+torch.manual_seed(0)
+learner = Learner(torch.nn.Linear(300, 300), 8, 1e-3)
+learner.accumulate(learner(torch.ones(4, 300)))
+learner.step()
+check_agreement({"student": learner}, 8)
+weights, bit, what = learner.net.weight.data, int(sys.argv[1]), sys.argv[2]
+tensor = weights if what == "weight" else learner.optimiser.state[learner.net.weight]["exp_avg"]
+if distributed.rank() == 1 and what != "images":
+    tensor.view(torch.int32)[7, 11] ^= 1 << bit
+try:
+    check_agreement({"student": learner}, 8 if distributed.rank() == 0 or what != "images" else 16)
+    said = "nothing"
+except UserError as error:
+    said = str(error)
+if distributed.rank() == 0:
+    print("said:", said)
+distributed.stop()
+"""
+
+
+@pytest.mark.parametrize(("bit", "what", "text"), [
+    (0, "weight", "process 1 has another student"), (30, "moment", "process 1 has another student"), (0, "images", "other images"),
+])  # fmt: skip
+def test_a_single_bit_in_which_processes_differ_is_noticed(bit: int, what: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "agreement.py").write_text(AGREEMENT)
+    done = torchrun("agreement.py", str(bit), what, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert text in done.stdout
+
+
+SHARE = """
+from registry.core import distributed
+from registry.core.errors import UserError
+
+distributed.start("cpu")
+
+def work(part):
+    if 5 in part:
+        raise UserError("image 5 is broken")
+    return list(part)
+
+assert distributed.share(4, 1, work) == [[0], [1], [2], [3]]
+try:
+    distributed.share(20, 1, work)
+    text = "nothing"
+except UserError as error:
+    text = str(error)
+print("\\n" + repr(distributed.gather(text)), flush=True)
+distributed.stop()
+"""
+
+
+def test_an_error_in_shared_work_reaches_all_processes(tmp_path: Path) -> None:
+    (tmp_path / "share.py").write_text(SHARE)
+    done = torchrun("share.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "['image 5 is broken', 'image 5 is broken']" in done.stdout
