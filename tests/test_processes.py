@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import environment
+from tests.conftest import ROOT, environment
 
 Write = Callable[..., Path]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -189,3 +190,39 @@ def test_an_error_in_shared_work_reaches_all_processes(tmp_path: Path) -> None:
     done = torchrun("share.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "['image 5 is broken', 'image 5 is broken']" in done.stdout
+
+
+SCONTROL = """#!/bin/bash
+echo "$@" >> "{log}"
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM])
+def test_the_slurm_script_saves_a_state_and_goes_on(sent: signal.Signals, recipe_file: Write, tmp_path: Path) -> None:
+    """The script's shell alone is signalled, as sbatch does with B:USR1. `scontrol` is a stand-in that writes down what it is told."""
+    recipe = recipe_file(("duration_kimg = 0.048", "duration_kimg = 50"), ("state_ticks = 1", "state_ticks = 100000"))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "scontrol").write_text(SCONTROL.format(log=tmp_path / "asked.txt"))
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    job = environment({"PATH": path, "SLURM_JOB_ID": "77", "SLURM_GPUS_ON_NODE": "2"})
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = ["bash", str(ROOT / "examples" / "slurm.sh"), "--recipe", str(recipe), *arguments]
+        return subprocess.Popen(command, env=job, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    first = start()
+    wait_for(tmp_path / "runs", "stats.jsonl", [first])
+    first.send_signal(sent)
+    out, error = first.communicate(timeout=120)
+    (folder,) = (tmp_path / "runs").iterdir()
+    (state,) = folder.glob("training-state-*.pt")
+    assert len(re.findall(r"^distill: interrupted at .* continue with --resume", error, re.MULTILINE)) == 1, error
+    asked = tmp_path / "asked.txt"
+    assert asked.read_text() == "requeue 77\n" if sent == signal.SIGUSR1 else not asked.exists()  # otherwise Slurm does it
+    nimg = torch.load(state, weights_only=True)["nimg"]
+    done = start("--set", f"train.duration_kimg={nimg / 1000 + 0.016}")
+    out, error = done.communicate(timeout=120)
+    assert done.returncode == 0, error
+    assert f"resuming at {nimg / 1000:.3f} kimg" in out
+    assert len(list((tmp_path / "runs").iterdir())) == 1
