@@ -10,7 +10,7 @@ PY := .venv/bin/python
 TORCH := torch==2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test test-slow lint format clean
+.PHONY: quickstart test test-slow soak lint format clean
 
 quickstart: .venv/run.stamp
 	.venv/bin/distill --recipe recipes/quickstart.toml
@@ -21,6 +21,10 @@ test: .venv/test.stamp lint
 
 test-slow: .venv/test.stamp
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow
+
+# An hour of kills, signals, full disks and flipped bits, and the counts of what became of them.
+soak: .venv/test.stamp
+	OMP_NUM_THREADS=1 $(PY) -m tests.soak --minutes 60
 
 lint: .venv/test.stamp
 	.venv/bin/ruff check .

@@ -1,0 +1,401 @@
+"""Breaks runs at random for as long as it is told, and counts what became of them: `python -m tests.soak --minutes 60`.
+
+Every trial is a real process: a copy of this one (fork), so that it need not load torch first. What it must come to is what the
+same run comes to that nothing happened to: the same states and the same snapshots, to the bit. `--seed` and a trial's number give
+the same trial again, as far as time allows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot  # noqa: F401  (loaded here, so that the copies need not load it)
+import sklearn.datasets  # noqa: F401
+import torch
+import torch._dynamo
+from rich.console import Console
+from rich.table import Table
+
+from registry.cli import main
+from registry.files.formats import save_network
+from registry.runs import distill  # noqa: F401
+from registry.runs.states import states
+from tests.conftest import RECIPE, ROOT, environment, tiny_network
+
+CHANGES = (
+    ("batch = 8", "batch = 512"), ("duration_kimg = 0.048", "duration_kimg = 2.048"), ("tick_kimg = 0.016", "tick_kimg = 1.024"),
+    ("state_ticks = 1", "state_ticks = 1\nkeep_states = 2"), ("snapshot_ticks = 1", "snapshot_ticks = 2"),
+)  # fmt: skip
+"""Four iterations, two states, one snapshot."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+RUN = ("--recipe", "short.toml", "--resume", "auto")
+MEASURED = ("--set", 'eval.metrics=["sliced_wasserstein"]', "--set", "eval.reference=digits", "--set", "eval.samples=3000")
+STOP_SECONDS = 10.0
+TRIAL_SECONDS = 120.0
+
+
+class Run:
+    """The command in a copy of this process. `before` is called in it first."""
+
+    def __init__(self, cwd: Path, *words: str, before: Callable[[], object] = lambda: None) -> None:
+        self.output = cwd / f"output-{time.monotonic_ns()}.txt"
+        file = os.open(self.output, os.O_WRONLY | os.O_CREAT)
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.setsid()
+                os.chdir(cwd)
+                os.dup2(file, 1)
+                os.dup2(file, 2)
+                for number in SIGNALS:
+                    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+                before()
+                main(list(words))
+            except SystemExit as stopped:
+                code = int(stopped.code or 0)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        os.close(file)
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, seconds: float = TRIAL_SECONDS) -> int:
+        """The exit code, or minus the signal that killed it."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            pid, found = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                assert "Traceback" not in self.text() and "a bug in distill" not in self.text(), self.text()
+                return os.waitstatus_to_exitcode(found)
+            time.sleep(0.01)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        raise AssertionError(f"no end after {seconds:.0f} s: {self.text()}")
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+
+class Soak:
+    """A run of four iterations, what it comes to, and all the ways to break it. Each way is one method and one trial."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.seed, self.slowest, self.kills = folder, seed, 0.0, 0
+        os.environ["DISTILL_CACHE_DIR"] = str(folder / "cache")
+        save_network(folder / "teacher.pt", "denoiser", tiny_network(), {"D": 128.0, "sigma_data": 0.5})
+        text = RECIPE.format(teacher="../teacher.pt", outdir="runs")
+        for old, new in CHANGES:
+            assert old in text
+            text = text.replace(old, new)
+        (folder / "short.toml").write_text(text)
+        self.references: dict[tuple[str, ...], Path] = {}
+        start = time.monotonic()
+        self.reference()
+        self.seconds, self.calls = time.monotonic() - start, self.count_calls()
+
+    def new(self, name: str) -> Path:
+        """An empty folder with the recipe."""
+        cwd = self.folder / name
+        cwd.mkdir()
+        shutil.copy(self.folder / "short.toml", cwd)
+        return cwd
+
+    def reference(self, *more: str) -> Path:
+        """The run folder that nothing happened to."""
+        if more not in self.references:
+            cwd = self.new(f"reference{len(self.references)}")
+            assert Run(cwd, *RUN, *more).wait() == 0
+            self.references[more] = cwd / "runs" / "00000-short"
+        return self.references[more]
+
+    def finish(self, cwd: Path, *more: str) -> None:
+        """Resume until the end; all must be as if nothing had happened."""
+        resumed = Run(cwd, *RUN, *more)
+        assert resumed.wait() == 0, resumed.text()
+        self.compare(cwd, *more)
+
+    def compare(self, cwd: Path, *more: str) -> None:
+        wanted, found = self.reference(*more), max(p for p in (cwd / "runs").iterdir() if states(p))
+        a, b = (torch.load(states(p)[0], weights_only=True) for p in (wanted, found))
+        assert a["nimg"] == b["nimg"], (a["nimg"], b["nimg"])
+        assert equal(a["parts"], b["parts"]) and equal(a["rng"], b["rng"]), "other weights"
+        for path in wanted.glob("network-snapshot-*.pkl"):
+            assert (found / path.name).read_bytes() == path.read_bytes(), f"another {path.name}"
+        assert not list(found.glob(".*.????????")), "left behind by a killed write"
+        assert (found / "stats.jsonl").read_text().count("\n") == 2, "lines of statistics"
+
+    def count_calls(self) -> int:
+        """System calls with which the whole run writes files."""
+        cwd = self.new("calls")
+        assert Run(cwd, *RUN, before=lambda: strike_at(None, cwd / "calls.txt")).wait() == 0
+        return len((cwd / "calls.txt").read_text())
+
+    def killed(self, cwd: Path, rng: random.Random) -> None:
+        """SIGKILL at a random moment, up to three times."""
+        for _ in range(rng.randint(1, 3)):
+            run = Run(cwd, *RUN)
+            time.sleep(rng.uniform(0, self.seconds))
+            run.send(signal.SIGKILL)
+            run.wait()
+            self.kills += 1
+        self.finish(cwd)
+
+    def killed_in_a_write(self, cwd: Path, rng: random.Random) -> None:
+        """SIGKILL at a system call of a write, or in the middle of it."""
+        assert Run(cwd, *RUN, before=lambda: strike_at(rng.randrange(self.calls))).wait() == -signal.SIGKILL
+        self.kills += 1
+        self.finish(cwd)
+
+    def signalled(self, cwd: Path, rng: random.Random) -> None:
+        """A signal at a random moment, most of which a metric is measured in."""
+        self.reference(*MEASURED)
+        run, number = Run(cwd, *RUN, *MEASURED), rng.choice(SIGNALS)
+        while not (cwd / "runs").is_dir() or not list(cwd.glob("runs/*/log.txt")):  # before that, signals just end it
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 3))
+        run.send(number)
+        start = time.monotonic()
+        code = run.wait(STOP_SECONDS)
+        self.slowest = max(self.slowest, time.monotonic() - start)
+        assert code in (0, 128 + number), (code, run.text())
+        assert code == 0 or "--resume" in run.text(), run.text()
+        self.finish(cwd, *MEASURED)
+
+    def damaged_state(self, cwd: Path, rng: random.Random) -> None:
+        """The newest state loses its end, or has a bit flipped or a page of zeros."""
+        shutil.copytree(self.reference(), cwd / "runs" / "00000-short")
+        newest = states(cwd / "runs" / "00000-short")[0]
+        damage(newest, rng)
+        self.finish(cwd)
+        assert newest.with_name(newest.name + ".damaged").is_file()
+
+    def damaged_network(self, cwd: Path, rng: random.Random) -> None:
+        """A network's file with a flipped bit, a lost end or a page of zeros is refused."""
+        file = cwd / f"net.{rng.choice(['pkl', 'pt', 'safetensors'])}"
+        save_network(file, "generator", tiny_network(), {"D": 128.0, "sigma_init": 2.5})
+        damage(file, rng)
+        run = Run(cwd, "generate", "--network", file.name, "--seeds", "0", "--outdir", "out")
+        assert run.wait() == 1, run.text()
+        assert not (cwd / "out").exists()
+
+    def full_disk(self, cwd: Path, rng: random.Random) -> None:
+        """No file can be longer than this, until the run is resumed."""
+        most = rng.randrange(100, 200_000)
+        run = Run(cwd, *RUN, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY)))
+        assert run.wait() in (0, 1), run.text()
+        self.finish(cwd)
+
+    def folder_gone(self, cwd: Path, rng: random.Random) -> None:
+        """The run's folder is renamed in mid-run, and comes back when the run has ended."""
+        run = Run(cwd, *RUN)
+        folder = cwd / "runs" / "00000-short"
+        while not (folder / "stats.jsonl").is_file():
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.2))
+        folder.rename(cwd / "elsewhere")
+        assert run.wait() in (0, 1), run.text()
+        shutil.rmtree(folder, ignore_errors=True)
+        (cwd / "elsewhere").rename(folder)
+        self.finish(cwd)
+
+    def clock_jumps(self, cwd: Path, rng: random.Random) -> None:
+        """A stopped run's files get times of the past and of the future."""
+        run = Run(cwd, *RUN)
+        while not list(cwd.glob("runs/*/training-state-*.pt")):
+            time.sleep(0.001)
+        run.send(signal.SIGKILL)
+        run.wait()
+        self.kills += 1
+        for path in cwd.rglob("*"):
+            os.utime(path, (time.time() + rng.uniform(-1e7, 1e7),) * 2)
+        self.finish(cwd)
+
+    def killed_rank(self, cwd: Path, rng: random.Random) -> None:
+        """One of torchrun's two processes is killed; torchrun starts them again, and they go on."""
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+        def start(where: Path) -> subprocess.Popen[bytes]:
+            words = [*torchrun, "--max-restarts=3", "-m", "registry.cli", *RUN, "--set", "train.timeout_minutes=0.5"]
+            with open(where / "output.txt", "wb") as output:
+                return subprocess.Popen(words, cwd=where, env=environment(), stdout=output, stderr=output)
+
+        if ("two",) not in self.references:
+            alone = self.new("reference-two")
+            assert start(alone).wait(TRIAL_SECONDS) == 0
+            self.references["two",] = alone / "runs" / "00000-short"
+        run = start(cwd)
+        end = time.monotonic() + TRIAL_SECONDS
+        while not (ranks := children(run.pid)) or (rng.random() < 0.9 and run.poll() is None and not list(cwd.glob("runs/*/*.pt"))):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        os.kill(rng.choice(ranks), signal.SIGKILL)
+        self.kills += 1
+        assert run.wait(TRIAL_SECONDS) == 0, (cwd / "output.txt").read_text()
+        self.compare(cwd, "two")
+
+    def trial(self, name: str, number: int) -> str:
+        """One trial: '' if all went well, otherwise what did not. The folder is kept then."""
+        cwd = self.new(f"{number:05d}-{name}")
+        try:
+            getattr(self, name)(cwd, random.Random(f"{self.seed}/{number}"))
+        except AssertionError as error:
+            return f"{cwd}: {' '.join(str(error).split())[:1000]}"
+        shutil.rmtree(cwd)
+        return ""
+
+
+KINDS = {
+    "killed": 10, "killed_in_a_write": 15, "signalled": 4, "damaged_state": 8, "damaged_network": 12, "full_disk": 3,
+    "folder_gone": 1, "clock_jumps": 1, "killed_rank": 1,
+}  # fmt: skip
+"""The ways to break a run, and how often each comes."""
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two states hold the same values."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
+
+
+def damage(path: Path, rng: random.Random) -> None:
+    """Flip a bit, lose the end, or write zeros over a page."""
+    content = bytearray(path.read_bytes())
+    place = rng.randrange(len(content))
+    kind = rng.choice(["bit", "bit", "bit", "bit", "end", "page"])
+    if kind == "end":
+        del content[place:]
+    elif kind == "page" and any(content[place : place + 4096]):
+        content[place : place + 4096] = bytes(len(content[place : place + 4096]))
+    else:
+        content[place] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False).stdout
+    return list(map(int, found.split()))
+
+
+def strike_at(number: int | None, note: Path | None = None) -> None:
+    """From now on, count the system calls with which files are written, and die at this one. With a note, write a dot for each."""
+    calls = [0]
+    handle = None if note is None else os.open(note, os.O_WRONLY | os.O_CREAT)
+
+    def strikes() -> bool:
+        calls[0] += 1
+        if handle is not None:
+            os.write(handle, b".")
+        return calls[0] - 1 == number
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if strikes():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return call
+
+    class Written:
+        """A file of which half of a write arrives."""
+
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def __enter__(self) -> Written:
+            return self
+
+        def __exit__(self, *error: Any) -> None:
+            self.file.close()
+
+        def write(self, data: bytes) -> int:
+            if strikes():
+                self.file.write(bytes(data)[: len(bytes(data)) // 2])
+                self.file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return int(self.file.write(data))
+
+    mkstemp, fdopen = tempfile.mkstemp, os.fdopen
+    os.fdopen = lambda *args, **kwargs: Written(fdopen(*args, **kwargs))  # type: ignore[assignment, return-value]
+    for name in ("fsync", "chmod", "replace", "mkdir"):
+        setattr(os, name, counted(getattr(os, name)))
+    tempfile.mkstemp = counted(mkstemp)
+
+
+@contextmanager
+def soaking(seed: int) -> Iterator[Soak]:
+    torch.set_num_threads(1)  # threads do not survive a fork
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
+    yield Soak(folder, seed)
+    if not [p for p in folder.iterdir() if re.match(r"\d{5}-", p.name)]:
+        shutil.rmtree(folder)
+
+
+def kinds(minutes: float, seed: int, each: int | None) -> Iterator[str]:
+    """Ways to break a run: drawn until the time is over, or each so many times."""
+    if each is not None:
+        yield from list(KINDS) * each
+        return
+    order, end = random.Random(seed), time.monotonic() + 60 * minutes
+    while time.monotonic() < end:
+        yield order.choices(list(KINDS), list(KINDS.values()))[0]
+
+
+def soak(minutes: float, seed: int, each: int | None, console: Console) -> int:
+    """Trials until the time is over. Returns the number of those that failed."""
+    tried, failed, start = Counter[str](), Counter[str](), time.monotonic()
+    with soaking(seed) as here:
+        for name in kinds(minutes, seed, each):
+            problem = here.trial(name, tried.total())
+            tried[name] += 1
+            if problem:
+                failed[name] += 1
+                console.print(f"{name}: {problem}", markup=False, soft_wrap=True)
+            if tried.total() % 50 == 0:
+                console.print(f"{tried.total()} trials in {(time.monotonic() - start) / 60:.0f} minutes, {failed.total()} failed")
+        took = (time.monotonic() - start) / 60
+        table = Table(
+            "what happened", "trials", "as if nothing had", title=f"seed {seed}, {took:.0f} minutes", title_justify="left"
+        )
+        for name in KINDS:
+            table.add_row(name.replace("_", " "), str(tried[name]), str(tried[name] - failed[name]))
+        console.print(table)
+        console.print(
+            f"{here.kills} kills; {here.calls} system calls of writes in a run; the slowest stop took {here.slowest:.1f} s"
+        )
+    return failed.total()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--each", type=int, help="each kind of trial so many times, instead of so many minutes")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    os.chdir(ROOT)
+    sys.exit(min(soak(given.minutes, given.seed, given.each, Console()), 1))
