@@ -64,6 +64,7 @@ class Run:
                 os.chdir(cwd)
                 os.dup2(file, 1)
                 os.dup2(file, 2)
+                sys.stdout, sys.stderr = (os.fdopen(handle, "w", 1, errors="replace", closefd=False) for handle in (1, 2))
                 for number in SIGNALS:
                     signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
                 before()

@@ -111,6 +111,8 @@ def reason(error: Exception | KeyboardInterrupt) -> tuple[str, int]:
             return str(error), error.code
         case UserError():
             return str(error), 1
+        case OSError() if error.filename:  # a name that the system refuses, a disk that fails
+            return f"{shown(error.filename, 200)}: {error.strerror}", 1
     short = " ".join(str(error).split())
     return f"unexpected {type(error).__name__}: {short} (a bug in distill; --debug shows where)", BUG
 

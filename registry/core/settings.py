@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -16,6 +16,14 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=True, validate_default=True)
+
+    @field_validator("*")
+    @classmethod
+    def _has_no_control_characters(cls, value: Any) -> Any:
+        texts = value if isinstance(value, list | tuple) else [value]
+        if any(ord(c) < 32 or ord(c) == 127 for text in texts if isinstance(text, str) for c in text):
+            raise ValueError("must not hold control characters")
+        return value
 
     def misfit(self, D: float) -> str | None:
         """Why a component with these settings cannot serve dimension D, or None if it can.
