@@ -18,7 +18,10 @@ from registry.core.streams import Streams
 from registry.files.formats import load_network, save_network
 from registry.files.plain import STATE, load
 from registry.runs.distill import distill
+from registry.train.signs import signs
 from tests.conftest import error_line, tiny_network
+from tests.test_loop import distillation, run
+from tests.test_signs import ticks_of
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
 Write = Callable[..., Path]
@@ -116,3 +119,36 @@ def test_a_network_that_is_not_finite_is_refused(sick: Path, here: Here, recipe_
     assert wanted in error_line(here("generate", "--network", sick, "--seeds", "0-3", "--outdir", tmp_path / "images"))
     assert wanted in error_line(here("--recipe", recipe_file(), "--set", f"teacher.source={sick}"))
     assert not (tmp_path / "images").exists() and not (tmp_path / "runs").exists()
+
+
+WRONG: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "a mean": (lambda v: v.mean(), r"generator\(\) must give unreduced values of the images' shape, \(8, 1, 8, 8\), and gave .* of shape \(\)"),
+    "one value an image": (lambda v: v.flatten(1).sum(1), r"of shape \(8,\)"),
+    "a number": (lambda v: 1.0, "gave a float"),
+    "no gradient": (lambda v: v.detach(), "without a gradient"),
+    "nothing finite": (lambda v: v * math.nan, "no finite value in the first iteration"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_a_loss_gives_is_checked_in_the_first_iteration(case: str) -> None:
+    change, text = WRONG[case]
+
+    class Wrong(IPFMLoss):
+        def generator(self, *args: Any) -> Tensor:
+            return change(super().generator(*args))  # type: ignore[no-any-return]
+
+    with pytest.raises((UserError, Diverged), match=text):
+        run(distillation(Wrong(1.0)), 1)
+
+
+@pytest.mark.parametrize(("variances", "warned"), [([0.2, 0.3, 0.07], True), ([0.2, 0.3, 0.08], False), ([0.01, 0.2, 0.3], False)])
+def test_the_log_says_that_images_become_alike(variances: list[float], warned: bool, tmp_path: Path) -> None:
+    ticks = ticks_of(tmp_path, [{"Images/variance": v} for v in variances])
+    assert ("the generator's images become alike: their variance is 0.07, and was 0.3" in ticks[-1]) == warned
+
+
+def test_the_variance_is_that_of_the_generators_images() -> None:
+    game = run(distillation(), 1)
+    x, _ = game.generator(Streams.derived("signs", range(8)))
+    assert signs(game)["Images/variance"] == pytest.approx(x.var(0, correction=0).mean().item(), rel=1e-5)

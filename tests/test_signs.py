@@ -100,16 +100,19 @@ def test_swings_do_not_depend_on_the_unit(values: list[float], unit: float) -> N
     assert len(found) == pytest.approx(len(swings([unit * v for v in values])), abs=1)  # a factor of just 1.5 may go either way
 
 
+def ticks_of(folder: Path, signs: list[dict[str, float]]) -> list[str]:
+    """The lines that the log has for ticks with these signs."""
+    learner, values = Learner(nn.Linear(2, 1), batch=1, lr=1e-3), iter(signs)
+    ticks = Ticks(RunFolder(folder, Journal()), lambda: {"student": learner}, 1.0, torch.device("cpu"), signs=lambda: next(values))
+    for i in range(len(signs)):
+        ticks.begin(i * 1000)
+        ticks.record((i + 1) * 1000, 100_000, seconds=0.0)
+    return (folder / "log.txt").read_text().splitlines()
+
+
 @pytest.mark.parametrize(("gaps", "warned"), [([1, 3, 1, 3, 1], True), ([9, 7, 5, 4, 3, 2, 1], False)])
 def test_the_log_says_that_a_run_oscillates(tmp_path: Path, gaps: list[float], warned: bool) -> None:
-    folder = RunFolder(tmp_path, Journal())
-    learner = Learner(nn.Linear(2, 1), batch=1, lr=1e-3)
-    values = iter(gaps)
-    ticks = Ticks(folder, lambda: {"student": learner}, 1.0, torch.device("cpu"), signs=lambda: {"Gap/all": next(values)})
-    for i in range(len(gaps)):
-        ticks.begin(i * 1000)
-        ticks.record((i + 1) * 1000, 10_000, seconds=0.0)
-    lines = (tmp_path / "log.txt").read_text().splitlines()
+    lines = ticks_of(tmp_path, [{"Gap/all": gap} for gap in gaps])
     assert ("WARNING the gap oscillates: 4 swings in 12 ticks, by a factor of 3 at most" in lines[-1]) == warned
     assert not any("oscillates" in line for line in lines[:-1])
 

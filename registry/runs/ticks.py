@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -18,6 +19,8 @@ from registry.train.step import Learner
 
 WINDOW, SWINGS = 12, 4
 """A gap that swings this many times in the last so many ticks oscillates."""
+COLLAPSED = 0.25
+"""Images whose variance is below this share of the largest in the run are too much alike."""
 Learners = Callable[[], Mapping[str, Learner]]
 """Who learns at present, by the name of its loss."""
 Signs = Callable[[], dict[str, float]]
@@ -32,6 +35,7 @@ class Ticks:
     ) -> None:
         self.folder, self.learners, self.tick_kimg, self.device, self.signs = folder, learners, tick_kimg, device, signs
         self._gaps: deque[float] = deque(maxlen=WINDOW + 1)
+        self._widest: float | None = None
         self.note = ""
         """The text of the last tick, shown behind the progress bar."""
 
@@ -64,6 +68,7 @@ class Ticks:
         if "Gap/all" in signs:
             said.append(f"gap {signs['Gap/all']:.4g}")
             said += self.oscillation(signs["Gap/all"])
+        said += self.collapse(signs.get("Images/variance", math.nan))
         speed, memory, kimg = self.speed(nimg), memory_mb(self.device), nimg / 1000
         entry |= {
             "Progress/tick": single(int(kimg / self.tick_kimg)), "Progress/kimg": single(kimg),
@@ -89,6 +94,18 @@ class Ticks:
         if len(factors) < SWINGS:
             return []
         return [f"WARNING the gap oscillates: {len(factors)} swings in {WINDOW} ticks, by a factor of {max(factors):.2g} at most"]
+
+    def collapse(self, variance: float) -> list[str]:
+        """A warning if the generator's images have become much more alike, in a list."""
+        if math.isnan(variance):
+            return []
+        if self._widest is None:  # the first tick since the start or a resumption
+            earlier = [line["Images/variance"]["mean"] for line in self.folder.lines() if "Images/variance" in line]
+            self._widest = max(earlier, default=variance)
+        self._widest = max(self._widest, variance)
+        if variance >= COLLAPSED * self._widest:
+            return []
+        return [f"WARNING the generator's images become alike: their variance is {variance:.2g}, and was {self._widest:.2g}"]
 
 
 def single(value: float) -> dict[str, float]:

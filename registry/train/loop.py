@@ -20,7 +20,7 @@ from registry.recipe.tables import TrainConfig, WarmupConfig, whole_batches
 from registry.train.data import RealImages, augmented
 from registry.train.ema import EMA
 from registry.train.generator import Generator
-from registry.train.step import Learner, cosine_rate, mode, own_image_numbers
+from registry.train.step import Learner, checked, cosine_rate, mode, own_image_numbers
 from registry.train.warmup import Pairs, regression_loss
 
 
@@ -148,7 +148,8 @@ def student_step(run: Distillation, name: str, rate: float = 1.0) -> None:
                 x, labels = generator(rng)
                 f, x, real = augmented(student.net, x, real, run.train.augment, rng)
             # The loss perturbs x; its draws follow the generator's in the same streams.
-            student.accumulate(run.loss.student(f, x, labels, run.noise, rng, *real))
+            values = run.loss.student(f, x, labels, run.noise, rng, *real)
+            student.accumulate(checked(values, x, "student", run.nimg == run.regression_end))
     student.step(rate)
 
 
@@ -159,5 +160,6 @@ def generator_step(run: Distillation, rate: float = 1.0) -> None:
         for rng, real in run.parts("generator"):
             x, labels = generator(rng)
             # The gradient reaches the generator through x, where that of an image with a non-finite loss is set to 0.
-            generator.accumulate(run.loss.generator(run.teacher, student.net, x, labels, run.noise, rng, *real), x)
+            values = run.loss.generator(run.teacher, student.net, x, labels, run.noise, rng, *real)
+            generator.accumulate(checked(values, x, "generator", run.nimg == run.game_start), x)
     generator.step(rate)

@@ -32,7 +32,8 @@ TURN = 1.5
 
 @torch.no_grad()
 def signs(run: Distillation) -> dict[str, float]:
-    """Gap and student's loss (sums over values, means over images), all and by band; the average's distance from the generator.
+    """Gap and student's loss (sums over values, means over images), all and by band; the average's distance from the generator;
+    the variance of the generator's images (over images, mean over values).
 
     The same random numbers are drawn at every call, so values of different times can be compared. A band without images is left
     out. The random state and the networks are as they were. Before the student has learned, there is no gap to measure.
@@ -43,18 +44,21 @@ def signs(run: Distillation) -> dict[str, float]:
     world = distributed.world_size()
     count = min(run.train.batch, IMAGES) // world * world
     levels = torch.tensor(EDGES, device=run.device)
+    moments = torch.zeros((), dtype=torch.float64, device=run.device)  # becomes [2, C, H, W]
     sums = torch.zeros(2, len(BANDS), 2, dtype=torch.float64, device=run.device)  # gap and loss; band; number and sum
     with mode(run.generator.model, train=False), mode(run.student.net, train=False):
         for numbers in own_image_numbers(0, count, run.train.batch_gpu):
             rng = Streams.derived("signs", numbers, run.device)
             x, labels = run.generator(rng)
+            moments = moments + torch.stack([x.double().sum(0), x.double().square().sum(0)])
             for kind, (sigma, value) in enumerate((gap(run, x, labels, rng), students_loss(run, x, labels, rng))):
                 values = torch.stack([torch.ones_like(value), value], 1).double()
                 sums[kind].index_add_(0, torch.bucketize(sigma, levels), values)
     for name, (numbers_, totals) in zip(("Gap", "StudentLoss"), distributed.sum_(sums).movedim(2, 1).tolist(), strict=True):
         found[f"{name}/all"] = sum(totals) / max(sum(numbers_), 1)
         found |= {f"{name}/{band}": t / n for band, n, t in zip(BANDS, numbers_, totals, strict=True) if n}
-    return found
+    mean, square = distributed.sum_(moments) / count
+    return found | {"Images/variance": float((square - mean**2).mean())}
 
 
 def gap(run: Distillation, x: Tensor, labels: Tensor | None, rng: Streams) -> tuple[Tensor, Tensor]:

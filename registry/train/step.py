@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from registry.core import distributed
+from registry.core.errors import Diverged, UserError
 
 
 class Learner:
@@ -143,6 +144,23 @@ def reduce(values: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     per_image = values.flatten(1).sum(1)
     finite = per_image.isfinite()
     return torch.where(finite, per_image, 0).sum() / batch, finite
+
+
+def checked(values: Tensor, x: Tensor, method: str, first: bool) -> Tensor:
+    """The values that a loss gives for images x [b, C, H, W], if it can be learned from them.
+
+    Raises UserError, and Diverged if in the `first` iteration none is finite.
+    """
+    wanted = f"the loss's {method}() must give unreduced values of the images' shape, {tuple(x.shape)}"
+    if not isinstance(values, Tensor):
+        raise UserError(f"{wanted}, and gave a {type(values).__name__}")
+    if values.shape != x.shape or not values.is_floating_point():
+        raise UserError(f"{wanted}, and gave {values.dtype} of shape {tuple(values.shape)}")
+    if not values.requires_grad:
+        raise UserError(f"the loss's {method}() gave values without a gradient, so there is nothing to learn from")
+    if first and not values.isfinite().any():
+        raise Diverged(f"the loss's {method}() gave no finite value in the first iteration", 0)
+    return values
 
 
 def shield(x: Tensor, finite: Tensor) -> None:
