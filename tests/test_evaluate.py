@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,6 +159,19 @@ def write(path: Path, **arrays: object) -> Path:
     return path
 
 
+def bomb(path: Path, entry: bytes) -> Path:
+    """A ZIP file with an entry that takes much more than the file."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("mu.npy", entry)
+    return path
+
+
+def header(shape: object) -> bytes:
+    """The beginning of an array's entry that claims this shape."""
+    text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
 def test_files_that_are_not_statistics(tmp_path: Path) -> None:
     mu, sigma = np.zeros(DIMENSION), np.eye(DIMENSION)
     whole = write(tmp_path / "whole.npz", mu=mu, sigma=sigma)
@@ -167,14 +181,18 @@ def test_files_that_are_not_statistics(tmp_path: Path) -> None:
     np.save(tmp_path / "array", mu)
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
     bad = {
-        "cut.npz": "not an .npz file of statistics, or damaged",
-        "text.npz": "not an .npz file of statistics, or damaged",
-        "array.npz": "not an .npz file of statistics, or damaged",
+        "cut.npz": "not an .npz file of numbers, or damaged",
+        "text.npz": "not an .npz file of numbers, or damaged",
+        "array.npz": "not an .npz file of numbers, or damaged",
         "nowhere.npz": "no such file",
         write(tmp_path / "keys.npz", mean=mu).name: "not a file of statistics: it has mean, expected mu and sigma",
-        write(tmp_path / "object.npz", mu=np.array([{}]), sigma=sigma).name: "not an .npz file of statistics, or damaged",
+        write(tmp_path / "object.npz", mu=np.array([{}]), sigma=sigma).name: "not an .npz file of numbers, or damaged",
         write(tmp_path / "other.npz", mu=mu[:64], sigma=np.eye(64)).name: r"another network: mu is \[64\], sigma \[64, 64\]",
         write(tmp_path / "nan.npz", mu=mu * np.nan, sigma=sigma).name: "values that are not finite",
+        write(tmp_path / "text.npz", mu=np.array("mu"), sigma=sigma).name: "does not hold numbers",
+        bomb(tmp_path / "zeros.npz", entry=np.zeros(2**27, np.uint8).tobytes()).name: "more than the 65 MiB that are allowed",
+        bomb(tmp_path / "claims.npz", entry=header((10**6, 10**6)) + b"0" * 100).name: "an array of another size than its entry",
+        bomb(tmp_path / "deep.npz", entry=header("(" * 5000)).name: "not an .npz file of numbers",
     }
     for name, message in bad.items():
         with pytest.raises(UserError, match=message):
@@ -322,7 +340,7 @@ def test_bad_input_is_one_line(here: Cli, generator_file: Path, inception_file: 
     cases: list[tuple[dict[str, object], str]] = [
         ({"--reference": None}, "--reference is missing: the real images that fid compares with: a folder or ZIP, digits"),
         ({"--reference": "nowhere"}, "--reference nowhere: [eval] reference = 'nowhere': no such data set"),
-        ({"--reference": tmp_path / "damaged.npz"}, "damaged.npz: not an .npz file of statistics, or damaged"),
+        ({"--reference": tmp_path / "damaged.npz"}, "damaged.npz: not an .npz file of numbers, or damaged"),
         ({"--reference": tmp_path / "damaged.npz", "--metrics": "kid"}, "image statistics work only with the metric fid"),
         ({"--samples": 1}, "--samples 1: [eval] samples = 1: must be greater than or equal to 2"),
         ({"--metrics": "fidd"}, "no metric is called 'fidd' (did you mean 'fid'?)"),

@@ -11,8 +11,6 @@ import hashlib
 import io
 import re
 import tempfile
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,11 @@ import torch
 from torch import Tensor
 
 from registry.core.errors import SettingError, UserError
+from registry.core.text import shown
 from registry.files.atomic import write_atomically
 from registry.files.downloads import cache_folder
 from registry.files.locate import open_path
+from registry.files.npz import read_npz
 from registry.measure.feature_network import FeatureNetwork, rgb
 from registry.show.pictures import to_uint8
 
@@ -132,19 +132,15 @@ class Statistics:
 
 def read_statistics(source: str, dimension: int = DIMENSION) -> Statistics:
     """Read statistics of so many features from an .npz file (EDM's or ours) or its URL. Raises UserError."""
-    path = open_path(source)
+    found = read_npz(open_path(source), source, 16 * (dimension + 1) ** 2 + 2**20)
+    if not {"mu", "sigma"} <= set(found):
+        names = shown(", ".join(found) or "nothing")
+        raise UserError(f"{source}: not a file of statistics: it has {names}, expected mu and sigma")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not {"mu", "sigma"} <= set(file.files):
-                raise UserError(
-                    f"{source}: not a file of statistics: it has {', '.join(file.files) or 'nothing'}, expected mu and sigma"
-                )
-            mu, sigma = (torch.from_numpy(np.asarray(file[k], dtype=np.float64)) for k in ("mu", "sigma"))
-            known: dict[str, Any] = {k: file[k].item() for k in ("img_resolution", "num_images", "inception") if k in file.files}
-    except FileNotFoundError:
-        raise UserError(f"{source}: no such file") from None
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error):
-        raise UserError(f"{source}: not an .npz file of statistics, or damaged") from None
+        mu, sigma = (torch.from_numpy(np.asarray(found[k], dtype=np.float64)) for k in ("mu", "sigma"))
+        known: dict[str, Any] = {k: found[k].item() for k in ("img_resolution", "num_images", "inception") if k in found}
+    except (ValueError, TypeError):
+        raise UserError(f"{source}: not a file of statistics: its mu or sigma does not hold numbers") from None
     if mu.shape != (dimension,) or sigma.shape != (dimension, dimension):
         raise UserError(
             f"{source}: statistics of another network: mu is {list(mu.shape)}, sigma {list(sigma.shape)}; "

@@ -1,0 +1,38 @@
+"""Reads a stranger's .npz file: what its arrays take is known before anything is read."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+
+from registry.core.errors import UserError
+from registry.core.text import shown
+
+MOST_ENTRIES = 1000
+HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
+
+def read_npz(path: Path, source: object, most: int) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file that hold numbers or texts, of at most so many bytes together. Raises UserError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if len(entries) > MOST_ENTRIES or sum(entry.file_size for entry in entries) > most:
+                raise UserError(f"{source}: its arrays would take more than the {most / 2**20:.0f} MiB that are allowed")
+            for entry in entries:
+                with archive.open(entry) as file:
+                    shape, _, dtype = HEADERS[npy.read_magic(file)](file)
+                    if dtype.hasobject or file.tell() + math.prod(shape) * dtype.itemsize != entry.file_size:
+                        raise ValueError("an array of another size than its entry")
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except FileNotFoundError:
+        raise UserError(f"{source}: no such file") from None
+    except UserError:
+        raise
+    except Exception as error:  # numpy reads headers with Python's own tokenizer and parser, which have many ways to fail
+        raise UserError(f"{source}: not an .npz file of numbers, or damaged ({shown(error, 100)})") from None
