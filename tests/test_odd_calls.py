@@ -53,3 +53,10 @@ def test_an_odd_call(case: str, here: Here, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     assert wanted in error_line(here(*words))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["数字", "$\\nothing$", "a & b < c"])
+def test_a_run_may_have_any_name(name: str, recipe_file: Callable[..., Path], here: Here, recwarn: pytest.WarningsRecorder) -> None:
+    done = here("--recipe", recipe_file(name=f"{name}.toml"))
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr and not [w for w in recwarn if "Glyph" in str(w.message)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +22,19 @@ LINES = (ACCENT, SECOND, INK, "#c99b2f", "#8a6fb0")
 def save_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG. Raises UserError."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    with plain_text():
+        figure.savefig(buffer, format="png", dpi=110)
     write_atomically(path, buffer.getvalue())
+
+
+@contextmanager
+def plain_text() -> Iterator[None]:
+    """Names of runs are drawn as they are: a $ begins no formula, and signs that the font lacks are boxes without a warning."""
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
 
 
 def _figure(rows: int, size: tuple[float, float]) -> tuple[Figure, Any]:
@@ -72,5 +85,6 @@ def save_curves(path: Path, panels: Sequence[tuple[str, dict[str, tuple[list[flo
             ax.legend(fontsize=9, frameon=False, labelcolor=INK)
     figure.align_ylabels()
     axes[-1].set_xlabel("thousands of images (kimg)", color=INK, fontsize=10)
-    figure.suptitle(title, color=INK, fontsize=11)
+    with plain_text():
+        figure.suptitle(title, color=INK, fontsize=11)
     save_figure(path, figure)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from registry.core.errors import UserError
+from registry.show.figures import plain_text
 from registry.study.cells import Status
 from registry.study.statistics import band
 from registry.study.summary import Group, Summary, TeacherRows, named, teacher_name
@@ -195,7 +196,8 @@ def new_figure(summary: Summary, plan: Layout, theme: Theme) -> tuple[Figure, li
         ax.set_visible(False)
     for ax, panel in zip(axes, plan.panels, strict=False):
         if panel:
-            ax.set_title(named([summary.axes[i][0] for i in plan.others], panel), color=theme.ink, fontsize=9.5)
+            with plain_text():
+                ax.set_title(named([summary.axes[i][0] for i in plan.others], panel), color=theme.ink, fontsize=9.5)
     return figure, axes[:count]
 
 
@@ -216,7 +218,8 @@ def finish(figure: Figure, axes: Sequence[Axes], column: str, theme: Theme, loga
     if len(labels) > 1:
         names = sorted(labels, key=lambda name: name.startswith(BESIDE))  # what the study measures comes first
         handles = [labels[name] for name in names]
-        figure.legend(handles, names, loc="outside right center", fontsize=8.5, frameon=False, labelcolor=theme.ink)
+        with plain_text():
+            figure.legend(handles, names, loc="outside right center", fontsize=8.5, frameon=False, labelcolor=theme.ink)
 
 
 def readable_ticks(ax: Axes) -> None:
@@ -248,7 +251,7 @@ def as_image(figure: Figure, kind: str) -> bytes:
     import matplotlib
 
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "distill", "svg.fonttype": "path"}):
+    with plain_text(), matplotlib.rc_context({"svg.hashsalt": "distill", "svg.fonttype": "path"}):
         if kind == "svg":
             figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
         else:
