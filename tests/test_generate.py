@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from registry.builtin.noise import GaussianNoise
@@ -24,6 +25,8 @@ from registry.sample.heun import heun
 from registry.sample.sampler import heun_steps, open_sampler
 from registry.show.pictures import to_uint8
 from tests.conftest import HERE, environment, error_line, golden, tiny_network
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 GOLDEN = HERE / "golden"
@@ -273,3 +276,12 @@ def test_points_in_the_plane_are_not_written_as_png(here: Cli, tmp_path: Path) -
     assert here(*args, "--format", "npz", "--format", "grid").returncode == 0
     assert np.load(tmp_path / "out" / "samples.npz")["arr_0"].dtype == np.float32
     assert Image.open(tmp_path / "out" / "grid.png").size[0] > 400
+
+
+def test_two_commands_do_not_gather_in_one_folder(here: Here, generator_file: Path, tmp_path: Path) -> None:
+    call = ("generate", "--network", generator_file, "--seeds", "0-3", "--format", "npz", "--outdir", tmp_path / "out")
+    (tmp_path / "out" / ".parts").mkdir(parents=True)
+    with FileLock(tmp_path / "out" / ".parts" / "lock"):
+        assert "another process is making images here" in error_line(here(*call))
+    assert here(*call).returncode == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["generate.json", "samples.npz"]

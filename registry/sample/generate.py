@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
@@ -80,15 +81,15 @@ def generate(
         seeds = seeds[:1024]
     gathering = bool(set(formats) - {"png"})
     settings = sampler.settings | {"class": class_}
-    missing: list[int] = distributed.from_rank0(
-        prepare(outdir, settings, seeds, "png" in formats, gathering) if distributed.rank() == 0 else None
-    )
+    lock = FileLock(outdir / PARTS / "lock", timeout=0)  # goes with the folder, or with the process
+    missing = distributed.by_rank0(lambda: prepare(outdir, settings, seeds, "png" in formats, lock if gathering else None))
     if len(missing) < len(seeds):
         journal.log(f"{len(seeds) - len(missing)} of {len(seeds)} images already exist")
     sample_missing(sampler, missing, outdir, formats, class_, batch, len(seeds) > 1000, journal)
-    distributed.from_rank0(None)
-    if gathering and distributed.rank() == 0:
-        gather(outdir, seeds, formats, planar)
+    distributed.gather(None)
+    if gathering:
+        distributed.by_rank0(lambda: gather(outdir, seeds, formats, planar))
+        lock.release()
     journal.log(f"{len(seeds)} images ({sampler.evaluations} evaluation{'s' * (sampler.evaluations > 1)} each) in {outdir}")
 
 
@@ -122,13 +123,23 @@ def sample_missing(
                 journal.log(f"{done} of {len(missing)} images, {done / (said - start):.0f} img/s, eta {duration(left)}")
 
 
-def prepare(outdir: Path, settings: dict[str, Any], seeds: Sequence[int], pngs: bool, gathering: bool) -> list[int]:
-    """Claim the folder and list the seeds that are still missing. One process does this for all. Raises UserError."""
+def prepare(outdir: Path, settings: dict[str, Any], seeds: Sequence[int], pngs: bool, lock: FileLock | None) -> list[int]:
+    """Claim the folder and list the seeds that are still missing. One process does this for all. Raises UserError.
+
+    With a lock, images are gathered in one file at the end, and only one command at a time can do that.
+    """
     claim(outdir, settings)
-    if gathering and not (outdir / PARTS).exists() and (outdir / "samples.npz").is_file():
+    begun = (outdir / PARTS).exists()
+    if lock is not None:
+        (outdir / PARTS).mkdir(exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"{outdir}: another process is making images here; wait for it, or give another folder") from None
+    if lock is not None and not begun and (outdir / "samples.npz").is_file():
         with suppress(*DAMAGE), np.load(outdir / "samples.npz", allow_pickle=False) as found:
             write_part(outdir / PARTS, found["seeds"].tolist(), found["arr_0"], found.get("labels"))
-    kept = {seed for _, of in parts_in(outdir / PARTS) for seed in of} if gathering else set(seeds)
+    kept = {seed for _, of in parts_in(outdir / PARTS) for seed in of} if lock is not None else set(seeds)
     return [s for s in seeds if s not in kept or (pngs and not is_there(png(outdir, s, len(seeds) > 1000)))]
 
 
