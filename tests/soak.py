@@ -357,21 +357,21 @@ def soaking(seed: int) -> Iterator[Soak]:
         shutil.rmtree(folder)
 
 
-def kinds(minutes: float, seed: int, each: int | None) -> Iterator[str]:
+def in_turn(chosen: dict[str, int], minutes: float, seed: int, each: int | None) -> Iterator[str]:
     """Ways to break a run: drawn until the time is over, or each so many times."""
     if each is not None:
-        yield from list(KINDS) * each
+        yield from list(chosen) * each
         return
     order, end = random.Random(seed), time.monotonic() + 60 * minutes
     while time.monotonic() < end:
-        yield order.choices(list(KINDS), list(KINDS.values()))[0]
+        yield order.choices(list(chosen), list(chosen.values()))[0]
 
 
-def soak(minutes: float, seed: int, each: int | None, console: Console) -> int:
+def soak(chosen: dict[str, int], minutes: float, seed: int, each: int | None, console: Console) -> int:
     """Trials until the time is over. Returns the number of those that failed."""
     tried, failed, start = Counter[str](), Counter[str](), time.monotonic()
     with soaking(seed) as here:
-        for name in kinds(minutes, seed, each):
+        for name in in_turn(chosen, minutes, seed, each):
             problem = here.trial(name, tried.total())
             tried[name] += 1
             if problem:
@@ -383,7 +383,7 @@ def soak(minutes: float, seed: int, each: int | None, console: Console) -> int:
         table = Table(
             "what happened", "trials", "as if nothing had", title=f"seed {seed}, {took:.0f} minutes", title_justify="left"
         )
-        for name in KINDS:
+        for name in chosen:
             table.add_row(name.replace("_", " "), str(tried[name]), str(tried[name] - failed[name]))
         console.print(table)
         console.print(
@@ -396,7 +396,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--each", type=int, help="each kind of trial so many times, instead of so many minutes")
+    parser.add_argument("--kind", choices=list(KINDS), action="append", help="only this kind of trial; repeatable")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     os.chdir(ROOT)
-    sys.exit(min(soak(given.minutes, given.seed, given.each, Console()), 1))
+    only = {name: KINDS[name] for name in given.kind or KINDS}
+    sys.exit(min(soak(only, given.minutes, given.seed, given.each, Console()), 1))
