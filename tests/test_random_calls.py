@@ -16,16 +16,18 @@ from typing import Any
 import click
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from registry.cli import main
 from registry.files.formats import save_network
-from tests.conftest import ROOT, grey_images, tiny_network
+from tests.conftest import RECIPE, ROOT, grey_images, tiny_network
 from tests.soak import Run
 
 pytestmark = pytest.mark.slow
-MOST = settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+MOST = settings(
+    max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.reuse, Phase.generate]
+)
 
 ODD = [
     "", " ", "-", "--", "nan", "inf", "-inf", "1e308", "-1", "0", "1", "2", "7", "9" * 40, "9" * 5000, "0x10", "١٢", "日本語", "a\nb",
@@ -106,7 +108,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def answer(cwd: Path, *words: str) -> None:
+def answer(cwd: Path, *words: str) -> int:
     """Run a call in a process of its own: it ends soon, with a code that is documented, and does not take the memory."""
     run = Run(cwd, *words)
     code = run.wait(30)
@@ -115,6 +117,7 @@ def answer(cwd: Path, *words: str) -> None:
     assert code == 0 or text.strip(), "an error without a word"
     assert all(c.isprintable() or c in "\n\t" or c in "".join(words) for c in text), repr(text)
     assert max(map(len, text.splitlines()), default=0) < 12_000, "a line without an end"
+    return code
 
 
 @given(words=calls())
@@ -183,3 +186,61 @@ def test_random_studies(text: str) -> None:
         (Path(name) / "odd.toml").write_text(text, encoding="utf-8", errors="surrogatepass")
         answer(Path(name), "study", "odd.toml", "--dry-run")
         assert set(os.listdir(name)) - {"odd.toml"} == {p for p in os.listdir(name) if p.startswith("output-")}
+
+
+@pytest.fixture(scope="module")
+def run_folder(files: Path) -> Path:
+    """A finished run of the small teacher, beside its recipe."""
+    text = RECIPE.format(teacher="net.pt", outdir="runs")
+    (files / "short.toml").write_text(text)
+    run = Run(files, "--recipe", "short.toml")
+    assert run.wait() == 0, run.text()
+    return next((files / "runs").iterdir())
+
+
+TENSORS = st.sampled_from([
+    torch.zeros(0), torch.zeros(()), torch.zeros(3, dtype=torch.uint8), torch.full((4,), math.nan), torch.zeros(2, 2).to_sparse(),
+    torch.zeros(3, dtype=torch.complex64), torch.zeros(1).expand(10**9), torch.zeros(5, dtype=torch.bool), torch.zeros(10**6),
+])  # fmt: skip
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> list[tuple[list[int], str, Any]]:
+    """Where to go in nested values (numbers of entries), what to do there, and with which value."""
+    way = st.lists(st.integers(0, 50), min_size=1, max_size=6)
+    what = st.sampled_from(["value", "value", "value", "gone"])
+    return draw(st.lists(st.tuples(way, what, st.one_of(VALUES, TENSORS)), min_size=1, max_size=3))
+
+
+def changed(content: Any, way: list[int], what: str, value: Any) -> Any:
+    """The content with one entry replaced or gone."""
+    if not way or not isinstance(content, dict | list | tuple) or not content:
+        return value
+    keys = list(content) if isinstance(content, dict) else range(len(content))
+    key = keys[way[0] % len(keys)]
+    new: Any = dict(content) if isinstance(content, dict) else list(content)
+    if what == "gone" and len(way) == 1:
+        del new[key]
+    else:
+        new[key] = changed(content[key], way[1:], what, value)
+    return new if not isinstance(content, tuple) else tuple(new)
+
+
+@given(changes=changes(), state=st.booleans())
+@MOST
+def test_random_files_of_ours(changes: list[tuple[list[int], str, Any]], state: bool, files: Path, run_folder: Path) -> None:
+    """Our own kinds of files with entries of another kind: refused in a line, or of use."""
+    source = next(run_folder.glob("training-state-*.pt")) if state else files / "gen.pt"
+    content = torch.load(source, weights_only=True) | {"format": "distill/1"}  # without a seal
+    for way, what, value in changes:
+        content = changed(content, way, what, value)
+    with tempfile.TemporaryDirectory() as name:
+        cwd = Path(name)
+        for path in ("net.pt", "short.toml"):
+            shutil.copy(files / path, cwd)
+        torch.save(content, cwd / "odd.pt")
+        answer(cwd, "inspect", "odd.pt")
+        answer(cwd, "generate", "--network", "odd.pt", "--seeds", "0", "--outdir", "out")
+        if state:
+            code = answer(cwd, "--recipe", "short.toml", "--resume", "odd.pt", "--set", "train.duration_kimg=0.064")
+            assert code in (0, 1)

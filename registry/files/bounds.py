@@ -49,6 +49,15 @@ class Network(Entries):
     arguments: Annotated[dict[str, Any], Field(alias="kwargs")]
 
 
+class Arguments(Entries):
+    """What a network of EDM's is built from, as far as nothing else looks at it."""
+
+    sigma_data: Annotated[float, Field(gt=0, le=1e6)] = 0.5
+    sigma_min: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    sigma_max: Annotated[float, Field(gt=0)] = math.inf
+    D: Annotated[float, Field(gt=0)] | None = None
+
+
 class NetworkFile(Entries):
     """A file with one network. Where only shapes are read, they stand for the tensors."""
 
@@ -57,10 +66,18 @@ class NetworkFile(Entries):
     about: About
 
 
+class Part(Entries):
+    """What a training state holds of a learner, of an optimiser, or of an average (which is tensors by name)."""
+
+    net: dict[str, Tensor] | None = None
+    companion: dict[str, Tensor] | None = None
+    optimiser: dict[str, Any] | None = None
+
+
 class StateFile(Entries):
     """A training state."""
 
-    parts: dict[str, dict[str, Any]]
+    parts: dict[str, Part]
     networks: dict[str, Network]
     nimg: Count
     rng: list[dict[str, Any]]
@@ -82,6 +99,15 @@ class PairsFile(Entries):
 
 SCHEMAS: dict[str, type[Entries]] = {"training state": StateFile, "pairs": PairsFile}
 """Of the kinds of our .pt files that do not hold one network."""
+
+
+def check_arguments(arguments: Mapping[str, Any], source: object) -> None:
+    """Check the arguments of a network of EDM's: its levels, and that no number is beyond all bounds. Raises UserError."""
+    check_entries(dict(arguments), Arguments, source)
+    for name, value in arguments.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(v, int) and abs(v) > 2**53 for v in values):
+            raise UserError(f"{source}: its network cannot be built: its {shown(name, 60)} is too large a number")
 
 
 def check_entries(content: Any, schema: type[Entries], source: object) -> None:

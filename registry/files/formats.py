@@ -22,7 +22,7 @@ from registry.edm.networks import PRECONDITIONINGS, Precond
 from registry.edm.pickles import RUNS_SOURCE, Persistent, list_globals, network_of, read_pickle
 from registry.edm.snapshots import EXTRA, write_snapshot
 from registry.files.atomic import write_atomically
-from registry.files.bounds import About, Bounded, check_entries
+from registry.files.bounds import About, Bounded, NetworkFile, check_arguments, check_entries
 from registry.files.facts import NetworkFacts
 from registry.files.finite import not_finite
 from registry.files.kinds import guess_kind
@@ -205,9 +205,13 @@ def network_of_state(
     name = key or "ema"
     if name not in parts:
         raise UserError(f"{source}: has no network {name!r}; it has {', '.join(parts)}")
-    whole = next(k for k in ("generator", "denoiser", *parts) if k in networks) if name == "ema" else name
+    known = [k for k in ("generator", "denoiser", *parts) if k in networks and parts.get(k, {}).get("net")]
+    whole = next(iter(known), name) if name == "ema" else name
+    if whole not in known:
+        raise UserError(f"{source}: has no whole network {whole!r}")
     weights = parts[whole]["net"] | (parts["ema"] if name == "ema" else {})
-    about = {"D": float(networks[whole]["kwargs"].get("D", "inf"))} | state.get("about", {})
+    about = {"D": networks[whole]["kwargs"].get("D", math.inf)} | state.get("about", {})
+    check_entries({"network": networks[whole], "weights": weights, "about": about}, NetworkFile, source)
     facts = NetworkFacts.of(
         about, kind="generator" if whole == "generator" else "denoiser", key=name, nimg=state["nimg"], recipe=dict(state["recipe"])
     )
@@ -223,6 +227,8 @@ def _rebuild(
     registered = None if ours else load_plugins().item("network", name, NetworkClass)
     if ours is None and registered is None and build is None:
         raise UserError(f"{source}: holds a network of class {name!r}, which only the plugin that made it can build")
+    if ours:
+        check_arguments(kwargs, source)
     try:
         # Initial weights are drawn and replaced; the random state stays.
         with torch.random.fork_rng(devices=[]), Bounded(weights):
