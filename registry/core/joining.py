@@ -52,16 +52,25 @@ def join(backend: str, patience: timedelta) -> None:
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         keys = [f"joined/{r}" for r in range(world)]
         _store.set(keys[rank], "")
+        late = missing_after(patience, _store, keys)
     except dist.DistError as error:
         short = str(error).splitlines()[0]
         raise UserError(f"process 0 cannot be reached at {os.environ['MASTER_ADDR']}: {short}") from None
-    try:
-        _store.wait(keys, patience)
-    except dist.DistError:
-        late = [str(r) for r, key in enumerate(keys) if not _store.check([key])]
-        these = f"process{'es' * (len(late) > 1)} {', '.join(late)} of {world}"
-        raise UserError(f"{these} did not join the others within {patience.total_seconds() / 60:g} minutes") from None
+    if late:
+        these = f"process{'es' * (len(late) > 1)} {', '.join(map(str, late))} of {world}"
+        raise UserError(f"{these} did not join the others within {patience.total_seconds() / 60:g} minutes")
     dist.init_process_group(backend, store=_store, rank=rank, world_size=world, timeout=patience)
+
+
+def missing_after(patience: timedelta, store: Store, keys: list[str]) -> list[int]:
+    """Wait for notes with these keys, and give the numbers of those that have not come. Raises DistError."""
+    from torch.distributed import DistError
+
+    try:
+        store.wait(keys, patience)
+        return []
+    except DistError:
+        return [i for i, key in enumerate(keys) if not store.check([key])]
 
 
 def record(message: str) -> None:
