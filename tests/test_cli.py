@@ -20,6 +20,8 @@ import torch
 from PIL import Image
 
 from registry.cli import main
+from registry.cli.group import reason
+from registry.core.errors import Interrupted
 from registry.files.formats import load_network
 from tests.conftest import environment, error_line
 
@@ -226,6 +228,10 @@ def wait_for(text: str, file: Path, process: subprocess.Popen[str]) -> None:
             return
         time.sleep(0.02)
     raise AssertionError(f"{text!r} never came: {process.communicate()}")
+
+
+def test_the_hint_how_to_go_on_can_be_typed() -> None:
+    assert reason(Interrupted("stopped", 130, "my runs/state.pt")) == ("stopped, continue with --resume 'my runs/state.pt'", 130)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

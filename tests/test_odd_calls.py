@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import error_line
+from tests.conftest import ROOT, error_line
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -43,6 +43,8 @@ CALLS = {
     "a wide network": (["pretrain", "--recipe", "teachers/digits_d3", "--set", "network.model_channels=1000000"], "must be less than or equal to 8192"),
     "a deep network": (["pretrain", "--recipe", "teachers/digits_d3", "--set", "network.num_blocks=1000000"], "must be less than or equal to 100"),
     "a wide classifier": (["features", "--recipe", "features/digits_features", "--set", "classifier.width=100000000", "--save", "f.pt"], "must be less than or equal to 4096"),
+    "a study for a recipe": (["--recipe", str(ROOT / "recipes/studies/alpha.toml"), "--dry-run"], "is a study, not a recipe; to check it: distill study"),
+    "a loss that does not exist": (["--recipe", "quickstart", "--loss", "sidd"], "--loss sidd: [loss] use = 'sidd': no loss is called"),
     "a nested setting": (["--recipe", "quickstart", "--set", "train.batch=" + "[" * 5000], "its value is nested too deeply"),
 }  # fmt: skip
 

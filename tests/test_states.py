@@ -69,6 +69,13 @@ def test_every_flipped_bit_of_a_network_is_noticed(suffix: str, files: Path, tmp
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_damaged_network_is_not_called_safe(suffix: str, files: Path, here: Here, tmp_path: Path) -> None:
+    for seed in range(8):
+        file = flipped(files / f"net.{suffix}", tmp_path / f"net.{suffix}", seed)
+        assert "damaged" in error_line(here("inspect", file))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_file_without_its_end_is_damaged(suffix: str, files: Path, tmp_path: Path) -> None:
     whole = (files / f"net.{suffix}").read_bytes()
     for lost in (1, len(seal.TRAILER), len(seal.TEXT), len(whole) // 2):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -16,7 +18,8 @@ import torch
 from ipfm_plugin.loss import IPFMLoss
 from ipfm_plugin.noise import ElectrostaticNoise
 from registry.core.contracts import Teacher
-from registry.core.errors import UserError
+from registry.core.errors import Interrupted, UserError
+from registry.core.interruption import Interruption
 from registry.core.streams import Streams
 from registry.files.downloads import cache_folder
 from registry.files.formats import load_network
@@ -24,7 +27,7 @@ from registry.recipe.tables import TrainConfig, WarmupConfig
 from registry.runs.checkpoints import Stateful, read_state, restore_state, save_state
 from registry.runs.distill import distill
 from registry.sample.heun import heun_images
-from registry.sample.pairs import teacher_pairs
+from registry.sample.pairs import made, teacher_pairs
 from registry.show.journal import Journal
 from registry.train import loop
 from registry.train.generator import Generator
@@ -194,3 +197,26 @@ def test_two_processes_make_the_same_pairs_and_generator(tmp_path: Path) -> None
 def test_nonsense_is_refused(sets: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         distill("quickstart", sets=sets)
+
+
+def test_making_pairs_is_left_between_two_evaluations() -> None:
+    asked, evaluations = teacher(), 0
+    denoiser = asked.denoiser
+
+    def evaluate(x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        if evaluations == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        images: torch.Tensor = denoiser(x, sigma, labels)
+        return images
+
+    denoiser_that_is_signalled = torch.nn.Module()
+    denoiser_that_is_signalled.forward = evaluate  # type: ignore[assignment]
+    with Interruption(), pytest.raises(Interrupted) as stop:
+        made(
+            Teacher(denoiser_that_is_signalled, D=128.0, image_shape=(1, 8, 8), label_dim=0), ElectrostaticNoise(128.0), (2.5,),
+            600, 23, CPU, Journal(),
+        )  # fmt: skip
+    assert stop.value.code == 143
+    assert evaluations == 3

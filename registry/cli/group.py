@@ -7,6 +7,7 @@ A new module must be imported in `registry/cli/__init__.py`.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 from typing import Any, NoReturn
@@ -106,7 +107,7 @@ def reason(error: Exception | KeyboardInterrupt) -> tuple[str, int]:
         case click.ClickException():
             return error.format_message(), error.exit_code
         case Interrupted():
-            return f"{error}, continue with --resume {error.state}" if error.state else str(error), error.code
+            return f"{error}, continue with --resume {shlex.quote(error.state)}" if error.state else str(error), error.code
         case Diverged() | Lost():
             return str(error), error.code
         case UserError():

@@ -172,6 +172,8 @@ def share(n: int, batch: int, work: Callable[[range], T], done: Callable[[int], 
             mine += [work(range(first, min(first + batch, n)))] if first < n else []
         except UserError as error:
             wrong = error
+        except Interrupted:  # said below, in all processes
+            assert signalled()
         found = gather((mine, signalled(), wrong))
         if number := max(number for _, number, _ in found):
             raise Interrupted("interrupted", 128 + number)

@@ -18,7 +18,7 @@ from registry.edm.snapshots import EXTRA
 from registry.files.facts import NetworkFacts
 from registry.files.formats import facts_of_pickle, layout_of, network_keys
 from registry.files.locate import open_path
-from registry.files.plain import NETWORK_KINDS, STATE, load, load_safetensors
+from registry.files.plain import NETWORK_KINDS, STATE, check_mark, check_seal, load, load_safetensors
 
 BUFFERS = ("resample_filter", "freqs", "u")
 """Tensors of EDM's networks that are not trained."""
@@ -96,7 +96,10 @@ def _pickle(path: Path, source: str, kind: str | None) -> Description:
     )
     if any(executes for _, _, executes in names):
         return found
+    sealed = check_seal(path, source)
     content = read_pickle(path, tensors=False)
+    if isinstance(ours := content.get(EXTRA), dict) and "format" in ours:
+        check_mark(ours, sealed, source)
     for key in network_keys(content):
         record: Persistent = content[key]
         kwargs = dict(record.init_kwargs)

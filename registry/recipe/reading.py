@@ -100,8 +100,11 @@ def resolve(
     """
     path = locate_recipe(name)
     reading = Reading(path, read_tables(path), plugins)
+    if isinstance(reading.tables.get("recipe"), str):
+        raise UserError(f"{path}: is a study, not a recipe; to check it: distill study {path} --dry-run")
     if loss is not None:
         reading.swap(loss)
+        reading.origins["loss", "use"] = f"--loss {loss}"
     for text in sets:
         keys, value = parse_set(text)
         reading.override(keys, value, f"--set {text}")

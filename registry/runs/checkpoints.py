@@ -57,7 +57,7 @@ def read_state(path: Path, parts: Mapping[str, Stateful]) -> dict[str, Any]:
     """What `save_state` saved, if it is of the same parts. Raises UserError."""
     content = load(path, STATE)
     if set(content["parts"]) != set(parts):
-        raise UserError(f"{path}: holds {', '.join(content['parts'])}, expected {', '.join(parts)}")
+        raise UserError(f"{path}: is of another recipe: it holds {', '.join(content['parts'])}, expected {', '.join(parts)}")
     return content
 
 

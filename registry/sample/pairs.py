@@ -13,7 +13,8 @@ from torch import Tensor
 
 from registry.core import distributed
 from registry.core.contracts import Noise, Teacher
-from registry.core.errors import UserError
+from registry.core.errors import Interrupted, UserError
+from registry.core.interruption import signalled
 from registry.core.streams import Streams
 from registry.files.downloads import cache_folder
 from registry.files.formats import weights_hash
@@ -80,13 +81,18 @@ def keep(path: Path, content: dict[str, Any], journal: Journal) -> None:
         journal.log(f"the pairs could not be kept: {error}")
 
 
+def at_levels(sigmas: Sequence[float]) -> str:
+    """How many levels, if several."""
+    return f", at each of {len(sigmas)} levels" if len(sigmas) > 1 else ""
+
+
 @torch.no_grad()
 def made(
     teacher: Teacher, noise: Noise, sigmas: Sequence[float], count: int, nfe: int, device: torch.device, journal: Journal
 ) -> dict[str, Any]:
     """{starts, images [K, P, C, H, W], labels [P, label_dim] or None}, on the CPU."""
-    journal.log(f"making {count} pairs for the warm-up: {nfe} evaluations of the teacher for each of {len(sigmas)} levels")
-    with journal.progress("making pairs", count) as bar:
+    journal.log(f"making {count} pairs for the warm-up: {nfe} evaluations of the teacher each" + at_levels(sigmas))
+    with journal.progress("making pairs", count, lines=True) as bar:
         parts = distributed.share(count, PART, lambda part: part_of_pairs(teacher, noise, sigmas, nfe, part, device), bar.at)
     starts, images, labels = zip(*parts, strict=True)
     return {
@@ -105,8 +111,14 @@ def part_of_pairs(
     labels = rng.one_hot(teacher.label_dim)
     steps = (nfe + 1) // 2
 
+    def denoiser(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        if number := signalled():
+            raise Interrupted("interrupted while pairs were made", 128 + number)
+        images: Tensor = teacher.denoiser(x, sigma, labels)
+        return images
+
     def end_of_ode(x: Tensor, levels: Tensor) -> Tensor:
-        return heun(teacher.denoiser, x, levels, labels).float()
+        return heun(denoiser, x, levels, labels).float()
 
     levels = teacher_levels(teacher.denoiser, noise, steps)
     starts, images = [sigmas[0] * z], [end_of_ode(float(levels[0]) * z, levels)]

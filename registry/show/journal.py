@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from rich.table import Table
 from registry.core import distributed
 from registry.core.text import printable
 from registry.files.atomic import write_atomically
+
+LINE_SECONDS = 20
+"""Where there is no terminal, long work says so often how far it is."""
 
 
 class Journal:
@@ -60,10 +64,10 @@ class Journal:
             write_atomically(self.folder / name, plain.export_text().encode())
 
     @contextmanager
-    def progress(self, description: str, total: float) -> Iterator[Bar]:
-        """A bar with ETA on a terminal. Otherwise nothing, because ticks already print lines."""
+    def progress(self, description: str, total: float, lines: bool = False) -> Iterator[Bar | Lines]:
+        """A bar with ETA on a terminal. Elsewhere nothing, because ticks print lines; or `lines` of its own."""
         if not (self.active and self.console.is_terminal):
-            yield Bar(None, None)
+            yield Lines(self, description, total) if lines and self.active else Bar(None, None)
             return
         if self._progress is not None:  # a bar inside a bar
             task = self._progress.add_task(description, total=total, note="")
@@ -92,6 +96,22 @@ class Bar:
         """Move to `done` and show `note` after the bar."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, note=note)
+
+
+class Lines:
+    """What stands for a bar where there is no terminal: a line now and then."""
+
+    def __init__(self, journal: Journal, description: str, total: float) -> None:
+        self.journal, self.description, self.total = journal, description, total
+        self.start = self.said = time.monotonic()
+
+    def at(self, done: float, note: str = "") -> None:
+        """Say how far the work is, if nothing was said for a while."""
+        now = time.monotonic()
+        if now - self.said > LINE_SECONDS and 0 < done < self.total:
+            self.said = now
+            left = (now - self.start) / done * (self.total - done)
+            self.journal.log(f"{self.description}: {done:g} of {self.total:g}, eta {duration(left)}")
 
 
 def duration(seconds: float) -> str:
