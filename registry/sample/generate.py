@@ -30,6 +30,7 @@ from registry.show.journal import Journal, duration
 from registry.show.pictures import save_image, save_samples, to_uint8
 
 Format = Literal["png", "npz", "grid"]
+MOST_IN_A_GRID = 1024
 NOTE, PARTS = "generate.json", ".parts"
 DAMAGE = (OSError, ValueError, KeyError, EOFError, AssertionError, zipfile.BadZipFile, zlib.error)
 """The exceptions that a damaged .npz can raise."""
@@ -78,7 +79,9 @@ def generate(
         )
     check_folder(outdir, "outdir")
     if set(formats) == {"grid"} and not planar:
-        seeds = seeds[:1024]
+        if len(seeds) > MOST_IN_A_GRID:
+            journal.log(f"a grid has room for {MOST_IN_A_GRID:,} images; the last {len(seeds) - MOST_IN_A_GRID:,} are not made")
+        seeds = seeds[:MOST_IN_A_GRID]
     gathering = bool(set(formats) - {"png"})
     settings = sampler.settings | {"class": class_}
     lock = FileLock(outdir / PARTS / "lock", timeout=0)  # goes with the folder, or with the process
@@ -151,7 +154,7 @@ def gather(outdir: Path, seeds: Sequence[int], formats: Sequence[Format], planar
         np.savez_compressed(buffer, **content)  # type: ignore[arg-type]
         write_atomically(outdir / "samples.npz", buffer.getvalue())
     if "grid" in formats:
-        shown = content["arr_0"][: len(seeds) if planar else 1024]
+        shown = content["arr_0"][: len(seeds) if planar else MOST_IN_A_GRID]
         save_samples(outdir / "grid.png", from_pixels(shown), math.ceil(len(shown) ** 0.5))
     shutil.rmtree(outdir / PARTS)
 
