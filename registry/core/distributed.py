@@ -16,15 +16,13 @@ from torch import nn
 
 from registry.core.errors import Interrupted, Lost, SettingError, UserError
 from registry.core.interruption import signalled
-from registry.core.joining import join, several
+from registry.core.joining import PATIENCE, join, several
 from registry.core.settings import check_device
 
 T = TypeVar("T")
 _device = torch.device("cpu")
 _control: dist.ProcessGroup | None = None
 """Processes with GPUs agree on small things without them, so that no GPU has to finish first. None: the only group there is."""
-PATIENCE = 30.0
-"""Minutes that processes wait for each other."""
 PIECE = 2**26
 """Bytes of a file that are sent at a time."""
 

@@ -17,6 +17,8 @@ from registry.core.errors import UserError
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
+PATIENCE = 30.0
+"""Minutes that processes wait for each other, unless a recipe says otherwise."""
 ASK = timedelta(seconds=5)
 """How long a process that ends tries to learn whether another has told the user."""
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from registry.core.joining import PATIENCE
 from registry.core.settings import Config, Device, Dimension, Positive
 from registry.files.paths import DataSource, Reference, Source
 
@@ -131,7 +132,7 @@ class TrainConfig(Config):
     rollbacks: int = Field(3, ge=0, description="the most times that nonfinite = 'rollback' goes back")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
-    timeout_minutes: Positive = Field(30.0, description="how long processes wait for each other, at the start and later on")
+    timeout_minutes: Positive = Field(PATIENCE, description="how long processes wait for each other, at the start and later on")
 
 
 class PretrainConfig(Config):
@@ -159,7 +160,7 @@ class PretrainConfig(Config):
     rollbacks: int = Field(3, ge=0, description="the most times that nonfinite = 'rollback' goes back")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
-    timeout_minutes: Positive = Field(30.0, description="how long processes wait for each other, at the start and later on")
+    timeout_minutes: Positive = Field(PATIENCE, description="how long processes wait for each other, at the start and later on")
 
 
 class DataConfig(Config):
