@@ -53,7 +53,7 @@ def repeats(
     """Every repeat's numbers, and how many seconds it took."""
     for repeat in range(config.repeats):
         start = time.monotonic()
-        with journal.progress(f"measuring the {name}, {repeat + 1} of {config.repeats}", config.samples, lines=True) as bar:
+        with journal.progress(f"measuring the {name}, {repeat + 1} of {config.repeats}", config.samples) as bar:
             found = measure(metrics, sample, seeds(config, repeat), config.batch, bar.at)
         yield found, time.monotonic() - start
 

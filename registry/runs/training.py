@@ -179,7 +179,7 @@ def train(
     ticks = Ticks(folder, learners, recipe.log.tick_kimg, run.device, signs)
     length = math.ceil(run.total / 1000 * 10) / 10
     check_agreement(saved.parts, run.nimg)
-    with folder.journal.progress(recipe.path.stem, length) as bar:
+    with folder.journal.progress(recipe.path.stem, length, lines=False) as bar:
         if saved.snapshot_due:
             make(snapshot, saved, folder, run)
         while True:

@@ -8,7 +8,6 @@ import json
 import math
 import re
 import shutil
-import time
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from registry.core import distributed
 from registry.core.errors import SettingError, UserError
 from registry.files.atomic import check_folder, write_atomically
 from registry.sample.sampler import Sampler
-from registry.show.journal import Journal, duration
+from registry.show.journal import Journal
 from registry.show.pictures import save_image, save_samples, to_uint8
 
 Format = Literal["png", "npz", "grid"]
@@ -108,7 +107,6 @@ def sample_missing(
 ) -> None:
     """Make the missing images in batches, taking turns with the other processes, and write each batch when it is done."""
     batches = [missing[i : i + batch] for i in range(0, len(missing), batch)]
-    start = said = time.monotonic()
     with journal.progress("generating", len(missing)) as bar:
         for i in range(distributed.rank(), len(batches), distributed.world_size()):
             images, labels = sampler.labelled(batches[i], sampler.one_hot(class_, len(batches[i])))
@@ -118,12 +116,7 @@ def sample_missing(
             if "png" in formats:
                 for seed, image in zip(batches[i], pixels, strict=True):
                     write_png(png(outdir, seed, many), image)
-            done = min((i + distributed.world_size()) * batch, len(missing))
-            bar.at(done)
-            if not journal.console.is_terminal and time.monotonic() - said > 10:
-                said = time.monotonic()
-                left = (said - start) / done * (len(missing) - done)
-                journal.log(f"{done} of {len(missing)} images, {done / (said - start):.0f} img/s, eta {duration(left)}")
+            bar.at(min((i + distributed.world_size()) * batch, len(missing)))
 
 
 def prepare(outdir: Path, settings: dict[str, Any], seeds: Sequence[int], pngs: bool, lock: FileLock | None) -> list[int]:

@@ -64,8 +64,8 @@ class Journal:
             write_atomically(self.folder / name, plain.export_text().encode())
 
     @contextmanager
-    def progress(self, description: str, total: float, lines: bool = False) -> Iterator[Bar | Lines]:
-        """A bar with ETA on a terminal. Elsewhere nothing, because ticks print lines; or `lines` of its own."""
+    def progress(self, description: str, total: float, lines: bool = True) -> Iterator[Bar | Lines]:
+        """A bar with ETA on a terminal. Elsewhere a line now and then, unless the work prints `lines` of its own, as ticks do."""
         if not (self.active and self.console.is_terminal):
             yield Lines(self, description, total) if lines and self.active else Bar(None, None)
             return
