@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from registry.core.errors import UserError
+from registry.files.bounds import STATE
 from registry.files.formats import load_network, save_network
-from registry.files.plain import STATE, load
+from registry.files.plain import load
 from tests.conftest import HERE, environment, tiny_network
 
 OLD = "distill/1"

@@ -15,8 +15,9 @@ from torch import Tensor
 from ipfm_plugin.loss import IPFMLoss
 from registry.core.errors import Diverged, UserError
 from registry.core.streams import Streams
+from registry.files.bounds import STATE
 from registry.files.formats import load_network, save_network
-from registry.files.plain import STATE, load
+from registry.files.plain import load
 from registry.runs.distill import distill
 from registry.train.signs import signs
 from tests.conftest import error_line, tiny_network

@@ -22,8 +22,9 @@ from filelock import FileLock
 from registry.core import seal
 from registry.core.errors import UserError
 from registry.core.interruption import Interruption, signalled
+from registry.files.bounds import STATE
 from registry.files.formats import load_network, save_network
-from registry.files.plain import STATE, load, problem
+from registry.files.plain import load, problem
 from registry.runs.distill import distill
 from tests.conftest import ROOT, environment, error_line, tiny_network
 

@@ -97,7 +97,8 @@ class PairsFile(Entries):
     provenance: dict[str, Any]
 
 
-SCHEMAS: dict[str, type[Entries]] = {"training state": StateFile, "pairs": PairsFile}
+STATE, PAIRS = "training state", "pairs"
+SCHEMAS: dict[str, type[Entries]] = {STATE: StateFile, PAIRS: PairsFile}
 """Of the kinds of our .pt files that do not hold one network."""
 
 

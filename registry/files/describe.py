@@ -15,10 +15,11 @@ from torch import Tensor
 from registry.core.text import shown
 from registry.edm.pickles import RUNS_SOURCE, Persistent, list_globals, read_pickle
 from registry.edm.snapshots import EXTRA
+from registry.files.bounds import STATE
 from registry.files.facts import NetworkFacts
 from registry.files.formats import facts_of_pickle, layout_of, network_keys
 from registry.files.locate import open_path
-from registry.files.plain import NETWORK_KINDS, STATE, check_mark, check_seal, load, load_safetensors
+from registry.files.plain import NETWORK_KINDS, check_ours, check_seal, load, load_safetensors
 
 BUFFERS = ("resample_filter", "freqs", "u")
 """Tensors of EDM's networks that are not trained."""
@@ -98,8 +99,7 @@ def _pickle(path: Path, source: str, kind: str | None) -> Description:
         return found
     sealed = check_seal(path, source)
     content = read_pickle(path, tensors=False)
-    if isinstance(ours := content.get(EXTRA), dict) and "format" in ours:
-        check_mark(ours, sealed, source)
+    check_ours(content.get(EXTRA), sealed, source)
     for key in network_keys(content):
         record: Persistent = content[key]
         kwargs = dict(record.init_kwargs)

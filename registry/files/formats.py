@@ -22,7 +22,7 @@ from registry.edm.networks import PRECONDITIONINGS, Precond
 from registry.edm.pickles import RUNS_SOURCE, Persistent, list_globals, network_of, read_pickle
 from registry.edm.snapshots import EXTRA, write_snapshot
 from registry.files.atomic import write_atomically
-from registry.files.bounds import About, Bounded, NetworkFile, check_arguments, check_entries
+from registry.files.bounds import STATE, About, Bounded, NetworkFile, check_arguments, check_entries
 from registry.files.facts import NetworkFacts
 from registry.files.finite import not_finite
 from registry.files.kinds import guess_kind
@@ -30,8 +30,7 @@ from registry.files.locate import newest_network, open_path
 from registry.files.plain import (
     FORMAT,
     NETWORK_KINDS,
-    STATE,
-    check_mark,
+    check_ours,
     check_seal,
     is_plain,
     load,
@@ -124,8 +123,7 @@ def load_network(
     layout = layout_of(path)
     if layout == "edm":
         found = read_pickle(path)
-        if isinstance(ours := found.get(EXTRA), dict) and "format" in ours:
-            check_mark(ours, sealed, source)
+        check_ours(found.get(EXTRA), sealed, source)
         net, facts = _of_pickle(found, key, source)
     elif layout == "plain" and (content := load(source, *NETWORK_KINDS, STATE, sealed=sealed))["kind"] == STATE:
         net, facts = network_of_state(content, key, source, build)

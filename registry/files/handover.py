@@ -14,9 +14,10 @@ from registry.core.errors import UserError
 from registry.edm.networks import EDMPrecond
 from registry.edm.sid_states import SiDState, sid_state
 from registry.files.atomic import write_atomically
+from registry.files.bounds import STATE
 from registry.files.formats import layout_of, network_of_state
 from registry.files.locate import open_path
-from registry.files.plain import STATE, load
+from registry.files.plain import load
 
 PARTS = {"student", "generator", "ema"}
 RATES = {"student": "lr", "generator": "glr"}

@@ -27,7 +27,6 @@ FORMATS = {"distill/1": False, FORMAT: True}
 """The marks of our files, and whether a file with this mark has a seal."""
 MARK = "distill"
 """The key of our JSON in a safetensors file's metadata."""
-STATE = "training state"
 DAMAGED = "is damaged: its content is not what was written"
 NETWORK_KINDS = ("denoiser", "generator", "classifier")
 
@@ -77,6 +76,12 @@ def check_mark(content: Mapping[str, Any], sealed: bool, source: object) -> None
         raise UserError(f"{source}: not a file written by distill (it lacks the mark {FORMAT!r})")
     if FORMATS[mark] and not sealed:
         raise UserError(f"{source}: {DAMAGED}")
+
+
+def check_ours(extra: Any, sealed: bool, source: object) -> None:
+    """Check the mark in what we add to a pickle, if it has any: without it, the pickle is another project's. Raises UserError."""
+    if isinstance(extra, dict) and "format" in extra:
+        check_mark(extra, sealed, source)
 
 
 def is_plain(value: Any) -> bool:

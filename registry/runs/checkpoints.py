@@ -10,8 +10,9 @@ import torch
 
 from registry.core import distributed
 from registry.core.errors import UserError
+from registry.files.bounds import STATE
 from registry.files.formats import blueprint
-from registry.files.plain import STATE, load, save
+from registry.files.plain import load, save
 from registry.train.step import Learner
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from registry.core.errors import SettingError, UserError
-from registry.files.plain import STATE, load, problem
+from registry.files.bounds import STATE
+from registry.files.plain import load, problem
 from registry.runs.checkpoints import differences, identity
 
 STATES = "training-state-*.pt"

@@ -16,6 +16,7 @@ from registry.core.contracts import Noise, Teacher
 from registry.core.errors import Interrupted, UserError
 from registry.core.interruption import signalled
 from registry.core.streams import Streams
+from registry.files.bounds import PAIRS
 from registry.files.downloads import cache_folder
 from registry.files.formats import weights_hash
 from registry.files.plain import load, save
@@ -23,7 +24,6 @@ from registry.sample.heun import depends_on, heun, teacher_levels
 from registry.show.journal import Journal
 from registry.train.warmup import Pairs
 
-PAIRS = "pairs"
 PART = 256
 """Pairs that a process makes at a time."""
 
@@ -37,7 +37,7 @@ def teacher_pairs(
     """
     wanted = provenance(teacher, noise, sigmas, count, nfe)
     name = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache_folder() / "pairs" / f"{name}.pt"
+    path = cache_folder() / PAIRS / f"{name}.pt"
     content = distributed.from_rank0(kept(path, wanted) if distributed.rank() == 0 else None)
     if content is None:
         content = made(teacher, noise, sigmas, count, nfe, device, journal) | {"provenance": wanted}
@@ -92,7 +92,7 @@ def made(
 ) -> dict[str, Any]:
     """{starts, images [K, P, C, H, W], labels [P, label_dim] or None}, on the CPU."""
     journal.log(f"making {count} pairs for the warm-up: {nfe} evaluations of the teacher each" + at_levels(sigmas))
-    with journal.progress("making pairs", count, lines=True) as bar:
+    with journal.progress("making pairs", count) as bar:
         parts = distributed.share(count, PART, lambda part: part_of_pairs(teacher, noise, sigmas, nfe, part, device), bar.at)
     starts, images, labels = zip(*parts, strict=True)
     return {
