@@ -78,7 +78,7 @@ def test_a_setting_may_refer_to_what_another_one_is() -> None:
         ({"m": {}}, "m has no values"),
         ({"m": {"x": 3}}, "m has a variant 'x' that is not a table of settings"),
         ({"m": {"x": {"lr": 3}}}, "m sets 'lr' in its variant 'x', which is no key"),
-        ({"train.seed": [1, 2]}, "train.seed varies train.seed, but a study has seeds of its own"),
+        ({"train.seed": [1, 2]}, "train.seed: a study has seeds of its own"),
         ({"a.b": [1], "m": {"x": {"a.b": 2}}}, "a.b is varied twice, by a.b and by m"),
     ],
 )
@@ -405,24 +405,29 @@ def test_plain_values_become_strict_json() -> None:
     [
         (
             ["--recipe", "quickstart", "--vary", "loss.alhpa=1"],
-            "--set loss.alhpa=1: [loss] alhpa is unknown (did you mean 'alpha'?)",
+            "--vary loss.alhpa=1: [loss] alhpa is unknown (did you mean 'alpha'?)",
         ),
         (
             ["--recipe", "quickstart", "--vary", "loss.alpha=one"],
-            "--set loss.alpha=one: [loss] alpha = 'one': must be a valid number",
+            "--vary loss.alpha=one: [loss] alpha = 'one': must be a valid number",
         ),
         (["--recipe", "quickstart", "--vary", "loss.alpha="], "--vary loss.alpha=: a value is missing"),
         (["--recipe", "quickstart", "--vary", "alpha=1"], "--vary alpha=1: write it as table.key=value,value,…"),
-        (["--recipe", "quickstart", "--seeds", "4-1"], "seeds = '4-1': 4-1 is empty; write the lower number first"),
+        (["--recipe", "quickstart", "--seeds", "4-1"], "--seeds '4-1': 4-1 is empty; write the lower number first"),
         (["--recipe", "quickstart", "--set", "train.seed=1"], "--set train.seed=1: a study has seeds of its own"),
         (["--recipe", "quickstart", "--vary", "train.lr=1,2", "--set", "train.lr=3"], "--set train.lr=3: train.lr varies this key"),
         (["--recipe", "nothing"], "nothing: no such recipe"),
         (["--recipe", "teachers/digits_d128"], "this recipe is run with: distill pretrain"),
         (["--recipe", "quickstart", "--vary", "eval.metrics=[]"], "has no metrics, so a study has nothing to compare"),
-        (["--recipe", "quickstart", "--vary", "loss.alpha=1,1.0"], "this study: vary: loss.alpha has 1 twice"),
+        (["--recipe", "quickstart", "--vary", "loss.alpha=1,1.0"], "--vary: loss.alpha has 1 twice"),
+        (
+            ["--recipe", "quickstart", "--vary", "noise.D=5"],
+            "[study] along teacher.source=digits_d5: [teacher] source = 'digits_d5'",
+        ),
+        (["--recipe", "quickstart", "--vary", "train.seed=1"], "--vary: train.seed: a study has seeds of its own"),
         (["no_such_study"], "no_such_study: no such study"),
         (["alpha", "--report-only"], "--outdir runs/study-alpha: has no runs of this study to report"),
-        ([], "--recipe: name a recipe, or a study"),
+        ([], "name a study, or a recipe and what varies"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(

@@ -89,14 +89,15 @@ def lay_over(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tables:
 def resolve(
     name: str,
     plugins: Plugins,
-    sets: Iterable[str] = (),
+    sets: Iterable[str] | Mapping[str, str] = (),
     loss: str | None = None,
     seed: int | None = None,
     outdir: str | None = None,
 ) -> AnyRecipe:
     """Read the recipe at a path (or shipped under a bare name) and lay the command line over it.
 
-    Precedence: `sets` and flags > [swap.LOSS] > recipe > defaults. Raises UserError with all that is wrong.
+    Precedence: `sets` and flags > [swap.LOSS] > recipe > defaults. Raises UserError with all that is wrong. `sets` may be a mapping
+    from a setting to how an error about it begins.
     """
     path = locate_recipe(name)
     reading = Reading(path, read_tables(path), plugins)
@@ -105,9 +106,8 @@ def resolve(
     if loss is not None:
         reading.swap(loss)
         reading.origins["loss", "use"] = f"--loss {loss}"
-    for text in sets:
-        keys, value = parse_set(text)
-        reading.override(keys, value, f"--set {text}")
+    for text, origin in sets.items() if isinstance(sets, Mapping) else ((text, f"--set {text}") for text in sets):
+        reading.override(*parse_set(text), origin)
     if seed is not None:
         reading.override(["train", "seed"], seed, f"--seed {seed}")
     if outdir is not None:

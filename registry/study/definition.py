@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -125,10 +125,13 @@ def read_study(
     if sets:
         tables["set"] = [*tables.get("set", ()), *sets]
     if "recipe" not in tables and path is None:
-        raise SettingError("recipe", "name a recipe, or a study")
+        raise UserError(
+            "name a study, or a recipe and what varies: distill study alpha; distill study --recipe quickstart --vary …"
+        )
     if path and isinstance(tables.get("recipe"), str) and recipe is None:
         tables["recipe"] = beside(path, tables["recipe"])
-    return checked(tables, str(path) if path else "this study")
+    typed = {key for key, value in given.items() if value is not None} if path else tables
+    return checked(tables, str(path), typed)
 
 
 def beside(path: Path, recipe: str) -> str:
@@ -137,20 +140,22 @@ def beside(path: Path, recipe: str) -> str:
     return str(found) if not Path(recipe).is_file() and found.is_file() else recipe
 
 
-def checked(tables: Mapping[str, Any], where: str) -> Study:
-    """A valid study. Raises UserError with all that is wrong, one error a line."""
+def checked(tables: Mapping[str, Any], where: str, typed: Container[str] = ()) -> Study:
+    """A valid study. Raises UserError with all that is wrong, one error a line: where it is, or the option that was `typed`."""
     try:
         return Study.model_validate(dict(tables))
     except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {in_a_line(detail)}" for detail in error.errors(include_url=False))) from None
+        raise UserError("\n".join(in_a_line(detail, where, typed) for detail in error.errors(include_url=False))) from None
 
 
-def in_a_line(detail: ErrorDetails) -> str:
+def in_a_line(detail: ErrorDetails, where: str, typed: Container[str]) -> str:
     """One of pydantic's errors. What is wrong with an axis or setting says itself which; its whole table would only hide that."""
     key = str(detail["loc"][0])
+    start = f"--{key}" if key in typed else f"{where}: {key}"
     if key in ("vary", "set") and detail["type"] == "value_error":
-        return f"{key}: {detail['msg'].removeprefix('Value error, ')}"
-    return f"{key} {in_words(detail, Study)}".replace("a valid dictionary", "a table")
+        return f"{start}: {detail['msg'].removeprefix('Value error, ')}"
+    words = in_words(detail, Study).replace("a valid dictionary", "a table")
+    return f"{start} {words.removeprefix('= ') if key in typed else words}"
 
 
 def parse_vary(text: str) -> tuple[str, list[Any]]:

@@ -49,6 +49,8 @@ class Combination:
     settings: Settings
     slug: str
     """A name for files, of letters, digits and a few marks."""
+    origins: dict[str, str]
+    """{key: who sets it}, for errors."""
 
     @property
     def loss(self) -> str | None:
@@ -58,7 +60,15 @@ class Combination:
     @property
     def sets(self) -> tuple[str, ...]:
         """All other settings, as a command line has them."""
-        return tuple(f"{key}={as_text(value)}" for key, value in self.settings.items() if key != LOSS)
+        return tuple(self._sets())
+
+    @property
+    def said(self) -> dict[str, str]:
+        """{what is set, as a command line has it: how an error about it begins}."""
+        return {text: f"{self.origins[key]} {text}" for text, key in self._sets().items()}
+
+    def _sets(self) -> dict[str, str]:
+        return {f"{key}={as_text(value)}": key for key, value in self.settings.items() if key != LOSS}
 
 
 def axes_of(vary: Mapping[str, Any]) -> tuple[Axis, ...]:
@@ -80,7 +90,7 @@ def axes_of(vary: Mapping[str, Any]) -> tuple[Axis, ...]:
     keys = [(key, axis.name) for axis in found for key in sorted({k for v in axis.variants for k in v.settings})]
     for key, axis in keys:
         if key in OWN:
-            wrong.append(f"{axis} varies {key}, but {OWN[key]}")
+            wrong.append(f"{axis}: {OWN[key]}" if key == axis else f"{axis} varies {key}, but {OWN[key]}")
         others = [a for k, a in keys if k == key and a != axis]
         if others and axis < others[0]:
             wrong.append(f"{key} is varied twice, by {axis} and by {others[0]}")
@@ -141,7 +151,10 @@ def combinations(axes: Sequence[Axis], fixed: Settings, along: Iterable[str], re
         keyed = {text.partition("=")[0].strip(): text for text in following}
         settings = {key: text.partition("=")[2] for key, text in keyed.items() if key not in own} | own
         filled = {key: fill(key, value, inherited | own) for key, value in settings.items()}
-        found.append(Combination(tuple(v.label for v in variants), filled, folder))
+        varied = {key: axis.name for axis, v in zip(axes, variants, strict=True) for key in v.settings}
+        origins = {key: "--set" if key in fixed else "[study] along" for key in settings}
+        origins |= {key: "--vary" if key == axis else f"--vary {axis}:" for key, axis in varied.items()}
+        found.append(Combination(tuple(v.label for v in variants), filled, folder, origins))
     return tuple(found)
 
 
