@@ -25,6 +25,7 @@ from registry.core.contracts import Domain
 from registry.core.errors import UserError
 from registry.edm.datasets import load_images
 from registry.measure import neighbours
+from registry.measure.comparison import distinct
 from registry.measure.distances import frechet_distance, inception_score, moments
 from registry.measure.inception import DIMENSION
 from registry.measure.measuring import measure
@@ -438,6 +439,20 @@ def test_a_table_of_runs_and_evaluations(cli: Cli, here: Cli, recipe_file: Write
     assert "sliced_wasserstein: repeats 3, not 2" in shown
     assert "sliced_wasserstein: how it was measured is not recorded" in shown
     assert "[/b]" in shown
+
+
+@pytest.mark.parametrize(
+    ("sources", "names"),
+    [
+        (["/a/b/0-x"], ["0-x"]),
+        (["/a/b/0-x", "/a/b/1-x"], ["0-x", "1-x"]),
+        (["/s/D-3/seed-0/0-x", "/s/D-inf/seed-0/0-x"], ["D-3", "D-inf"]),
+        (["/s/D-3/seed-0/0-x", "/s/D-3/seed-1/0-x", "/s/D-inf/seed-0/0-x"], ["D-3/seed-0", "D-3/seed-1", "D-inf/seed-0"]),
+        (["0-x", "/a/0-x"], ["0-x", "a/0-x"]),
+    ],
+)
+def test_sources_are_named_by_what_tells_them_apart(sources: list[str], names: list[str]) -> None:
+    assert list(distinct(map(Path, sources)).values()) == names
 
 
 def test_the_best_snapshot_among_those_measured_alike(plugins: Plugins, data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from registry.cli.group import main
 from registry.plugins.loading import load_plugins
 
@@ -15,11 +17,14 @@ def plugins() -> None:
 
     found = load_plugins()
     console = Console(highlight=False)
-    table = Table("kind", Column("name", no_wrap=True), "owner", "version", "what it is", box=None, pad_edge=False)
-    for entry in sorted(found.registered, key=lambda r: (r.kind, r.component.name, r.owner)):
-        twice = len(found.owners(entry.kind, entry.component.name)) > 1
-        note = f"{entry.component.help}{'  (two owners: an error when used)' if twice else ''}"
-        table.add_row(*map(escape, (entry.kind, entry.component.name, entry.owner, entry.version, note)))
-    console.print(table)
+    entries = sorted(found.registered, key=lambda r: (r.kind, r.component.name, r.owner))
+    for kind, of_kind in itertools.groupby(entries, key=lambda r: r.kind):
+        table = Table.grid(Column(no_wrap=True), Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2, 0, 0))
+        for entry in of_kind:
+            twice = len(found.owners(kind, entry.component.name)) > 1
+            note = f"{entry.component.help}{'  (two owners: an error when used)' if twice else ''}"
+            table.add_row(*map(escape, (f"  {entry.component.name}", f"{entry.owner} {entry.version}", note)))
+        console.print(kind, style="bold")
+        console.print(table)
     for failure in found.failures:
         console.print(f"plugin {failure.plugin} {failure.version} not loaded: {failure.reason}", style="red", markup=False)

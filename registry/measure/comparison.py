@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +23,8 @@ class Result:
     """A row that was read from a file, and how its numbers were measured."""
 
     row: Row
+    source: Path
+    """The run folder, or the network that was measured."""
     protocols: dict[str, Protocol] = field(default_factory=dict)
     """By column; empty in files of version 0.1."""
     higher: tuple[str, ...] = ()
@@ -38,17 +41,28 @@ def read_results(source: str) -> list[Result]:
         if any("metric" not in protocol for protocol in protocols.values()):
             raise ValueError
         if "rows" in content:
-            name = path.resolve().parent.name
-            rows = [row_of(f"{name}: {row['name']}", row["evaluations"], row["values"]) for row in content["rows"]]
+            measured = path.resolve().parent
+            rows = [row_of(row["name"], row["evaluations"], row["values"]) for row in content["rows"]]
         else:
             found = {column: s["values"] for columns in content["results"].values() for column, s in columns.items()}
-            network = Path(content["network"])
-            rows = [row_of(str(Path(network.parent.name, network.name)), content["evaluations"], found)]
-        return [Result(row, protocols, higher) for row in rows]
+            measured = Path(content["network"])
+            rows = [row_of("", content["evaluations"], found)]
+        return [Result(row, measured, protocols, higher) for row in rows]
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise UserError(f"{path}: neither a result of `distill evaluate` (.json) nor a run's quality.json") from None
+
+
+def distinct(sources: Iterable[Path]) -> dict[Path, str]:
+    """Names for the sources: of their paths' last parts as many as tell them apart, without those that all have."""
+    parts = {source: source.parts for source in sources}
+    longest = max(map(len, parts.values()), default=1)
+    count = next((n for n in range(1, longest) if len({p[-n:] for p in parts.values()}) == len(parts)), longest)
+    last = {source: p[-count:] for source, p in parts.items()}
+    while len(last) > 1 and all(len(p) > 1 for p in last.values()) and len({p[-1] for p in last.values()}) == 1:
+        last = {source: p[:-1] for source, p in last.items()}
+    return {source: "/".join(p) for source, p in last.items()}
 
 
 def row_of(name: str, evaluations: int | None, values: dict[str, list[float]]) -> Row:
@@ -75,14 +89,16 @@ def table_of_results(results: Sequence[Result]) -> Table:
             mark = " " + notes.setdefault(f"{metric}: {unlike}", f"{MARK}{len(notes) + 1}")
         return cell(result.row, column, column in result.higher if column in firsts else None, mark)
 
-    table = Table(caption_justify="left")
-    table.add_column("")
-    table.add_column("evaluations", justify="right")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+    table.add_column("", overflow="fold")
+    table.add_column("eval.", justify="right")
     for column in columns:
         table.add_column(column, justify="right")
+    names = distinct(result.source for result in results)
     for result in results:
         evaluations = "" if result.row.evaluations is None else str(result.row.evaluations)
-        table.add_row(Text(result.row.name), evaluations, *(text(result, column) for column in columns))
+        name = "\n".join(filter(None, (names[result.source], result.row.name)))
+        table.add_row(Text(name), evaluations, *(text(result, column) for column in columns))
     lines = [f"{name}: {line}" for name, line in in_words(usual.values()).items()]
     table.caption = Text("\n".join([*lines, *(f"{mark} {note}" for note, mark in notes.items())]))
     return table

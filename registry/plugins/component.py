@@ -61,7 +61,7 @@ class Published:
 
     @property
     def help(self) -> str:
-        return f"D = {self.D:g}, {self.url or 'to be downloaded by hand'}"
+        return f"D = {self.D:g}, {'downloaded' if self.url else 'by hand'}"
 
 
 @dataclass(frozen=True)
