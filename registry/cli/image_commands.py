@@ -66,7 +66,12 @@ def generate(seeds: str, class_: int | None, batch: int, outdir: Path, formats: 
 @click.option("--samples", type=int, default=50_000, show_default=True, help="Images of a measurement.")
 @click.option("--repeats", type=int, default=3, show_default=True, help="Measurements: seeds 0 to n−1, n to 2n−1 and so on.")
 @click.option("--batch", type=int, default=100, show_default=True, help="Images at a time on one device.")
-@click.option("--output", type=click.Path(path_type=Path), metavar="FILE.json", help="The result (default: beside the network).")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE.json",
+    help="The result (default: beside the network's file, or here).",
+)
 @click.option(
     "--save-reference", type=click.Path(path_type=Path), metavar="FILE.npz", help="Keep the reference's Inception statistics."
 )

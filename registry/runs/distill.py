@@ -79,7 +79,7 @@ def distill(
             run.pairs = teacher_pairs(teacher, noise, generator.sigmas, recipe.warmup.pairs, recipe.warmup.nfe, device, journal)
             saved.clock.stop(device)
         journal.log(f"{introduction(recipe, teacher, noise, generator)} on {device}{processes()}")
-        for remark in teacher.remarks:
+        for remark in (*teacher.remarks, *phases(run)):
             journal.log(remark)
         shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
 
@@ -129,6 +129,16 @@ def introduction(recipe: Recipe, teacher: Teacher, noise: Noise, generator: Gene
         f"distilling {Path(teacher.origin).name} (D = {noise.D:g}, {'×'.join(map(str, teacher.image_shape))}, "
         f"{parameter_count(generator.net)} parameters) with loss {recipe.loss.name!r} and noise {recipe.noise.name!r}{steps}{start}"
     )
+
+
+def phases(run: loop.Distillation) -> list[str]:
+    """What happens up to when, in a line, if there is a warm-up."""
+    if not run.regression_end:
+        return []
+    alone = run.game_start > run.regression_end
+    student = f"; to {run.game_start / 1000:g} kimg only the student learns, from the generator's images" if alone else ""
+    game = f"; then the game, to {run.total / 1000:g} kimg" if run.total > run.game_start else ""
+    return [f"warm-up: to {run.regression_end / 1000:g} kimg the generator learns the teacher's pairs{student}{game}"]
 
 
 def processes() -> str:
