@@ -7,12 +7,11 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 
-torchrun --standalone --nproc-per-node="${SLURM_GPUS_ON_NODE:-8}" -m registry.cli --resume auto "$@" &
+distill launch --processes "${SLURM_GPUS_ON_NODE:-8}" --resume auto "$@" &
 run=$!
 
-# torchrun does not know USR1, but its processes do: they save a state and stop.
-stop() {
-    pkill -USR1 -P "$run"
+stop() {   # all processes save a state
+    kill -USR1 "$run"
     wait "$run"
 }
 trap 'stop; scontrol requeue "$SLURM_JOB_ID"; exit' USR1   # the time is over: the job goes on from there later

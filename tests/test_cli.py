@@ -405,6 +405,7 @@ def test_the_options_of_the_command_are_frozen() -> None:
         "convert": {"--key", "--kind", "--as", "--debug"},
         "dataset": {"--resolution", "--crop", "--folder-labels", "--debug"},
         "plugins": {"--debug"},
+        "launch": {"--processes", "--max-restarts", "--debug"},
         "study": {
             "--recipe",
             "--vary",

@@ -89,6 +89,72 @@ def test_a_killed_process_ends_the_others(recipe_file: Write, tmp_path: Path, po
     assert "process 0 of 2: another process has ended, or does not answer" in error
 
 
+def launch(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
+    command = [*COMMAND, "launch", "--processes", "2", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment(), cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "error"),
+    [
+        (
+            ["--recipe", "quickstart", "--set", "train.lr=-1"],
+            1,
+            "distill: --set train.lr=-1: [train] lr = -1: must be greater than 0",
+        ),
+        (["--recipe", "no_such_recipe"], 1, "distill: no_such_recipe: no such recipe"),
+        (["--recipee", "quickstart"], 2, "Error: No such option '--recipee'"),
+    ],
+)
+def test_launched_processes_tell_an_error_once_and_nothing_else_does(
+    words: list[str], code: int, error: str, tmp_path: Path
+) -> None:
+    done = launch(*words, cwd=tmp_path)
+    out, errors = done.communicate(timeout=120)
+    assert (done.returncode, out) == (code, "")
+    lines = [line for line in errors.splitlines() if line and not line.startswith(("Usage:", "Try "))]
+    assert len(lines) == 1 and lines[0].startswith(error), errors
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "error"),
+    [
+        (["launch"], 2, "Error: Missing the command to run"),
+        (["launch", "--processes", "0", "plugins"], 2, "Error: Invalid value for '--processes'"),
+        (["launch", "plugins"], 1, "distill: --processes: there is no GPU here; say how many processes"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_launch_that_cannot_begin(words: list[str], code: int, error: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, *words], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code
+    assert done.stderr.splitlines()[-1].startswith(error)
+
+
+def test_launched_processes_save_a_state_when_signalled(recipe_file: Write, tmp_path: Path) -> None:
+    recipe = recipe_file(("duration_kimg = 0.048", "duration_kimg = 50"), ("state_ticks = 1", "state_ticks = 100000"))
+    run = launch("--recipe", recipe, "--outdir", tmp_path / "runs", cwd=tmp_path)
+    wait_for(tmp_path / "runs", "stats.jsonl", [run])
+    run.send_signal(signal.SIGUSR1)
+    error = run.communicate(timeout=60)[1]
+    assert run.returncode == 128 + signal.SIGUSR1
+    assert re.fullmatch(r"distill: interrupted at \S+ kimg; the state is kept, continue with --resume \S+\n", error)
+    assert len(list((tmp_path / "runs").glob("*/training-state-*.pt"))) == 1
+
+
+def test_a_launched_process_that_is_killed_ends_all(recipe_file: Write, tmp_path: Path) -> None:
+    recipe = recipe_file(("duration_kimg = 0.048", "duration_kimg = 50"))
+    run = launch("--recipe", recipe, "--outdir", tmp_path / "runs", cwd=tmp_path)
+    wait_for(tmp_path / "runs", "stats.jsonl", [run])
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    error = run.communicate(timeout=60)[1]
+    assert (run.returncode, error.startswith("distill: process ")) in ((128 + signal.SIGKILL, True), (75, True)), error
+    assert len(error.splitlines()) == 1
+
+
 def wait_for(outdir: Path, pattern: str, processes: list[subprocess.Popen[str]]) -> None:
     end = time.monotonic() + 120
     while not list(outdir.glob(f"*/{pattern}")):

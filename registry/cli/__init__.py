@@ -5,6 +5,7 @@ options            options that several commands share
 preview            --dry-run
 run_commands       pretrain, features, check
 image_commands     generate, evaluate
+process_commands   launch
 file_commands      inspect, convert, dataset
 study_commands     study
 plugin_commands    plugins
@@ -16,6 +17,7 @@ from registry.cli import (  # noqa: F401  (each adds its commands)
     file_commands,
     image_commands,
     plugin_commands,
+    process_commands,
     run_commands,
     study_commands,
 )

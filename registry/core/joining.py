@@ -27,7 +27,15 @@ _store: Store | None = None
 
 def several() -> bool:
     """Whether this is one of several processes that torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return os.environ.get("WORLD_SIZE", "").strip() not in ("", "0", "1")
+
+
+def number(name: str) -> int:
+    """A whole number that torchrun left in the environment. Raises UserError."""
+    text = os.environ[name].strip()
+    if not (text.isascii() and text.isdigit()):
+        raise UserError(f"{name} = {text!r} in the environment: must be a whole number; start several processes with torchrun")
+    return int(text)
 
 
 def connect(patience: timedelta) -> Store:
@@ -40,8 +48,8 @@ def connect(patience: timedelta) -> Store:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store: Store = next(iter(rendezvous("env://", timeout=patience)))[0]
         return store
-    address, port, first = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), os.environ["RANK"] == "0"
-    return TCPStore(address, port, is_master=first, timeout=patience, wait_for_workers=False)
+    address, first = os.environ["MASTER_ADDR"], number("RANK") == 0
+    return TCPStore(address, number("MASTER_PORT"), is_master=first, timeout=patience, wait_for_workers=False)
 
 
 def join(backend: str, patience: timedelta) -> None:
@@ -51,7 +59,9 @@ def join(backend: str, patience: timedelta) -> None:
     global _store
     try:
         _store = connect(patience)
-        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        rank, world = number("RANK"), number("WORLD_SIZE")
+        if rank >= world:
+            raise UserError(f"RANK = {rank} and WORLD_SIZE = {world} in the environment: ranks count from 0")
         keys = [f"joined/{r}" for r in range(world)]
         _store.set(keys[rank], "")
         late = missing_after(patience, _store, keys)

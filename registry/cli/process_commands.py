@@ -1,0 +1,67 @@
+"""The command that starts one process for each GPU."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+
+import click
+
+from registry.cli.group import main
+from registry.core.errors import SettingError
+
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+"""What is passed on to the processes. Each of these saves a state, but for SIGQUIT."""
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--processes", type=click.IntRange(min=1), help="How many.  [default: as many as there are GPUs]")
+@click.option(
+    "--max-restarts", type=click.IntRange(min=0), default=0, show_default=True, help="Start again so often after a crash."
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="COMMAND...")
+def launch(processes: int | None, max_restarts: int, arguments: tuple[str, ...]) -> int:
+    """Run any command of distill in several processes of this machine, by torchrun.
+
+    \b
+    distill launch --recipe ipfm_ffhq_d128 --resume auto           one process for each GPU
+    distill launch --processes 2 generate --network FILE --seeds 0-49999 --outdir images
+
+    A signal reaches all processes, so that they save a state. The exit code is that of the process that failed first.
+    """
+    if not arguments:
+        raise click.UsageError("Missing the command to run, such as: distill launch --recipe ipfm_ffhq_d128")
+    from registry.study.machine import cores, gpus
+
+    count = processes or len(gpus())
+    if not count:
+        raise SettingError("processes", "there is no GPU here; say how many processes")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // count, 1)))
+    return run_all(count, max_restarts, arguments)
+
+
+def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
+    """Run a command in so many processes, and give their exit code. What went wrong they say themselves, once."""
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = SIGNALS  # what older torch reads
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    if "--debug" not in arguments:
+        logging.disable()  # torchrun tells of each process that it ends
+    words = ["--standalone", f"--nproc-per-node={count}", f"--max-restarts={restarts}", "-m", "registry.cli", *arguments]
+    settings = parse_args(words)
+    settings.signals_to_handle = SIGNALS
+    try:
+        run(settings)
+    except SignalException as error:
+        return 128 + error.sigval
+    except ChildFailedError as error:
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        if said := [code for code in codes.values() if code > 0]:
+            return said[0]
+        rank, number = min(((rank, -code) for rank, code in codes.items()), key=lambda found: found[1] == signal.SIGTERM)
+        click.echo(f"distill: process {rank} of {count} was ended by signal {number}", err=True)  # torchrun then ended the others
+        return 128 + number
+    return 0
