@@ -82,12 +82,16 @@ class Run:
 
     def wait(self, seconds: float = TRIAL_SECONDS) -> int:
         """The exit code, or minus the signal that killed it."""
+        return self.wait_and_measure(seconds)[0]
+
+    def wait_and_measure(self, seconds: float) -> tuple[int, int]:
+        """The exit code, or minus the signal that killed it, and the peak of its memory in bytes."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            pid, found = os.waitpid(self.pid, os.WNOHANG)
+            pid, found, usage = os.wait4(self.pid, os.WNOHANG)
             if pid:
                 assert "Traceback" not in self.text() and "a bug in distill" not in self.text(), self.text()
-                return os.waitstatus_to_exitcode(found)
+                return os.waitstatus_to_exitcode(found), usage.ru_maxrss * 1024
             time.sleep(0.01)
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)

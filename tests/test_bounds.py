@@ -95,10 +95,13 @@ def test_so_is_a_safetensors_file(case: str, content: dict[str, Any], tmp_path: 
         load_network(tmp_path / "n.safetensors")
 
 
-@pytest.mark.parametrize(("where", "value"), [
+WRONG_STATES: list[tuple[str, Any]] = [
     ("nimg", "many"), ("nimg", ...), ("parts", []), ("parts.generator", 1), ("networks", ...), ("rng", 5), ("recipe", {"train": 1}),
     ("recipe", nested(50)), ("about.steps", 10**9), ("seconds", -1.0),
-])  # fmt: skip
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "value"), WRONG_STATES)
 def test_a_state_that_is_none_is_refused(where: str, value: Any, tmp_path: Path) -> None:
     state = load(next((HERE / "golden" / "release_0.1").rglob("training-state-*.pt")), STATE)
     torch.save(changed(state, where, value), tmp_path / "training-state-000001.pt")
