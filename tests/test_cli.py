@@ -243,7 +243,7 @@ def test_an_interrupted_run_keeps_its_state_and_continues_bit_for_bit(
     with started("--recipe", path, "--outdir", tmp_path / "cut") as process:
         wait_for("kimg 0.0", tmp_path / "cut" / "00000-short" / "log.txt", process)
         process.send_signal(signum)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=180)
     assert process.returncode == code, (out, err)
     (line,) = err.strip().splitlines()
     assert line.startswith("distill: interrupted at ")

@@ -232,7 +232,7 @@ def exploded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=600,
         check=False,
     )
     found = {line[0]: line[1:] for line in map(json.loads, done.stdout.splitlines())}

@@ -84,7 +84,7 @@ def test_a_killed_process_ends_the_others(recipe_file: Write, tmp_path: Path, po
     both = [process(rank, port, "--recipe", recipe, "--outdir", tmp_path / "runs", cwd=tmp_path) for rank in (0, 1)]
     wait_for(tmp_path / "runs", "training-state-*.pt", both)
     both[1].send_signal(signal.SIGKILL)
-    error = both[0].communicate(timeout=60)[1]
+    error = both[0].communicate(timeout=180)[1]
     assert both[0].returncode == 75, error
     assert "process 0 of 2: another process has ended, or does not answer" in error
 
@@ -127,7 +127,7 @@ def test_launched_processes_tell_an_error_once_and_nothing_else_does(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_launch_that_cannot_begin(words: list[str], code: int, error: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [*COMMAND, *words], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [*COMMAND, *words], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == code
     assert done.stderr.splitlines()[-1].startswith(error)
@@ -138,7 +138,7 @@ def test_launched_processes_save_a_state_when_signalled(recipe_file: Write, tmp_
     run = launch("--recipe", recipe, "--outdir", tmp_path / "runs", cwd=tmp_path)
     wait_for(tmp_path / "runs", "stats.jsonl", [run])
     run.send_signal(signal.SIGUSR1)
-    error = run.communicate(timeout=60)[1]
+    error = run.communicate(timeout=180)[1]
     assert run.returncode == 128 + signal.SIGUSR1
     assert re.fullmatch(r"distill: interrupted at \S+ kimg; the state is kept, continue with --resume \S+\n", error)
     assert len(list((tmp_path / "runs").glob("*/training-state-*.pt"))) == 1
@@ -150,7 +150,7 @@ def test_a_launched_process_that_is_killed_ends_all(recipe_file: Write, tmp_path
     wait_for(tmp_path / "runs", "stats.jsonl", [run])
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    error = run.communicate(timeout=60)[1]
+    error = run.communicate(timeout=180)[1]
     assert (run.returncode, error.startswith("distill: process ")) in ((128 + signal.SIGKILL, True), (75, True)), error
     assert len(error.splitlines()) == 1
 

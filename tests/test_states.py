@@ -261,7 +261,7 @@ def test_a_signal_while_a_snapshot_is_measured_saves_a_state_and_the_snapshot_is
         time.sleep(0.02)
     slow.send_signal(number)
     try:
-        out, err = slow.communicate(timeout=60)
+        out, err = slow.communicate(timeout=180)
     finally:
         slow.kill()
     assert slow.returncode == 128 + number, (out, err)
