@@ -149,6 +149,7 @@ BAD_SETS: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     "nowhere": (lambda p: None, [], "no such folder or file"),
     "damaged": (lambda p: ((p / "raw").mkdir(), (p / "raw" / "a.png").write_bytes(b"no")), [], "not a readable image"),
     "PostScript": (lambda p: ((p / "raw").mkdir(), (p / "raw" / "a.png").write_bytes(POSTSCRIPT)), [], "not a readable image"),
+    "label missing": (lambda p: (pictures(p / "raw", (8, 8), 2), (p / "raw" / "dataset.json").write_text('{"labels": [["cats/1.png", 0]]}')), [], "dataset.json has no label for dogs/0.png (1 images have none)"),
     "dest there": (lambda p: (pictures(p / "raw"), (p / "out.zip").write_text("mine")), [], "already exists"),
 }  # fmt: skip
 

@@ -158,14 +158,14 @@ def _pictures(source: Path, folder_labels: bool | None) -> Iterator[Picture]:
 
 def _folder(source: Path, folder_labels: bool | None) -> Iterator[Picture]:
     files = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
+    names = [file.relative_to(source).as_posix() for file in files]
     listed = source / "dataset.json"
     of: dict[str, int] = {}
     if listed.is_file() and not folder_labels:
-        of = readable_labels(str(source), listed.read_bytes()) or {}
+        of = readable_labels(str(source), listed.read_bytes(), names) or {}
     elif folder_labels is not False:
-        of = _classes_of_folders([p.relative_to(source) for p in files], at_least=1 if folder_labels else 2)
-    for path in files:
-        name = path.relative_to(source).as_posix()
+        of = _classes_of_folders(list(map(Path, names)), at_least=1 if folder_labels else 2)
+    for path, name in zip(files, names, strict=True):
         try:
             image = open_picture(path)
         except (ValueError, OSError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,17 +116,12 @@ def _read(origin: str, names: list[str], read: Callable[[str], bytes]) -> Images
 def _classes(origin: str, names: list[str], pictures: list[str], read: Callable[[str], bytes]) -> Tensor | None:
     if "dataset.json" not in names:
         return None
-    of = readable_labels(origin, read("dataset.json"))
-    if of is None:
-        return None
-    missing = [n for n in pictures if n not in of]
-    if missing:
-        raise UserError(f"{origin}: dataset.json has no label for {missing[0]} ({len(missing)} images have none)")
-    return torch.tensor([of[n] for n in pictures])
+    of = readable_labels(origin, read("dataset.json"), pictures)
+    return None if of is None else torch.tensor([of[n] for n in pictures])
 
 
-def readable_labels(origin: str, content: bytes) -> dict[str, int] | None:
-    """The class numbers by file name in a dataset.json, or None if it has no labels. Raises UserError."""
+def readable_labels(origin: str, content: bytes, pictures: Sequence[str]) -> dict[str, int] | None:
+    """The class numbers by file name in a dataset.json, or None if it has no labels. Raises UserError if a picture has none."""
     try:
         labels: Any = json.loads(content)["labels"]
         found = None if labels is None else {str(name): int(number) for name, number in labels}
@@ -135,4 +130,7 @@ def readable_labels(origin: str, content: bytes) -> dict[str, int] | None:
     wrong = next((label for label in (found or {}).values() if not 0 <= label < MOST_CLASSES), None)
     if wrong is not None:
         raise UserError(f"{origin}: dataset.json has the class {shown(wrong, 30)}; classes are 0 to {MOST_CLASSES - 1:,}")
+    missing = [] if found is None else [name for name in pictures if name not in found]
+    if missing:
+        raise UserError(f"{origin}: dataset.json has no label for {shown(missing[0])} ({len(missing)} images have none)")
     return found
