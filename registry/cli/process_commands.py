@@ -13,6 +13,8 @@ from registry.core.errors import SettingError
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 """What is passed on to the processes. Each of these saves a state, but for SIGQUIT."""
+SAVING = 270
+"""Seconds that the processes have for it before they are killed. (Older torch gives them 30.)"""
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -52,7 +54,7 @@ def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
         logging.disable()  # torchrun tells of each process that it ends
     words = ["--standalone", f"--nproc-per-node={count}", f"--max-restarts={restarts}", "-m", "registry.cli", *arguments]
     settings = parse_args(words)
-    settings.signals_to_handle = SIGNALS
+    settings.signals_to_handle, settings.shutdown_timeout = SIGNALS, SAVING
     try:
         run(settings)
     except SignalException as error:
