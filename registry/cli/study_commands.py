@@ -56,6 +56,8 @@ def study(
     """
     from registry.study.definition import read_study
 
+    if name is None and recipe is None:
+        raise click.UsageError("Missing a study (distill study alpha), or a recipe and what varies (--recipe quickstart --vary …).")
     wanted = read_study(name, recipe=recipe, vary=vary, seeds=seeds, sets=set, equal=equal)
     folder = Path(outdir) if outdir else default_folder(name, wanted)
     plugins = load_plugins()

@@ -97,7 +97,7 @@ def resolve(
     """Read the recipe at a path (or shipped under a bare name) and lay the command line over it.
 
     Precedence: `sets` and flags > [swap.LOSS] > recipe > defaults. Raises UserError with all that is wrong. `sets` may be a mapping
-    from a setting to how an error about it begins.
+    from a setting to the option that it was given by, which an error then names.
     """
     path = locate_recipe(name)
     reading = Reading(path, read_tables(path), plugins)
@@ -106,8 +106,8 @@ def resolve(
     if loss is not None:
         reading.swap(loss)
         reading.origins["loss", "use"] = f"--loss {loss}"
-    for text, origin in sets.items() if isinstance(sets, Mapping) else ((text, f"--set {text}") for text in sets):
-        reading.override(*parse_set(text), origin)
+    for text, option in (sets if isinstance(sets, Mapping) else dict.fromkeys(sets, "set")).items():
+        reading.override(*parse_set(text), f"--{option} {text}")
     if seed is not None:
         reading.override(["train", "seed"], seed, f"--seed {seed}")
     if outdir is not None:

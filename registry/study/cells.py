@@ -106,7 +106,7 @@ def prepare(study: Study, outdir: Path, plugins: Plugins, command: Command) -> t
         for combination in combinations(study.axes, study.fixed, along, raw):
             folder = outdir / "cells" / combination.slug / f"seed-{seed}"
             try:
-                found = resolve(study.recipe, plugins, combination.said, combination.loss, seed, str(folder))
+                found = resolve(study.recipe, plugins, combination.options, combination.loss, seed, str(folder))
                 recipe = expect(found, Recipe)
             except UserError as error:
                 errors |= dict.fromkeys(str(error).splitlines())

@@ -125,13 +125,11 @@ def read_study(
     if sets:
         tables["set"] = [*tables.get("set", ()), *sets]
     if "recipe" not in tables and path is None:
-        raise UserError(
-            "name a study, or a recipe and what varies: distill study alpha; distill study --recipe quickstart --vary …"
-        )
+        raise SettingError("recipe", "name a recipe, or a study")
     if path and isinstance(tables.get("recipe"), str) and recipe is None:
         tables["recipe"] = beside(path, tables["recipe"])
     typed = {key for key, value in given.items() if value is not None} if path else tables
-    return checked(tables, str(path), typed)
+    return checked(tables, str(path or "this study"), typed)
 
 
 def beside(path: Path, recipe: str) -> str:
@@ -141,21 +139,28 @@ def beside(path: Path, recipe: str) -> str:
 
 
 def checked(tables: Mapping[str, Any], where: str, typed: Container[str] = ()) -> Study:
-    """A valid study. Raises UserError with all that is wrong, one error a line: where it is, or the option that was `typed`."""
+    """A valid study. Raises SettingError if one `typed` setting is wrong, otherwise UserError with all errors, one a line."""
     try:
         return Study.model_validate(dict(tables))
     except ValidationError as error:
-        raise UserError("\n".join(in_a_line(detail, where, typed) for detail in error.errors(include_url=False))) from None
+        details = error.errors(include_url=False)
+        key = str(details[0]["loc"][0])
+        if len(details) == 1 and key in typed:
+            value = None if key in OWN_WORDS else tables[key]
+            raise SettingError(key, details[0]["msg"].removeprefix("Value error, "), value) from None
+        raise UserError("\n".join(f"{where}: {in_a_line(detail)}" for detail in details)) from None
 
 
-def in_a_line(detail: ErrorDetails, where: str, typed: Container[str]) -> str:
-    """One of pydantic's errors. What is wrong with an axis or setting says itself which; its whole table would only hide that."""
+OWN_WORDS = ("vary", "set")
+"""What is wrong with an axis or a setting says itself which; the whole table would only hide that."""
+
+
+def in_a_line(detail: ErrorDetails) -> str:
+    """One of pydantic's errors."""
     key = str(detail["loc"][0])
-    start = f"--{key}" if key in typed else f"{where}: {key}"
-    if key in ("vary", "set") and detail["type"] == "value_error":
-        return f"{start}: {detail['msg'].removeprefix('Value error, ')}"
-    words = in_words(detail, Study).replace("a valid dictionary", "a table")
-    return f"{start} {words.removeprefix('= ') if key in typed else words}"
+    if key in OWN_WORDS and detail["type"] == "value_error":
+        return f"{key}: {detail['msg'].removeprefix('Value error, ')}"
+    return f"{key} {in_words(detail, Study)}".replace("a valid dictionary", "a table")
 
 
 def parse_vary(text: str) -> tuple[str, list[Any]]:

@@ -50,7 +50,7 @@ class Combination:
     slug: str
     """A name for files, of letters, digits and a few marks."""
     origins: dict[str, str]
-    """{key: who sets it}, for errors."""
+    """{key: the option that set it}, for errors: "set", "vary", or "vary AXIS:" of an axis that sets other keys, too."""
 
     @property
     def loss(self) -> str | None:
@@ -63,9 +63,9 @@ class Combination:
         return tuple(self._sets())
 
     @property
-    def said(self) -> dict[str, str]:
-        """{what is set, as a command line has it: how an error about it begins}."""
-        return {text: f"{self.origins[key]} {text}" for text, key in self._sets().items()}
+    def options(self) -> dict[str, str]:
+        """{what is set, as a command line has it: the option that set it}."""
+        return {text: self.origins[key] for text, key in self._sets().items()}
 
     def _sets(self) -> dict[str, str]:
         return {f"{key}={as_text(value)}": key for key, value in self.settings.items() if key != LOSS}
@@ -151,11 +151,16 @@ def combinations(axes: Sequence[Axis], fixed: Settings, along: Iterable[str], re
         keyed = {text.partition("=")[0].strip(): text for text in following}
         settings = {key: text.partition("=")[2] for key, text in keyed.items() if key not in own} | own
         filled = {key: fill(key, value, inherited | own) for key, value in settings.items()}
-        varied = {key: axis.name for axis, v in zip(axes, variants, strict=True) for key in v.settings}
-        origins = {key: "--set" if key in fixed else "[study] along" for key in settings}
-        origins |= {key: "--vary" if key == axis else f"--vary {axis}:" for key, axis in varied.items()}
+        axis_of = {key: axis.name for axis, v in zip(axes, variants, strict=True) for key in v.settings}
+        causes = {key: next((p for p in PLACEHOLDER.findall(keyed.get(key, "")) if p in axis_of), key) for key in settings}
+        origins = {key: option(key, axis_of.get(cause)) for key, cause in causes.items()}
         found.append(Combination(tuple(v.label for v in variants), filled, folder, origins))
     return tuple(found)
+
+
+def option(key: str, axis: str | None) -> str:
+    """Which option sets a key that an axis varies, if one does."""
+    return "set" if axis is None else "vary" if axis == key else f"vary {axis}:"
 
 
 def fill(key: str, value: Any, known: Settings) -> Any:
