@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from registry.builtin.points import PointDenoiser
 from registry.core.errors import UserError
@@ -315,6 +318,43 @@ def test_a_dangerous_file_of_torch_save_is_called_dangerous(where: str, protocol
     assert (done.returncode, "DANGEROUS: loading it elsewhere would run posix.mkdir" in done.stdout) == (3, True)
     assert "weights_only" not in done.stdout + done.stderr
     assert not canary.exists()
+
+
+def pickle_in_safetensors(path: Path, canary: Path) -> None:
+    """A file of safetensors that is a pickle, too.
+
+    The length of its header begins with the instruction U, which skips 40 bytes. The instruction V in the metadata skips the rest of
+    the header, up to a new line in the tensor.
+    """
+    tensor = f"\ncposix\nmkdir\n(S'{canary}'\ntR.".encode()
+    tensor += bytes(-len(tensor) % 4)
+    entry = {"dtype": "F32", "shape": [len(tensor) // 4], "data_offsets": [0, len(tensor)]}
+    start = '{"__metadata__":{"a":"'
+    head = start + "A" * (40 - 6 - len(start)) + 'V"},"t":' + json.dumps(entry) + "}"
+    length = 0x55 + 256 * 40
+    path.write_bytes(length.to_bytes(8, "little") + head.ljust(length).encode() + tensor)
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "safetensors"])
+def test_a_file_that_is_safetensors_and_a_pickle_is_called_dangerous(suffix: str, here: Cli, tmp_path: Path) -> None:
+    canary, path = tmp_path / "canary", tmp_path / f"two.{suffix}"
+    pickle_in_safetensors(path, canary)
+    assert list(load_file(path)) == ["t"]
+    done = here("inspect", path)
+    assert (done.returncode, "DANGEROUS: loading it elsewhere would run posix.mkdir" in done.stdout) == (3, True)
+    line = error_line(here("convert", path, tmp_path / "out.pt"))
+    assert line == f"distill: {path}: opened as a pickle it would run posix.mkdir"
+    assert not canary.exists()
+    with path.open("rb") as file:
+        pickle.load(file)
+    assert canary.exists(), "this shows that the file does run in plain pickle"
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["table"], ["generate", "--seeds", "0", "--outdir", "out", "--network"]])
+@pytest.mark.parametrize("suffix", ["pt", "pkl", "safetensors"])
+def test_a_pipe_is_not_waited_for(command: list[str], suffix: str, here: Cli, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / f"pipe.{suffix}")
+    assert error_line(here(*command, tmp_path / f"pipe.{suffix}")) == f"distill: {tmp_path / 'pipe'}.{suffix}: is not a file"
 
 
 def test_what_convert_takes_inspect_does_not_call_dangerous(here: Cli, tmp_path: Path) -> None:

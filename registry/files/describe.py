@@ -19,7 +19,7 @@ from registry.files.bounds import STATE
 from registry.files.facts import NetworkFacts
 from registry.files.formats import facts_of_pickle, layout_of, network_keys
 from registry.files.locate import open_path
-from registry.files.plain import NETWORK_KINDS, check_ours, check_seal, load, load_safetensors
+from registry.files.plain import NETWORK_KINDS, check_ours, check_seal, executed_as_pickle, load, load_safetensors
 
 BUFFERS = ("resample_filter", "freqs", "u")
 """Tensors of EDM's networks that are not trained."""
@@ -60,9 +60,10 @@ def describe(source: str, kind: str | None = None) -> Description:
     layout = layout_of(path)
     if layout == "edm":
         return _pickle(path, source, kind)
-    names = plain_globals(path) if layout == "plain" else []
+    names = plain_globals(path) if layout == "plain" else executed_as_pickle(path)
     if any(executes for _, _, executes in names):
-        return Description(path, "file of torch.save", "an unknown program", globals=names)
+        form = "file of torch.save" if layout == "plain" else "safetensors and a pickle at once"
+        return Description(path, form, "an unknown program", globals=names)
     content = load_safetensors(path, path, shapes_only=True) if layout == "safetensors" else load(path, *NETWORK_KINDS, STATE)
     about = content.get("about", {})
     stated = NetworkFacts.of(about, kind=content["kind"]).told(kind, source)

@@ -146,6 +146,8 @@ def layout_of(path: Path) -> str:
     if path.is_dir():
         newest = newest_network(path)
         raise UserError(f"{path}: is a folder; give a file{f' in it, e.g. {newest}' if newest else ''}")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is not a file")  # opening a pipe would wait for its other end
     try:
         with open(path, "rb") as file:
             head = file.read(10)

@@ -18,6 +18,7 @@ from torch import Tensor
 from registry.core import seal
 from registry.core.errors import UserError
 from registry.core.text import shown
+from registry.edm.pickles import PickleError, list_globals
 from registry.files.atomic import write_atomically
 from registry.files.bounds import SCHEMAS, NetworkFile, check_entries
 from registry.files.locate import open_path
@@ -56,6 +57,8 @@ def check_seal(path: Path, source: object) -> bool:
 def problem(path: Path) -> str | None:
     """What is wrong with one of our .pt files: None if it is whole. Says nothing of what is in it."""
     try:
+        if not path.is_file():
+            return "is not a file"
         if seal.is_whole(path):
             return None
         if not path.stat().st_size:
@@ -134,10 +137,20 @@ def save_safetensors(path: Path, weights: Mapping[str, Tensor], content: Mapping
     write_atomically(path, write)
 
 
+def executed_as_pickle(path: Path) -> list[tuple[str, str, bool]]:
+    """What would be executed if a file of safetensors were opened as a pickle: its first bytes may be instructions, too."""
+    try:
+        return [entry for entry in list_globals(path) if entry[2]]
+    except PickleError:
+        return []
+
+
 def load_safetensors(path: Path, source: object, shapes_only: bool = False, sealed: bool | None = None) -> dict[str, Any]:
     """Load our safetensors file as {kind, network, about, weights}; with `shapes_only`, weights hold shapes. Raises UserError."""
     from safetensors import SafetensorError, safe_open
 
+    if bad := executed_as_pickle(path):
+        raise UserError(f"{source}: opened as a pickle it would run {shown('.'.join(bad[0][:2]))}")
     sealed = check_seal(path, source) if sealed is None else sealed
     try:
         with safe_open(path, framework="pt") as file:

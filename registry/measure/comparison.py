@@ -35,6 +35,8 @@ def read_results(source: str) -> list[Result]:
     """The rows in a result of `distill evaluate` (.json), in a run's quality.json, or in a run folder. Raises UserError."""
     path = Path(source).expanduser()
     path = path / "quality.json" if path.is_dir() else path
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is not a file")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         protocols, higher = dict(content.get("protocols", {})), tuple(content.get("higher_is_better", ()))
