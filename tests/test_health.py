@@ -62,6 +62,15 @@ def test_a_run_whose_weights_blow_up_ends_with_an_exit_code_of_its_own(
     assert not list((tmp_path / "runs" / "00000-short").glob("network-snapshot-*"))
 
 
+def test_a_run_whose_images_are_not_finite_at_the_end_has_diverged(here: Here, recipe_file: Write, tmp_path: Path) -> None:
+    """Its last step left weights that are finite, but so large that the network's output is not."""
+    done = here("--recipe", recipe_file(("duration_kimg = 0.048", "duration_kimg = 0.008")), "--set", "train.glr=1e30")
+    assert error_line(done, 4) == "distill: the images of the generator are not finite at 0.008 kimg"
+    (network,) = (tmp_path / "runs").rglob("network-snapshot-1*.pkl")
+    line = error_line(here("generate", "--network", network, "--seeds", "0-3", "--outdir", tmp_path / "out"))
+    assert line == f"distill: {network}: the image of seed 0 is not finite"
+
+
 def test_a_run_without_an_image_left_ends_and_keeps_the_states_from_before(recipe_file: Write, poison: Any) -> None:
     poison(range(23, 1000), 8)
     with pytest.raises(

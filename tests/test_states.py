@@ -170,6 +170,51 @@ def test_a_damaged_newest_state_is_set_aside_and_the_one_before_is_taken(
     assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
 
 
+def test_a_run_that_goes_back_sets_its_later_states_aside(run_folder: Path, here: Here, tmp_path: Path) -> None:
+    """Otherwise the states of the branch that it leaves would be the newest, and its own would be deleted as the oldest."""
+    sets = ("--set", "log.snapshot_ticks=100", "--set", "train.duration_kimg=4.096")
+    done = here("--recipe", tmp_path / "short.toml", "--resume", run_folder / "training-state-000003.pt", *sets)
+    assert done.returncode == 0, done.stderr
+    assert "later states of another branch were set aside: training-state-000004.pt.later" in (run_folder / "log.txt").read_text()
+    names = sorted(p.name for p in run_folder.glob("training-state-*"))
+    assert names == ["training-state-000003.pt", "training-state-000004.pt", "training-state-000004.pt.later"]
+
+
+def test_a_state_under_another_name_is_not_the_newest(run_folder: Path, here: Here, tmp_path: Path) -> None:
+    wrong = run_folder / "training-state-000009.pt"
+    shutil.copy(run_folder / "training-state-000003.pt", wrong)
+    done = here("--recipe", tmp_path / "short.toml", "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    log = (run_folder / "log.txt").read_text()
+    assert f"WARNING {wrong} is a state at 3.072 kimg under another name; it was renamed to {wrong.name}.damaged" in log
+    assert "resuming at 4.096 kimg" in log
+
+
+def test_a_pipe_that_is_named_like_a_state_is_not_waited_for(run_folder: Path, here: Here, tmp_path: Path) -> None:
+    os.mkfifo(run_folder / "training-state-000009.pt")
+    assert here("--recipe", tmp_path / "short.toml", "--resume", "auto").returncode == 0
+    assert "training-state-000009.pt is not a file; it was renamed" in (run_folder / "log.txt").read_text()
+    (run_folder / "log.txt").unlink()
+    os.mkfifo(run_folder / "log.txt")
+    line = error_line(here("--recipe", tmp_path / "short.toml", "--resume", "auto"))
+    assert line == f"distill: {run_folder / 'log.txt'}: is not a file that lines can be added to"
+
+
+DAMAGED_LINES = [b"[1]", b"5", b"null", b'{"Progress/kimg": null}', b'{"Progress/kimg": {"mean": "x"}}', b'{"Gap/all": 5}', b"\xff", b'{"a',
+                 b'{"results": 1}', b'{"results": {"frechet": "x"}}', b'{"kimg": []}', b"[" * 100_000]  # fmt: skip
+
+
+def test_damaged_lines_of_statistics_are_passed_over(run_folder: Path, here: Here, tmp_path: Path) -> None:
+    before = len((run_folder / "stats.jsonl").read_bytes().splitlines())
+    for name in ("stats.jsonl", METRIC):
+        whole = (run_folder / name).read_bytes()
+        (run_folder / name).write_bytes(b"\n".join([*DAMAGED_LINES, whole]) + b"\n".join(DAMAGED_LINES))
+    sets = ("--set", "train.duration_kimg=5.12", "--set", "log.snapshot_ticks=1")
+    done = here("--recipe", tmp_path / "short.toml", "--resume", "auto", *sets)
+    assert done.returncode == 0, done.stderr
+    assert len((run_folder / "stats.jsonl").read_bytes().splitlines()) == before + 1
+
+
 def test_if_no_state_is_whole_nothing_is_begun(run_folder: Path, here: Here, tmp_path: Path) -> None:
     for state in run_folder.glob("training-state-*.pt"):
         harmed(state, "flipped")

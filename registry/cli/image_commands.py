@@ -50,8 +50,11 @@ def generate(seeds: str, class_: int | None, batch: int, outdir: Path, formats: 
     wanted = parse_seeds(seeds)
     try:
         generate(opened(**options), wanted, outdir, formats or ("png",), class_, batch)
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; the images so far are in {outdir}, and the same command goes on from there", 130) from None
+    except (KeyboardInterrupt, Interrupted) as stop:
+        code = stop.code if isinstance(stop, Interrupted) else 130
+        raise Interrupted(
+            f"interrupted; the images so far are in {outdir}, and the same command goes on from there", code
+        ) from None
     distributed.stop()
 
 

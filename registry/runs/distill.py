@@ -19,6 +19,7 @@ from registry.recipe.resolved import Recipe
 from registry.runs.building import build, build_generator, build_metrics, generator_facts, parameter_count, real_images
 from registry.runs.checkpoints import Stateful
 from registry.runs.folder import RunFolder
+from registry.runs.health import check_images
 from registry.runs.outputs import draw_curves, draw_samples, measure_snapshot, snapshot_name, write_network, write_table
 from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train
 from registry.sample.pairs import teacher_pairs
@@ -94,6 +95,8 @@ def distill(
             draw_samples(folder, "fakes_init.png", generator.sample(shown), recipe.log.grid, teacher.images)
         milestones = (run.regression_end, run.game_start)
         train(partial(loop.iterations, run), run, recipe, folder, run.learners, saved, snapshot, partial(signs, run), milestones)
+        with run.average.averaged():
+            check_images(generator.sample(range(8)), "generator", run.nimg)
         rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher)
     journal.log(f"the run is in {folder.path}")
     return Result(generator, rows, folder.path)

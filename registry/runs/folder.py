@@ -48,6 +48,9 @@ class RunFolder:
         self._reported: set[str] = set()
         self._lock = FileLock(path / "run.lock", timeout=0)
         distributed.by_rank0(self._take)
+        for file in (*path.glob("*.txt"), *path.glob("*.jsonl")):
+            if file.exists() and not file.is_file():
+                raise UserError(f"{file}: is not a file that lines can be added to")
         journal.open(path)
 
     def _take(self) -> None:
@@ -95,7 +98,7 @@ class RunFolder:
         for path in self.path.glob("*.jsonl") if self.writes else []:
             again = [kimg] if snapshot_due and path.name != STATISTICS else []
             kept = "".join(line + "\n" for line, entry in _lines(path) if _kimg(entry) <= kimg and _kimg(entry) not in again)
-            if kept != path.read_text():
+            if kept.encode() != path.read_bytes():
                 write_atomically(path, kept.encode())
 
     def sweep(self) -> None:
@@ -122,14 +125,26 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The lines of a JSON-lines file with their content; one that was cut off when a run was killed is left out."""
+    """The lines of a JSON-lines file with their content, but for those that were cut off or are damaged."""
     found = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            found.append((line, json.loads(line)))
-        except ValueError:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if _is_whole(entry):
+            found.append((line, entry))
     return found
+
+
+def _is_whole(entry: Any) -> bool:
+    """Whether this is what a run writes: numbers at some thousands of images."""
+    if not isinstance(entry, dict):
+        return False
+    statistics = [value.get("mean") if isinstance(value, dict) else None for key, value in entry.items() if "/" in key]
+    results = entry.get("results", {})
+    numbers = [*statistics, *(results.values() if isinstance(results, dict) else [None]), entry.get("kimg", 0)]
+    return all(isinstance(number, int | float) for number in numbers)
 
 
 def _kimg(entry: dict[str, Any]) -> float:

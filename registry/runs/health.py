@@ -38,6 +38,12 @@ def check_health(learners: Mapping[str, Learner], nimg: int, strict: bool, end: 
     return well
 
 
+def check_images(images: Tensor, what: str, nimg: int) -> None:
+    """Check that a finished network gives finite images [n, C, H, W]; finite weights may be too large for that. Raises Diverged."""
+    if not images.isfinite().all():
+        raise Diverged(f"the images of the {what} are not finite at {nimg / 1000:.3f} kimg", nimg)
+
+
 def check_agreement(parts: Mapping[str, Stateful], nimg: int) -> None:
     """Check that all processes are at the same image with the same weights, moments and averages. Raises UserError."""
     if distributed.world_size() == 1:

@@ -23,6 +23,7 @@ from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import TABLE_NAMES, PretrainRecipe, training_tables
 from registry.runs.building import build_metrics, check_target, parameter_count, real_images
+from registry.runs.health import check_images
 from registry.runs.outputs import draw_curves, draw_samples, snapshot_name, write_network, write_table
 from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train
 from registry.sample.heun import heun_samples
@@ -80,6 +81,7 @@ def pretrain(
 
         target = Path(save) if save else folder.path / "teacher.pt"
         with run.average.averaged() as averaged, sampling(averaged):
+            check_images(heun_samples(averaged, noise, domain, range(8), 18), "denoiser", run.nimg)
             if folder.writes:
                 save_network(target, "denoiser", averaged, facts | {"nimg": run.nimg, "versions": versions()})
             if metrics:

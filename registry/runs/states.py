@@ -15,7 +15,7 @@ from registry.files.plain import load, problem
 from registry.runs.checkpoints import differences, identity
 
 STATES = "training-state-*.pt"
-SET_ASIDE = ".damaged"
+SET_ASIDE, LATER = ".damaged", ".later"
 MOST_REMARKS = 5
 
 
@@ -76,7 +76,7 @@ def newest_whole(folder: Path) -> Found:
     """The newest state of a run's folder that is whole; damaged ones are renamed. Raises UserError if all are damaged."""
     remarks = list[str]()
     for path in states(folder):
-        reason = problem(path)
+        reason = problem(path) or misnamed(path)
         if reason is None:
             return Found(path, tuple(remarks))
         aside = path.with_name(path.name + SET_ASIDE)
@@ -87,10 +87,27 @@ def newest_whole(folder: Path) -> Found:
     return Found()
 
 
+def misnamed(path: Path) -> str | None:
+    """What is wrong with the name of one of our states, if it does not say how many images the run had seen."""
+    nimg = int(load(path, STATE, sealed=True)["nimg"])
+    return None if nimg // 1000 == kimg_of(path) else f"is a state at {nimg / 1000:.3f} kimg under another name"
+
+
+def set_later_aside(folder: Path, state: Path, nimg: int) -> list[Path]:
+    """Rename the folder's states that come after the one that a run goes on from: they are of a branch that it leaves."""
+    later = [path for path in states(folder) if kimg_of(path) > nimg // 1000 and path != state]
+    return [path.rename(path.with_name(path.name + LATER)) for path in later]
+
+
 def states(folder: Path) -> list[Path]:
     """The training states of a run folder, the one with the most images first."""
     found = [p for p in folder.glob(STATES) if p.stem.rpartition("-")[2].isdecimal()]
-    return sorted(found, key=lambda p: int(p.stem.rpartition("-")[2]), reverse=True)
+    return sorted(found, key=kimg_of, reverse=True)
+
+
+def kimg_of(path: Path) -> int:
+    """The thousands of images in a state's name."""
+    return int(path.stem.rpartition("-")[2])
 
 
 def recorded_tables(folder: Path) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ from registry.runs.folder import RunFolder
 from registry.runs.foreign import adopt
 from registry.runs.health import check_agreement, check_health
 from registry.runs.schedule import Schedule
-from registry.runs.states import Found, find_state, states
+from registry.runs.states import Found, find_state, set_later_aside, states
 from registry.runs.ticks import Learners, Signs, Ticks
 from registry.show.journal import Journal
 from registry.train.step import Learner
@@ -69,7 +69,7 @@ class Saved:
         self.saved_at = time.monotonic()
         save_state(path, self.parts, run.nimg, self.tables, self.facts, self.clock.seconds, snapshot_due, run.rollbacks)
         keep = self.tables["log"]["keep_states"]
-        for old in states(folder.path)[keep:] if keep and folder.writes else ():
+        for old in [s for s in states(folder.path) if s != path][keep - 1 :] if keep and folder.writes else ():
             old.unlink(missing_ok=True)
         return path
 
@@ -126,6 +126,8 @@ def start_or_resume(
         saved.snapshot_due = content.get("snapshot_due", False) and not measured
         folder = RunFolder(state.parent, journal)
         folder.sweep()
+        if later := set_later_aside(folder.path, state, run.nimg) if folder.writes else []:
+            journal.log(f"later states of another branch were set aside: {', '.join(path.name for path in later)}")
         folder.forget_after(run.nimg / 1000, saved.snapshot_due)
         journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {state}")
         if run.nimg >= run.total:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from registry.core import distributed
 from registry.core.contracts import Domain, Noise
-from registry.core.errors import SettingError
+from registry.core.errors import SettingError, UserError
 from registry.core.streams import Streams
 from registry.edm.latents import pfgmpp_latents
 from registry.edm.networks import Precond
@@ -48,8 +48,14 @@ class Sampler:
 
     @torch.no_grad()
     def labelled(self, seeds: Sequence[int], labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Images as above, and their labels (None if the network has no classes)."""
-        return self.draw(Streams(seeds, self.device), None if labels is None else labels.to(self.device))
+        """Images as above, and their labels (None if the network has no classes). Raises UserError if an image is not finite."""
+        images, drawn = self.draw(Streams(seeds, self.device), None if labels is None else labels.to(self.device))
+        finite = images.flatten(1).isfinite().all(1).tolist()
+        if not all(finite):
+            raise UserError(
+                f"{self.settings.get('network', 'the network')}: the image of seed {seeds[finite.index(False)]} is not finite"
+            )
+        return images, drawn
 
     def one_hot(self, class_: int | None, n: int) -> Tensor | None:
         """Labels [n, label_dim] for one class, or None for None. Raises UserError if there is no such class."""
