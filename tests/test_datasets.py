@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from PIL import Image
 from registry.core.errors import UserError
 from registry.edm.archive import make_dataset
 from registry.edm.datasets import load_images
-from tests.conftest import error_line
+from tests.conftest import environment, error_line
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 X, SIGMA = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 2.0])
@@ -161,6 +163,20 @@ def test_bad_data_sets_leave_nothing(case: str, cli: Cli, tmp_path: Path) -> Non
     before = sorted(p.name for p in tmp_path.iterdir())
     assert wanted in error_line(cli("dataset", tmp_path / "raw", tmp_path / "out.zip", *args))
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_data_set_that_is_interrupted_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    for i in range(2000):
+        Image.new("L", (64, 64), i % 255).save(tmp_path / "raw" / f"{i}.png")
+    words = [sys.executable, "-m", "registry.cli", "dataset", "raw", "out.zip"]
+    run = subprocess.Popen(words, cwd=tmp_path, env=environment(), text=True, stderr=subprocess.PIPE)
+    while not (tmp_path / ".out.zip.partial").exists():
+        assert run.poll() is None
+    run.send_signal(number)
+    assert (run.communicate(timeout=180)[1], run.returncode) == ("distill: interrupted\n", 128 + number)
+    assert [p.name for p in tmp_path.iterdir()] == ["raw"]
 
 
 def test_palettes_bits_and_depths_are_converted(tmp_path: Path) -> None:

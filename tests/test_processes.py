@@ -121,7 +121,9 @@ def test_launched_processes_tell_an_error_once_and_nothing_else_does(
     [
         (["launch"], 2, "Error: Missing the command to run"),
         (["launch", "--processes", "0", "plugins"], 2, "Error: Invalid value for '--processes'"),
-        (["launch", "plugins"], 1, "distill: --processes: there is no GPU here; say how many processes"),
+        (["launch", "generate"], 1, "distill: --processes: there is no GPU here; say how many processes"),
+        (["launch", "--processes", "2", "dataset", "a", "b.zip"], 2, "Error: 'dataset' cannot be shared among processes"),
+        (["launch", "--recipe", "toy_2d", "--processes", "2"], 2, "Error: --processes comes before the command"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -141,6 +143,50 @@ def test_launched_processes_save_a_state_when_signalled(recipe_file: Write, tmp_
     error = run.communicate(timeout=180)[1]
     assert run.returncode == 128 + signal.SIGUSR1
     assert re.fullmatch(r"distill: interrupted at \S+ kimg; the state is kept, continue with --resume \S+\n", error)
+    assert len(list((tmp_path / "runs").glob("*/training-state-*.pt"))) == 1
+
+
+def test_launched_processes_take_no_modules_from_the_working_folder(tmp_path: Path) -> None:
+    """As the console script takes none; `python -m` alone would."""
+    script = tmp_path / "bin" / "distill"
+    script.parent.mkdir()
+    script.write_text("from registry.cli import main\nmain()\n")
+    (tmp_path / "click.py").write_text("raise SystemExit('a stranger was here')\n")
+    words = [
+        "launch",
+        "--processes",
+        "2",
+        "generate",
+        "--network",
+        "digits_d3",
+        "--steps",
+        "2",
+        "--seeds",
+        "0-3",
+        "--outdir",
+        "out",
+    ]
+    done = subprocess.run(
+        [sys.executable, str(script), *words],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "a stranger was here" not in done.stdout + done.stderr and len(list((tmp_path / "out").glob("*.png"))) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+def test_if_the_launcher_is_killed_the_processes_save_a_state_and_stop(recipe_file: Write, tmp_path: Path) -> None:
+    recipe = recipe_file(("duration_kimg = 0.048", "duration_kimg = 50"), ("state_ticks = 1", "state_ticks = 100000"))
+    run = launch("--recipe", recipe, "--outdir", tmp_path / "runs", cwd=tmp_path)
+    wait_for(tmp_path / "runs", "stats.jsonl", [run])
+    run.send_signal(signal.SIGKILL)
+    error = run.communicate(timeout=180)[1]  # it ends when the last process has closed it
+    assert re.fullmatch(r"distill: interrupted at \S+ kimg; the state is kept, continue with --resume \S+\n", error), error
     assert len(list((tmp_path / "runs").glob("*/training-state-*.pt"))) == 1
 
 

@@ -3,6 +3,7 @@
 group              `distill` itself; errors become one line and an exit code; how to add a subcommand
 options            options that several commands share
 preview            --dry-run
+again              this command in another process
 run_commands       pretrain, features, check
 image_commands     generate, evaluate
 process_commands   launch

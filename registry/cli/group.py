@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Callable
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -18,6 +22,7 @@ from click.core import ParameterSource
 from registry.cli.options import recipe_options
 from registry.cli.preview import preview
 from registry.core.errors import Diverged, Interrupted, Lost, SettingError, UserError
+from registry.core.interruption import heeded
 from registry.core.joining import first_to_tell, record, several
 from registry.core.text import printable, shown
 from registry.core.version import version
@@ -25,8 +30,12 @@ from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe
 
+PR_SET_PDEATHSIG = 1
 BUG = 70
 """The exit code if the fault is ours (EX_SOFTWARE)."""
+PARENT = "DISTILL_LAUNCHER"
+"""In the environment of a launched process: the process that launched it."""
+Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 
@@ -46,10 +55,13 @@ class Group(click.Group):
         super().add_command(cmd, name)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        stay_with(os.environ.get(PARENT, ""))
+        answer_signals(signal.SIG_DFL, interrupt)
         debug = "--debug" in (kwargs.get("args") or (args[0] if args else None) or sys.argv)
         try:
             code = super().main(*args, **(kwargs | {"standalone_mode": False}))
         except (Exception, KeyboardInterrupt) as error:
+            answer_signals(interrupt, signal.SIG_DFL)  # it ends anyway
             code = tell(error, debug)
         leave(code if isinstance(code, int) else 0)
 
@@ -71,6 +83,25 @@ class Group(click.Group):
         text = f"{error.value:g}" if isinstance(error.value, float) else shown(error.value, 1000)
         value = "" if error.value is None else f" {text}"
         return UserError(f"{flags[0]}{value}: {error.problem}")
+
+
+def answer_signals(before: Handler, now: Handler) -> None:
+    """End on a signal as on Ctrl-C: with one line, and nothing half-written. What trains or measures answers signals itself."""
+    for number in heeded() if threading.current_thread() is threading.main_thread() else ():
+        if signal.getsignal(number) == before:
+            signal.signal(number, now)
+
+
+def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted("interrupted", 128 + number)
+
+
+def stay_with(launcher: str) -> None:
+    """A launched process gets SIGTERM when its launcher is killed, and then saves a state instead of training on unseen (Linux)."""
+    if launcher == str(os.getppid()) and sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def leave(code: int) -> NoReturn:

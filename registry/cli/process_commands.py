@@ -8,23 +8,23 @@ import signal
 
 import click
 
-from registry.cli.group import main
+from registry.cli.again import SAFE, takes_working_folder
+from registry.cli.group import PARENT, main
 from registry.core.errors import SettingError
+from registry.core.interruption import heeded
 
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-"""What is passed on to the processes. Each of these saves a state, but for SIGQUIT."""
+SHARED = ("pretrain", "generate", "evaluate")
+"""The commands of which processes share the work; so does distilling."""
 SAVING = 270
-"""Seconds that the processes have for it before they are killed. (Older torch gives them 30.)"""
+"""Seconds that the processes have for a state after a signal. (Older torch gives them 30.)"""
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--processes", type=click.IntRange(min=1), help="How many.  [default: as many as there are GPUs]")
-@click.option(
-    "--max-restarts", type=click.IntRange(min=0), default=0, show_default=True, help="Start again so often after a crash."
-)
+@click.option("--max-restarts", type=click.IntRange(min=0), default=0, show_default=True, help="How often to start again.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="COMMAND...")
 def launch(processes: int | None, max_restarts: int, arguments: tuple[str, ...]) -> int:
-    """Run any command of distill in several processes of this machine, by torchrun.
+    """Distil, pretrain, generate or evaluate in several processes of this machine, by torchrun.
 
     \b
     distill launch --recipe ipfm_ffhq_d128 --resume auto           one process for each GPU
@@ -32,8 +32,7 @@ def launch(processes: int | None, max_restarts: int, arguments: tuple[str, ...])
 
     A signal reaches all processes, so that they save a state. The exit code is that of the process that failed first.
     """
-    if not arguments:
-        raise click.UsageError("Missing the command to run, such as: distill launch --recipe ipfm_ffhq_d128")
+    check_arguments(arguments)
     from registry.study.machine import cores, gpus
 
     count = processes or len(gpus())
@@ -43,9 +42,26 @@ def launch(processes: int | None, max_restarts: int, arguments: tuple[str, ...])
     return run_all(count, max_restarts, arguments)
 
 
+def check_arguments(arguments: tuple[str, ...]) -> None:
+    """Check that this is a command whose work can be shared. Raises UsageError."""
+    if not arguments:
+        raise click.UsageError("Missing the command to run, such as: distill launch --recipe ipfm_ffhq_d128")
+    first = arguments[0]
+    if not first.startswith("-") and first not in SHARED:
+        raise click.UsageError(f"'{first}' cannot be shared among processes; distilling, {', '.join(SHARED)} can.")
+    if late := [flag for flag in ("--processes", "--max-restarts") if flag in arguments]:
+        raise click.UsageError(f"{late[0]} comes before the command: distill launch {late[0]} … {first} …")
+
+
 def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
     """Run a command in so many processes, and give their exit code. What went wrong they say themselves, once."""
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = SIGNALS  # what older torch reads
+    for name in [name for name in os.environ if name.startswith("PET_")]:  # torchrun's options, which are set here
+        del os.environ[name]
+    handled = ",".join(s.name for s in (*heeded(), signal.SIGQUIT))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told by us, without a C++ stack
+    os.environ |= {"TORCHELASTIC_SIGNALS_TO_HANDLE": handled, PARENT: str(os.getpid())}  # the first is for older torch
+    if not takes_working_folder():
+        os.environ[SAFE] = "1"
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
@@ -54,7 +70,7 @@ def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
         logging.disable()  # torchrun tells of each process that it ends
     words = ["--standalone", f"--nproc-per-node={count}", f"--max-restarts={restarts}", "-m", "registry.cli", *arguments]
     settings = parse_args(words)
-    settings.signals_to_handle, settings.shutdown_timeout = SIGNALS, SAVING
+    settings.signals_to_handle, settings.shutdown_timeout = handled, SAVING
     try:
         run(settings)
     except SignalException as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from registry.cli.again import this_command
 from registry.cli.group import main
 from registry.plugins.loading import load_plugins
 
@@ -94,4 +95,4 @@ def cell_command(recipe: str, combination: Combination, seed: int, folder: Path,
     sets = [word for text in combination.sets for word in ("--set", text)]
     again = ["--resume", "auto"] if resume else []
     where = ["--seed", str(seed), "--outdir", str(folder)]
-    return [sys.executable, "-m", "registry.cli", "--recipe", recipe, *loss, *sets, *where, *again]
+    return [*this_command(), "--recipe", recipe, *loss, *sets, *where, *again]

@@ -9,6 +9,12 @@ from types import FrameType, TracebackType
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Ctrl-C; the end of a job; what schedulers send some time before that; a terminal that is closed."""
 
+
+def heeded() -> tuple[signal.Signals, ...]:
+    """Those of the signals that are answered: not that of a closed terminal if nohup has it ignored."""
+    return tuple(s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN)
+
+
 _entered: list[Interruption] = []
 
 
@@ -17,9 +23,8 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         self.number = 0
-        ignored = (signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else ()  # by nohup
         here = threading.current_thread() is threading.main_thread()
-        caught = [s for s in SIGNALS if here and s not in ignored]
+        caught = heeded() if here else ()
         self._previous = {s: signal.signal(s, self._note) for s in caught}
         _entered.append(self)
         return self

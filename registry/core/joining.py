@@ -105,5 +105,5 @@ def first_to_tell() -> bool:
     try:
         store.set_timeout(ASK)
         return bool(store.add("told", 1) == 1)
-    except DistError:  # its owner has ended, after it told the user
-        return False
+    except DistError:  # its owner has ended: process 0, after it told the user, or torchrun, which was killed
+        return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("RANK") == "0"
