@@ -100,8 +100,11 @@ def draw_training(summary: Summary, column: str, over: str, theme: Theme) -> Fig
             label=name_of(summary, plan, line),
         )
         ax.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
-    for ax in axes:
+    for ax, panel in zip(axes, plan.panels, strict=True):
         ax.set_xlabel(AXIS_LABELS[over], color=theme.ink, fontsize=9)
+        if not any(of == panel for of, _ in bands):
+            text = "nothing that all seeds\nhave in common"
+            ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, fontsize=8.5, color=theme.ink)
     finish(figure, axes, column, theme, all(p[1] > 0 for points in bands.values() for p in points))
     return figure
 

@@ -43,6 +43,7 @@ def page(
         about=study.about,
         command=command,
         headline=headline(results),
+        about_curves=about_curves(results),
         findings=findings(summary),
         tables=tables,
         figures={caption(key): pair for key, pair in shown.items() if key.startswith(f"{first}-")},
@@ -79,6 +80,17 @@ def findings(summary: Summary) -> list[str]:
             text = f"{column}: a difference is shown in {len(shown)} of {len(tested)} comparisons"
             found.append(text + (f": {'; '.join(shown)}" if shown else ""))
     return found
+
+
+def about_curves(results: Sequence[Result]) -> str:
+    """What is to be known of curves whose points are of fewer images than the tables; '' otherwise."""
+    of_points, of_tables = ({result.cell.tables["eval"][key] for result in results} for key in ("snapshot_samples", "samples"))
+    if not of_points or max(of_points) >= min(of_tables):
+        return ""
+    return (
+        f"Over images and time, points are of {max(of_points):,} images, with the same sampling seeds in every run: a bad sample "
+        f"shifts all runs, which the bands do not show. The tables are of {min(of_tables):,} images, several times."
+    )
 
 
 def provenance(results: Sequence[Result]) -> list[tuple[str, str]]:
