@@ -45,7 +45,7 @@ class AnalyticConfig(Config):
     """[teacher] use = "analytic": the exact denoiser of a finite set, any D."""
 
     points: str = Field("ring", description="the finite set: ring, spiral, grid (points in the plane), digits, or images")
-    count: int = Field(8, ge=1, description="number of points in the plane, or of images taken from the set")
+    count: int = Field(8, ge=1, le=1_000_000, description="number of points in the plane, or of images taken from the set")
     D: Dimension = Field(math.inf, description="auxiliary dimension, a positive real or inf")
     sigma_data: Positive = Field(0.5, description="standard deviation of the data, assumed by the preconditioning")
     width: int = Field(128, ge=8, description="hidden units of the student's and the generator's network")

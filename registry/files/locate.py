@@ -163,6 +163,8 @@ def _locate_toml(name: str, what: str, files: list[Path]) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
+    if not name.strip():
+        raise UserError(f"a {what} without a name")
     found = _shipped_file(name, ".toml", files)
     if found:
         return found

@@ -23,6 +23,7 @@ from registry.sample.heun import heun_images, level_range
 from registry.sample.origin import copy_of_teacher, domain_of, kind_of, levels_of, noise_of
 from registry.train.generator import Generator
 
+MOST_STEPS = 10_000
 Rng = Literal["distill", "pfgmpp"]
 Draw = Callable[[Streams, Tensor | None], tuple[Tensor, Tensor | None]]
 """Turns streams and labels [B, label_dim] or None into images [B, C, H, W] and their labels."""
@@ -176,6 +177,9 @@ def heun_steps(resolution: int, steps: int | None, nfe: int | None) -> int:
         raise SettingError("nfe", f"n Heun steps take 2n − 1 evaluations, an odd number; give {nfe - 1} or {nfe + 1}", nfe)
     if nfe is not None and steps is not None and nfe != 2 * steps - 1:
         raise SettingError("nfe", f"{steps} Heun steps take {2 * steps - 1} evaluations; give steps or nfe, not both", nfe)
-    if nfe is not None:
-        return (nfe + 1) // 2
-    return steps or (18 if resolution <= 32 else 40)
+    n = (nfe + 1) // 2 if nfe is not None else steps or (18 if resolution <= 32 else 40)
+    if n > MOST_STEPS:
+        raise SettingError(
+            "steps" if nfe is None else "nfe", f"must be at most {MOST_STEPS:,} Heun steps", steps if nfe is None else nfe
+        )
+    return n
