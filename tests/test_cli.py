@@ -100,6 +100,20 @@ def test_dry_run_writes_nothing_and_needs_no_torch(cli: Cli, recipe_file: Write,
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_measured_row_of_the_teacher_survives_an_interruption_of_the_next(recipe_file: Write, tmp_path: Path) -> None:
+    """The second row would take hours."""
+    shelf = tmp_path / "teacher.quality.json"
+    recipe = recipe_file(append='metrics = ["sliced_wasserstein"]\nreference = "digits"\n')
+    words = ["--recipe", str(recipe), "--set", "eval.samples=8", "--set", "eval.teacher_steps=[2, 10000]"]
+    run = subprocess.Popen([sys.executable, "-m", "registry.cli", *words], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE)
+    while not shelf.exists():
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.05)
+    run.send_signal(signal.SIGTERM)
+    assert b"interrupted" in run.communicate(timeout=180)[1] and run.returncode == 143
+    assert [entry["row"]["evaluations"] for entry in json.loads(shelf.read_text())] == [3]
+
+
 def test_checking_and_listing_do_not_import_torch(recipe_file: Write) -> None:
     for args in (
         ["check", str(recipe_file()), "quickstart", "toy_2d"],
@@ -221,7 +235,7 @@ def started(*args: str | Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_for(text: str, file: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline and process.poll() is None:
         found = next(file.parent.parent.glob("*/" + file.name), None) if not file.exists() else file
         if found and text in found.read_text():

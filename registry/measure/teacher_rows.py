@@ -34,7 +34,7 @@ def teacher_rows(
     """
     beside, target = places(teacher, own)
     kept: dict[str, Any] = {} if fresh else distributed.from_rank0(read_kept(beside) | read_kept(target))
-    rows, new = [], False
+    rows, said = list[Row](), dict[str, None]()
     for steps in config.teacher_steps:
         key = json.dumps(row_depends_on(teacher, noise, metrics, config, steps), sort_keys=True)
         if key in kept:
@@ -49,9 +49,10 @@ def teacher_rows(
         row = measured("teacher", 2 * steps - 1, sample, metrics, config, journal)
         kept[key] = {"row": asdict(row), "date": time.strftime("%Y-%m-%d"), "versions": versions()}
         rows.append(row)
-        new = True
-    if new and journal.active and target:
-        keep(target, kept, journal)
+        if journal.active and target:  # now, so that an interruption costs one row at most
+            said |= {keep(target, kept): None}
+    for line in said:
+        journal.log(line)
     return rows
 
 
@@ -75,14 +76,14 @@ def read_kept(path: Path | None) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def keep(path: Path, rows: dict[str, dict[str, Any]], journal: Journal) -> None:
-    """Add rows to those saved in a file."""
+def keep(path: Path, rows: dict[str, dict[str, Any]]) -> str:
+    """Add rows to those saved in a file, and say so."""
     content = [{"measured": json.loads(key), **value} for key, value in (read_kept(path) | rows).items()]
     try:
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-        journal.log(f"the teacher's rows are saved in {path}")
+        return f"the teacher's rows are saved in {path}"
     except UserError:
-        journal.log(f"the teacher's rows could not be saved in {path.parent}; they will be measured again")
+        return f"the teacher's rows could not be saved in {path.parent}; they will be measured again"
 
 
 def row_depends_on(teacher: Teacher, noise: Noise, metrics: Metrics, config: EvalConfig, steps: int) -> dict[str, Any]:
