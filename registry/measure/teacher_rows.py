@@ -44,7 +44,7 @@ def teacher_rows(
         journal.log(f"measuring the teacher: {steps} Heun steps, {config.repeats} × {config.samples} images")
 
         def sample(part: range, steps: int = steps) -> Tensor:
-            return heun_samples(teacher.denoiser, noise, teacher, part, steps)
+            return heun_samples(teacher.denoiser, noise, teacher, part, steps, shared=True)
 
         row = measured("teacher", 2 * steps - 1, sample, metrics, config, journal)
         kept[key] = {"row": asdict(row), "date": time.strftime("%Y-%m-%d"), "versions": versions()}

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from registry.core.contracts import Denoiser, Domain, KnowsLevels, Noise
-from registry.core.errors import UserError
+from registry.core.errors import Interrupted, UserError
+from registry.core.interruption import signalled
 from registry.core.levels import heun_levels
 from registry.core.settings import NoiseConfig
 from registry.core.streams import Streams
@@ -23,12 +24,17 @@ def heun(
     x: Tensor,
     levels: Tensor,
     labels: Tensor | None = None,
+    shared: bool = False,
 ) -> Tensor:
     """Solve dx/dsigma = (x − f(x; sigma))/sigma from levels[0] down to 0 (EDM Algorithm 1, S_churn = 0).
 
-    x [B, C, H, W] is the prior at levels[0]; the state is kept in float64. n levels above 0 take 2n − 1 evaluations."""
+    x [B, C, H, W] is the prior at levels[0]; the state is kept in float64. n levels above 0 take 2n − 1 evaluations. Work that
+    `distributed.share` hands out is left between two of them when a signal has come: raises Interrupted.
+    """
 
     def slope(x: Tensor, sigma: Tensor) -> Tensor:
+        if shared and (number := signalled()):
+            raise Interrupted("interrupted while the teacher was sampled", 128 + number)
         return (x - denoiser(x, sigma.expand(len(x)), labels).to(torch.float64)) / sigma
 
     x, levels = x.to(torch.float64), levels.to(x.device)
@@ -76,7 +82,7 @@ def depends_on(denoiser: Denoiser, noise: Noise) -> dict[str, Any]:
 @torch.no_grad()
 def heun_images(
     denoiser: Denoiser, noise: Noise, image_shape: Sequence[int], label_dim: int, steps: int, rng: Streams,
-    labels: Tensor | None = None, z: Tensor | None = None,
+    labels: Tensor | None = None, z: Tensor | None = None, shared: bool = False,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """One Heun sample per stream, from the prior at the highest level or from z: [B, C, H, W] in float32, and the labels.
 
@@ -85,10 +91,13 @@ def heun_images(
     levels = teacher_levels(denoiser, noise, steps)
     z = noise.prior(image_shape, float(levels[0]), rng) if z is None else z
     labels = rng.one_hot(label_dim) if labels is None else labels
-    return heun(denoiser, z, levels, labels).float(), labels
+    return heun(denoiser, z, levels, labels, shared).float(), labels
 
 
-def heun_samples(denoiser: nn.Module, noise: Noise, domain: Domain, seeds: Sequence[int], steps: int) -> Tensor:
+def heun_samples(
+    denoiser: nn.Module, noise: Noise, domain: Domain, seeds: Sequence[int], steps: int, shared: bool = False
+) -> Tensor:
     """Heun samples [n, C, H, W] of a denoiser, one per seed, on the denoiser's device."""
     device = next((t.device for t in (*denoiser.parameters(), *denoiser.buffers())), torch.device("cpu"))
-    return heun_images(denoiser, noise, domain.image_shape, domain.label_dim, steps, Streams(seeds, device))[0]
+    rng = Streams(seeds, device)
+    return heun_images(denoiser, noise, domain.image_shape, domain.label_dim, steps, rng, shared=shared)[0]

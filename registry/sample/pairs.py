@@ -13,8 +13,7 @@ from torch import Tensor
 
 from registry.core import distributed
 from registry.core.contracts import Noise, Teacher
-from registry.core.errors import Interrupted, UserError
-from registry.core.interruption import signalled
+from registry.core.errors import UserError
 from registry.core.streams import Streams
 from registry.files.bounds import PAIRS
 from registry.files.downloads import cache_folder
@@ -111,14 +110,8 @@ def part_of_pairs(
     labels = rng.one_hot(teacher.label_dim)
     steps = (nfe + 1) // 2
 
-    def denoiser(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        if number := signalled():
-            raise Interrupted("interrupted while pairs were made", 128 + number)
-        images: Tensor = teacher.denoiser(x, sigma, labels)
-        return images
-
     def end_of_ode(x: Tensor, levels: Tensor) -> Tensor:
-        return heun(denoiser, x, levels, labels).float()
+        return heun(teacher.denoiser, x, levels, labels, shared=True).float()
 
     levels = teacher_levels(teacher.denoiser, noise, steps)
     starts, images = [sigmas[0] * z], [end_of_ode(float(levels[0]) * z, levels)]
