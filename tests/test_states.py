@@ -26,6 +26,8 @@ from registry.files.bounds import STATE
 from registry.files.formats import load_network, save_network
 from registry.files.plain import load, problem
 from registry.runs.distill import distill
+from registry.runs.folder import RunFolder
+from registry.show.journal import Journal
 from tests.conftest import ROOT, environment, error_line, tiny_network
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
@@ -351,6 +353,28 @@ def test_a_killed_run_leaves_no_lock(recipe_file: Write, here: Here, tmp_path: P
     run.kill()
     run.wait()
     assert here("--recipe", path, "--resume", "auto", "--set", "train.duration_kimg=0.016").returncode == 0
+
+
+def test_a_run_whose_folder_is_renamed_says_that_it_goes_on_in_a_new_one(recipe_file: Write, tmp_path: Path) -> None:
+    path = recipe_file(("duration_kimg = 0.048", "duration_kimg = 100"), ("state_ticks = 1", "state_ticks = 1000"))
+    words = [sys.executable, "-m", "registry.cli", "--recipe", str(path)]
+    run = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "runs" / "00000-short"
+    try:
+        for file in (folder / "stats.jsonl", None, folder / "stats.jsonl"):
+            deadline = time.monotonic() + 120
+            while file and not file.is_file():
+                assert run.poll() is None and time.monotonic() < deadline, run.communicate()
+                time.sleep(0.01)
+            if file is None:
+                folder.rename(tmp_path / "elsewhere")
+        with pytest.raises(UserError, match="another process is writing into this run"):
+            RunFolder(folder, Journal())
+    finally:
+        run.terminate()
+        run.communicate(timeout=120)
+    assert f"WARNING {folder} was gone; the run goes on in a new folder of that name" in (folder / "log.txt").read_text()
+    assert len(list(folder.glob("training-state-*.pt"))) == 1
 
 
 def test_a_disk_that_fills_and_is_emptied_again_costs_no_run(recipe_file: Write, tmp_path: Path) -> None:

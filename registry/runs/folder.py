@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,21 @@ class RunFolder:
         self.path, self.journal = path, journal
         self.writes = distributed.rank() == 0
         self._reported: set[str] = set()
+        self._known = self._place()
         self._lock = FileLock(path / "run.lock", timeout=0)
         distributed.by_rank0(self._take)
         for file in (*path.glob("*.txt"), *path.glob("*.jsonl")):
             if file.exists() and not file.is_file():
                 raise UserError(f"{file}: is not a file that lines can be added to")
         journal.open(path)
+
+    def _place(self) -> tuple[int, int] | None:
+        """What the folder is to the system: not that of before if it was renamed and made anew."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     def _take(self) -> None:
         try:
@@ -71,9 +81,25 @@ class RunFolder:
         path = new_run_folder(outdir, description) if distributed.rank() == 0 else None
         return cls(distributed.from_rank0(path), journal)
 
+    def keep_there(self) -> None:
+        """If the folder is gone, go on in a new one of that name, take its lock, and say so."""
+        if not self.writes or self._place() == self._known:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError:  # whoever writes a file says why it cannot
+            return
+        self._known = self._place()
+        with suppress(OSError):
+            self._lock.release()
+        self._lock = FileLock(self.path / "run.lock", timeout=0)
+        self._take()
+        self.journal.log(f"WARNING {self.path} was gone; the run goes on in a new folder of that name")
+
     def write(self, name: str, content: bytes) -> None:
         """A file in the folder, whole or not at all."""
         if self.writes:
+            self.keep_there()
             write_atomically(self.path / name, content)
 
     def write_recipe(self, tables: Tables) -> None:
@@ -83,6 +109,7 @@ class RunFolder:
     def append(self, entry: dict[str, Any], name: str = STATISTICS) -> None:
         """One JSON object per line, as EDM writes them."""
         if self.writes:
+            self.keep_there()
             try:
                 with open(self.path / name, "a", encoding="utf-8") as file:
                     file.write(json.dumps(entry | {"timestamp": time.time()}) + "\n")

@@ -67,6 +67,7 @@ class Saved:
         """Write the state to training-state-{kimg:06d}.pt, and delete the oldest ones that need not be kept."""
         path = folder.path / f"training-state-{run.nimg // 1000:06d}.pt"
         self.saved_at = time.monotonic()
+        folder.keep_there()
         save_state(path, self.parts, run.nimg, self.tables, self.facts, self.clock.seconds, snapshot_due, run.rollbacks)
         keep = self.tables["log"]["keep_states"]
         for old in [s for s in states(folder.path) if s != path][keep - 1 :] if keep and folder.writes else ():
