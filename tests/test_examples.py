@@ -59,8 +59,8 @@ def short(*more: str) -> list[str]:
 
 def test_they_are_listed_with_owner_and_version(run: Run) -> None:
     listed = run("distill", "plugins").stdout
-    assert re.search(r"teacher +vp +my_teacher +0\.1\.0", listed), listed
-    assert re.search(r"loss +diff_instruct +my_loss +0\.1\.0", listed), listed
+    assert re.search(r"^teacher\n(?:  .*\n)*  vp +my_teacher 0\.1\.0 ", listed, re.MULTILINE), listed
+    assert re.search(r"^loss\n(?:  .*\n)*  diff_instruct +my_loss 0\.1\.0 ", listed, re.MULTILINE), listed
     assert "not loaded" not in listed
 
 

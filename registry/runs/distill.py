@@ -95,8 +95,6 @@ def distill(
             draw_samples(folder, "fakes_init.png", generator.sample(shown), recipe.log.grid, teacher.images)
         milestones = (run.regression_end, run.game_start)
         train(partial(loop.iterations, run), run, recipe, folder, run.learners, saved, snapshot, partial(signs, run), milestones)
-        with run.average.averaged():
-            check_images(generator.sample(range(8)), "generator", run.nimg)
         rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher)
     journal.log(f"the run is in {folder.path}")
     return Result(generator, rows, folder.path)
@@ -112,8 +110,9 @@ def final_table(
     folder: RunFolder,
     fresh_teacher: bool,
 ) -> list[Row]:
-    """Generator, teacher, floor; the generator is left with its averaged weights."""
+    """Generator, teacher, floor; the generator is left with its averaged weights. Raises Diverged if its images are not finite."""
     with run.average.averaged() as net:
+        check_images(generator.sample(range(8)), "generator", run.nimg)
         rows = [measured("generator", generator.steps, generator.sample, metrics, recipe.eval, folder.journal)] if metrics else []
         weights = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
     if metrics:

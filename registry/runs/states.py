@@ -88,8 +88,11 @@ def newest_whole(folder: Path) -> Found:
 
 
 def misnamed(path: Path) -> str | None:
-    """What is wrong with the name of one of our states, if it does not say how many images the run had seen."""
-    nimg = int(load(path, STATE, sealed=True)["nimg"])
+    """What is wrong with the name of one of our states: it does not say how many images the run had seen. Otherwise None."""
+    try:
+        nimg = int(load(path, STATE, sealed=True)["nimg"])
+    except UserError:  # another project's, or of another kind: whoever reads it says so
+        return None
     return None if nimg // 1000 == kimg_of(path) else f"is a state at {nimg / 1000:.3f} kimg under another name"
 
 
