@@ -50,9 +50,6 @@ class RunFolder:
         self._known = self._place()
         self._lock = FileLock(path / "run.lock", timeout=0)
         distributed.by_rank0(self._take)
-        for file in (*path.glob("*.txt"), *path.glob("*.jsonl")):
-            if file.exists() and not file.is_file():
-                raise UserError(f"{file}: is not a file that lines can be added to")
         journal.open(path)
 
     def _place(self) -> tuple[int, int] | None:
@@ -70,6 +67,9 @@ class RunFolder:
             raise UserError(f"{self.path}: another process is writing into this run; stop it first, or begin another run") from None
         except OSError:  # a disk that knows no locks
             pass
+        for file in (*self.path.glob("*.txt"), *self.path.glob("*.jsonl")):
+            if file.exists() and not file.is_file():
+                raise UserError(f"{file}: is not a file that lines can be added to")
 
     def release(self) -> None:
         """Let others write into the folder."""

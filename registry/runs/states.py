@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -79,7 +80,7 @@ def newest_whole(folder: Path) -> Found:
         reason = problem(path) or misnamed(path)
         if reason is None:
             return Found(path, tuple(remarks))
-        aside = path.with_name(path.name + SET_ASIDE)
+        aside = unused(path.with_name(path.name + SET_ASIDE))
         path.rename(aside)
         remarks.append(f"WARNING {path} {reason}; it was renamed to {aside.name}, and the state before it is taken")
     if remarks:
@@ -99,7 +100,13 @@ def misnamed(path: Path) -> str | None:
 def set_later_aside(folder: Path, state: Path, nimg: int) -> list[Path]:
     """Rename the folder's states that come after the one that a run goes on from: they are of a branch that it leaves."""
     later = [path for path in states(folder) if kimg_of(path) > nimg // 1000 and path != state]
-    return [path.rename(path.with_name(path.name + LATER)) for path in later]
+    return [path.rename(unused(path.with_name(path.name + LATER))) for path in later]
+
+
+def unused(path: Path) -> Path:
+    """The path, or the first with a number behind it that nothing has: what was set aside before stays."""
+    numbered = (path.with_name(f"{path.name}.{i}") for i in itertools.count(2))
+    return path if not path.exists() else next(p for p in numbered if not p.exists())
 
 
 def states(folder: Path) -> list[Path]:
