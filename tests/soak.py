@@ -210,6 +210,27 @@ class Soak:
         assert run.wait() in (0, 1), run.text()
         self.finish(cwd)
 
+    def small_disk(self, cwd: Path, rng: random.Random) -> None:
+        """A disk that fills in mid-run, and is made larger."""
+        size = rng.randrange(16, 1024)
+        with mounted(cwd / "runs", "-t", "tmpfs", "-o", f"size={size}k") as remount:
+            run = Run(cwd, *RUN)
+            assert run.wait() in (0, 1), run.text()
+            remount("size=64m")
+            self.finish(cwd)
+
+    def read_only_disk(self, cwd: Path, rng: random.Random) -> None:
+        """The run's folder becomes read-only in mid-run, until the run has ended."""
+        folder = cwd / "runs" / "00000-short"
+        run = Run(cwd, *RUN)
+        while not (folder / "stats.jsonl").is_file():
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.2))
+        with mounted(folder, "--bind") as remount:
+            remount("bind,ro")
+            assert run.wait() in (0, 1), run.text()
+        self.finish(cwd)
+
     def folder_gone(self, cwd: Path, rng: random.Random) -> None:
         """The run's folder is renamed in mid-run, and comes back when the run has ended."""
         run = Run(cwd, *RUN)
@@ -271,9 +292,34 @@ class Soak:
 
 KINDS = {
     "killed": 10, "killed_in_a_write": 15, "signalled": 4, "damaged_state": 8, "damaged_network": 12, "full_disk": 3,
-    "folder_gone": 1, "clock_jumps": 1, "killed_rank": 1,
+    "small_disk": 1, "read_only_disk": 1, "folder_gone": 1, "clock_jumps": 1, "killed_rank": 1,
 }  # fmt: skip
 """The ways to break a run, and how often each comes."""
+
+
+NEED_MOUNT = ("small_disk", "read_only_disk")
+
+
+@contextmanager
+def mounted(folder: Path, *options: str) -> Iterator[Callable[[str], None]]:
+    """A file system mounted on a folder, or the folder on itself. Gives what changes its options."""
+    folder.mkdir(exist_ok=True)
+    source = str(folder) if "--bind" in options else "soak"
+    subprocess.run(["mount", *options, source, str(folder)], check=True, capture_output=True)
+    try:
+        yield lambda changed: subprocess.run(["mount", "-o", f"remount,{changed}", str(folder)], check=True) and None
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def may_mount() -> bool:
+    """Whether this user may mount file systems."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with mounted(Path(folder), "--bind"):
+                return True
+        except (OSError, subprocess.CalledProcessError):
+            return False
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -404,5 +450,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     os.chdir(ROOT)
-    only = {name: KINDS[name] for name in given.kind or KINDS}
+    only = {name: KINDS[name] for name in given.kind or KINDS if name not in NEED_MOUNT or may_mount()}
+    for name in set(given.kind or KINDS) - set(only):
+        print(f"{name.replace('_', ' ')}: not tried, for this user may not mount file systems")
     sys.exit(min(soak(only, given.minutes, given.seed, given.each, Console()), 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from filelock import FileLock
 from registry.core import seal
 from registry.core.errors import UserError
 from registry.core.interruption import Interruption, signalled
+from registry.files.atomic import write_atomically
 from registry.files.bounds import STATE
 from registry.files.formats import load_network, save_network
 from registry.files.plain import load, problem
@@ -398,6 +401,19 @@ def test_a_disk_that_fills_and_is_emptied_again_costs_no_run(recipe_file: Write,
     out, err = run.communicate(timeout=240)
     assert run.returncode == 0, (out, err)
     assert load(log.parent / "training-state-000001.pt", STATE)["nimg"] == 1600
+
+
+def test_a_write_that_cannot_even_be_tidied_up_says_why_it_failed(tmp_path: Path) -> None:
+    """As on a disk that has become read-only in the middle of a write: the temporary file cannot be removed either."""
+    folder = tmp_path / "run"
+
+    def content(file: BinaryIO) -> None:
+        folder.rename(tmp_path / "elsewhere")
+        folder.write_text("a file, where the folder was")
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with pytest.raises(UserError, match=r"state\.pt: cannot be written: Read-only file system"):
+        write_atomically(folder / "state.pt", content)
 
 
 def test_a_disk_that_stays_full_ends_a_run_with_one_line(recipe_file: Write, tmp_path: Path) -> None:

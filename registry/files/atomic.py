@@ -7,6 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -38,7 +39,8 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], 
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):  # the disk may be read-only by now; the next start sweeps
+            os.unlink(temporary)
 
 
 def write_through(content: Callable[[BinaryIO], object], file: BinaryIO) -> None:
