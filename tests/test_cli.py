@@ -384,6 +384,9 @@ def test_training_the_feature_network(cli: Cli, tmp_path: Path) -> None:
     done = cli("features", "--recipe", "digits_features", "--set", "classifier.epochs=2", "--save", tmp_path / "f.pt")
     assert done.returncode == 0, done.stderr
     assert load_network(tmp_path / "f.pt", "classifier")[1].others["held_out_accuracy"] > 0.5
+    done = cli("features", "--recipe", "digits_features", "--set", "classifier.lr=1e20", "--save", tmp_path / "g.pt")
+    assert done.returncode == 4 and "not finite" in done.stderr
+    assert not (tmp_path / "g.pt").exists()
 
 
 def test_the_options_of_the_command_are_frozen() -> None:

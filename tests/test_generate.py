@@ -49,12 +49,13 @@ def pixels(folder: Path) -> dict[str, bytes]:
 
 
 def test_seeds() -> None:
-    assert parse_seeds("0-3,7, 10 - 11 ,7,2") == [0, 1, 2, 3, 7, 10, 11]
+    assert parse_seeds("0-3,7, 10 - 11 ,5") == [0, 1, 2, 3, 7, 10, 11, 5]
     for text, wanted in (
         ("", "write numbers"),
         ("1-", "write numbers"),
         ("5-2", "5-2 is empty"),
         ("4294967296", "a seed must be below"),
+        ("0-3,2-5", "2 comes twice"),
     ):
         with pytest.raises(UserError, match=wanted):
             parse_seeds(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from registry.core.errors import SettingError
+from registry.core.errors import Diverged, SettingError
 from registry.core.version import versions
 from registry.edm.datasets import load_images
 from registry.files.formats import save_network
@@ -19,7 +19,10 @@ from registry.show.journal import Journal
 def train_features(
     recipe: str | FeaturesRecipe, *, sets: tuple[str, ...] | list[str] = (), save: str, journal: Journal | None = None
 ) -> Path:
-    """Train the feature network of the Fréchet distance as a recipe says, and save it. See `distill` for the arguments."""
+    """Train the feature network of the Fréchet distance as a recipe says, and save it. See `distill` for the arguments.
+
+    Raises UserError, and Diverged if the network gives values that are not finite.
+    """
     if not isinstance(recipe, FeaturesRecipe):
         recipe = expect(resolve(recipe, load_plugins(), sets), FeaturesRecipe)
     journal, path, config = journal or Journal(), Path(save), recipe.classifier
@@ -32,6 +35,10 @@ def train_features(
     journal.log(f"accuracy on a held-out fifth: {accuracy:.1%}; now training on all {len(images)} images")
     with journal.progress("training the feature network", config.epochs) as bar:
         net = classifier.train(images.x(), images.classes, config, bar.at)
+    if not net(images.x()).isfinite().all():
+        raise Diverged(
+            "the feature network gives values that are not finite; a smaller lr keeps them so", len(images) * config.epochs
+        )
     facts = {"held_out_accuracy": accuracy, "recipe": recipe.tables(), "versions": versions()}
     save_network(path, "classifier", net, facts)
     journal.log(f"the feature network is in {path}")

@@ -36,7 +36,7 @@ DAMAGE = (OSError, ValueError, KeyError, EOFError, AssertionError, zipfile.BadZi
 
 
 def parse_seeds(text: str, limit: int = 10_000_000) -> list[int]:
-    """Turn '0-9,20,30-39' into seeds, in that order, without repeats. Raises UserError."""
+    """Turn '0-9,20,30-39' into seeds, in that order. Raises UserError, also if one comes twice: it would be one image."""
     seeds: dict[int, None] = {}
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d{1,12})\s*(?:-\s*(\d{1,12})\s*)?", part)
@@ -49,6 +49,8 @@ def parse_seeds(text: str, limit: int = 10_000_000) -> list[int]:
             raise SettingError("seeds", f"a seed must be below 2^32 = {2**32}", text)
         if last - first + len(seeds) >= limit:
             raise SettingError("seeds", f"more than {limit:,} images; split them among several folders", text)
+        if twice := seeds.keys() & range(first, last + 1):
+            raise SettingError("seeds", f"{min(twice)} comes twice; a seed is one image", text)
         seeds |= dict.fromkeys(range(first, last + 1))
     return list(seeds)
 
