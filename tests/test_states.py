@@ -30,6 +30,7 @@ from registry.files.formats import load_network, save_network
 from registry.files.plain import load, problem
 from registry.runs.distill import distill
 from registry.runs.folder import RunFolder
+from registry.runs.training import interruptible
 from registry.show.journal import Journal
 from tests.conftest import ROOT, environment, error_line, tiny_network
 
@@ -401,6 +402,19 @@ def test_a_disk_that_fills_and_is_emptied_again_costs_no_run(recipe_file: Write,
     out, err = run.communicate(timeout=240)
     assert run.returncode == 0, (out, err)
     assert load(log.parent / "training-state-000001.pt", STATE)["nimg"] == 1600
+
+
+def test_a_signal_while_the_folder_is_made_is_answered_by_the_run(tmp_path: Path) -> None:
+    """At once it would leave a folder without a state and without a word."""
+
+    def start() -> RunFolder:
+        folder = RunFolder(tmp_path, Journal())
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return folder
+
+    with interruptible(start):
+        assert signalled() == signal.SIGUSR1
+    assert not signalled()
 
 
 def test_a_write_that_cannot_even_be_tidied_up_says_why_it_failed(tmp_path: Path) -> None:

@@ -73,8 +73,8 @@ def distill(
         parts["regression"] = run.regression.optimiser
     saved = Saved(parts, recipe.tables(), generator_facts(recipe, teacher, noise, generator))
 
-    folder = start_or_resume(recipe, run, saved, resume, found, journal)
-    with interruptible(folder):
+    start = partial(start_or_resume, recipe, run, saved, resume, found, journal)
+    with interruptible(start) as folder:
         if run.nimg < run.regression_end:
             saved.clock.start()  # making pairs is a part of the training
             run.pairs = teacher_pairs(teacher, noise, generator.sigmas, recipe.warmup.pairs, recipe.warmup.nfe, device, journal)

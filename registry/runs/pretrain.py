@@ -63,11 +63,7 @@ def pretrain(
     facts = {"D": noise.D, "sigma_data": domain.sigma_data, "data": recipe.data.source, "recipe": training_tables(recipe)}
     saved = Saved({"denoiser": run.denoiser, "ema": run.average}, recipe.tables(), facts)
 
-    folder = start_or_resume(recipe, run, saved, resume, found, journal)
-    journal.log(
-        f"training a {recipe.network.arch} of {parameter_count(net)} parameters "
-        f"on {domain.origin} ({len(data)} images), D = {noise.D:g}"
-    )
+    start = partial(start_or_resume, recipe, run, saved, resume, found, journal)
 
     def snapshot() -> None:
         with run.average.averaged() as averaged, sampling(averaged):
@@ -76,7 +72,11 @@ def pretrain(
             write_network(folder, snapshot_name(run.nimg, saved.tables), "denoiser", averaged, facts, run.nimg)
         draw_curves(folder, ("denoiser",), metrics)
 
-    with interruptible(folder):
+    with interruptible(start) as folder:
+        journal.log(
+            f"training a {recipe.network.arch} of {parameter_count(net)} parameters "
+            f"on {domain.origin} ({len(data)} images), D = {noise.D:g}"
+        )
         train(partial(pretraining.iterations, run), run, recipe, folder, lambda: {"denoiser": run.denoiser}, saved, snapshot)
 
         target = Path(save) if save else folder.path / "teacher.pt"

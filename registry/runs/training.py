@@ -278,11 +278,13 @@ def at_a_state(state: Path, run: Training, code: int) -> Interrupted:
 
 
 @contextmanager
-def interruptible(folder: RunFolder) -> Iterator[None]:
-    """While this is entered, signals are noted. An interruption names the state that the run goes on from, if there is one."""
+def interruptible(start: Callable[[], RunFolder]) -> Iterator[RunFolder]:
+    """The folder that `start` opens, released at the end. Until then signals are noted, so that a folder is never left without a
+    word; an interruption names the state that the run goes on from, if there is one."""
     with Interruption():
+        folder = start()
         try:
-            yield
+            yield folder
         except Interrupted as stop:
             state = None if stop.state else newest(folder)
             if state is None:
