@@ -6,6 +6,7 @@ The mirror image of `registry.builtin`, found through the entry-point group `dis
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -21,6 +22,9 @@ from registry.api import (
 )
 
 BY_HAND = 'take {} from the Google Drive folders that the README of https://github.com/Newbeeer/pfgmpp names under "Checkpoints"'
+SONG = dict(model_channels=128, num_blocks=4, attn_resolutions=[16], augment_dim=9, label_dim=0)
+CIFAR10: dict[str, Any] = SONG | dict(arch="ncsnpp", image_shape=[3, 32, 32], channel_mult=[2, 2, 2], dropout=0.13)
+FFHQ: dict[str, Any] = SONG | dict(arch="ddpmpp", image_shape=[3, 64, 64], channel_mult=[1, 2, 2, 2], dropout=0.05)
 
 
 class PFGMPPConfig(FileTeacherConfig):
@@ -77,12 +81,15 @@ def register_losses() -> list[Component]:
 
 @hookimpl
 def register_published() -> list[Published]:
-    dimensions = {
-        "cifar10_ncsnpp_D_128": 128.0,
-        "cifar10_ncsnpp_D_2048": 2048.0,
-        "cifar10_ncsnpp_D_inf": math.inf,
-        "cifar10_ncsnpp_D_2048_conditional": 2048.0,
-        "ffhq_ddpm_D_128": 128.0,
-        "ffhq_ddpm_D_inf": math.inf,
+    teachers: dict[str, tuple[float, dict[str, Any]]] = {
+        "cifar10_ncsnpp_D_128": (128.0, CIFAR10),
+        "cifar10_ncsnpp_D_2048": (2048.0, CIFAR10),
+        "cifar10_ncsnpp_D_inf": (math.inf, CIFAR10),
+        "cifar10_ncsnpp_D_2048_conditional": (2048.0, CIFAR10 | {"label_dim": 10}),
+        "ffhq_ddpm_D_128": (128.0, FFHQ),
+        "ffhq_ddpm_D_inf": (math.inf, FFHQ),
     }
-    return [Published(f"pfgmpp:{folder}", D, by_hand=BY_HAND.format(folder)) for folder, D in dimensions.items()]
+    return [
+        Published(f"pfgmpp:{folder}", D, by_hand=BY_HAND.format(folder), network=network)
+        for folder, (D, network) in teachers.items()
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -24,6 +24,13 @@ from registry.api import (
 from registry.files.paths import Features
 
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
+SONG = dict(arch="ddpmpp", model_channels=128, num_blocks=4, attn_resolutions=[16], augment_dim=9, label_dim=0)
+CIFAR10: dict[str, Any] = SONG | dict(image_shape=[3, 32, 32], channel_mult=[2, 2, 2], dropout=0.13)
+FFHQ: dict[str, Any] = SONG | dict(image_shape=[3, 64, 64], channel_mult=[1, 2, 2, 2], dropout=0.05)
+IMAGENET: dict[str, Any] = dict(
+    arch="adm", image_shape=[3, 64, 64], label_dim=1000, model_channels=192, channel_mult=[1, 2, 3, 4], num_blocks=3,
+    attn_resolutions=[32, 16, 8], dropout=0.1,
+)  # fmt: skip
 
 
 def only_diffusion(D: float, what: str) -> str | None:
@@ -211,14 +218,14 @@ def register_metrics() -> list[Component]:
 
 @hookimpl
 def register_published() -> list[Published]:
-    names = {
-        "edm:cifar10-uncond": "edm-cifar10-32x32-uncond-vp.pkl",
-        "edm:cifar10-cond": "edm-cifar10-32x32-cond-vp.pkl",
-        "edm:ffhq": "edm-ffhq-64x64-uncond-vp.pkl",
-        "edm:afhqv2": "edm-afhqv2-64x64-uncond-vp.pkl",
-        "edm:imagenet64-cond": "edm-imagenet-64x64-cond-adm.pkl",
+    files = {
+        "edm:cifar10-uncond": ("edm-cifar10-32x32-uncond-vp.pkl", CIFAR10),
+        "edm:cifar10-cond": ("edm-cifar10-32x32-cond-vp.pkl", CIFAR10 | {"label_dim": 10}),
+        "edm:ffhq": ("edm-ffhq-64x64-uncond-vp.pkl", FFHQ),
+        "edm:afhqv2": ("edm-afhqv2-64x64-uncond-vp.pkl", FFHQ | {"dropout": 0.25}),
+        "edm:imagenet64-cond": ("edm-imagenet-64x64-cond-adm.pkl", IMAGENET),
     }
-    return [Published(name, math.inf, EDM + file) for name, file in names.items()]
+    return [Published(name, math.inf, EDM + file, network=network) for name, (file, network) in files.items()]
 
 
 @hookimpl

@@ -2,9 +2,9 @@
 
 group              `distill` itself; errors become one line and an exit code; how to add a subcommand
 options            options that several commands share
-preview            --dry-run
+preview            --dry-run, and what plan prints
 again              this command in another process
-run_commands       pretrain, features, check
+run_commands       pretrain, features, check, plan
 image_commands     generate, evaluate
 process_commands   launch
 file_commands      inspect, convert, dataset

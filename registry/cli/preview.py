@@ -1,12 +1,22 @@
-"""--dry-run."""
+"""What would run (--dry-run), and what it needs (`distill plan`)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import click
+from rich.console import Console
+from rich.table import Table
 
 from registry.files.locate import whereabouts
 from registry.recipe.resolved import PretrainRecipe, Recipe, dumps, plain
 from registry.recipe.tables import whole_batches
+
+if TYPE_CHECKING:
+    from registry.runs.plan import Plan
+
+GIB = 2**30
 
 
 def preview(recipe: Recipe | PretrainRecipe) -> None:
@@ -28,3 +38,45 @@ def preview(recipe: Recipe | PretrainRecipe) -> None:
         click.echo(f"# WARNING: [teacher] {remark}")
     chosen = (recipe.teacher, recipe.noise, recipe.loss) if isinstance(recipe, Recipe) else (recipe.noise,)
     click.echo("# " + ", ".join(f"{c.kind} {c.name!r} of plugin {c.owner}" for c in (*chosen, *recipe.metrics)))
+
+
+def report(plan: Plan, recipe: Recipe | PretrainRecipe, gpus: int, memory: int | None, tflops: Sequence[float]) -> None:
+    """Print what a run needs."""
+    networks = "three networks" if isinstance(recipe, Recipe) else "a network"
+    gpu = "each GPU" if gpus > 1 else "the GPU"
+    size, evaluation = plan.parameters / 1e6, plan.evaluation / 1e9
+    click.echo(f"{networks} of {size:.3g} M parameters; one evaluation takes {evaluation:.3g} GFLOP per image")
+    click.echo(f"memory of {gpu} with batch_gpu = {plan.at_a_time}:\n")
+    table = Table("gradient of the", "GFLOP per image", "evaluations", "memory", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+
+    def work(operations: int) -> tuple[str, str]:
+        return f"{operations / 1e9:.4g}", f"{operations / plan.evaluation:.1f}"
+
+    for name, operations in plan.work.items():
+        table.add_row(name, *work(operations), amount(plan.peaks[name]))
+    table.add_row("networks and average", "", "", amount(plan.weights))
+    table.add_row("Adam's moments", "", "", amount(plan.moments))
+    table.add_row("together, one gradient at a time", *work(sum(plan.work.values())), amount(plan.memory))
+    Console(highlight=False).print(table)
+    if plan.largest is not None and memory is not None:
+        fit = "not even one image at a time" if not plan.largest else f"batch_gpu up to {plan.largest}"
+        click.echo(f"\nin {amount(memory)}, a tenth of it left for driver, work space and gaps: {fit}")
+    click.echo(f"\n{recipe.train.duration_kimg:,.6g} kimg of images, if {gpu} reaches")
+    for rate in tflops:
+        speed = plan.images_per_second(rate, gpus)
+        click.echo(f"  {rate:6g} TFLOP/s: {speed:,.4g} images/s, {time(recipe.train.duration_kimg * 1000 / speed)}")
+
+
+def amount(n: int) -> str:
+    """Bytes for people."""
+    return f"{n / GIB:.3g} GiB" if n >= GIB else f"{n / 2**20:.3g} MiB"
+
+
+def time(seconds: float) -> str:
+    """Seconds for people."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.2g} seconds"

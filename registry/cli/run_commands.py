@@ -1,12 +1,14 @@
-"""The other commands that take a recipe: pretrain, features, check."""
+"""The other commands that take a recipe: pretrain, features, check, plan."""
 
 from __future__ import annotations
+
+import re
 
 import click
 
 from registry.cli.group import main
 from registry.cli.options import override, recipe_options
-from registry.cli.preview import preview
+from registry.cli.preview import GIB, preview, report
 from registry.core.errors import SettingError, UserError
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
@@ -76,3 +78,39 @@ def check(recipes: tuple[str, ...], sets: tuple[str, ...], loss: str | None, ope
                 click.echo(f"{resolved.path}: WARNING: [teacher] {remark}")
     if wrong:
         raise UserError(f"{wrong} of {len(recipes)} recipes cannot run")
+
+
+def gibibytes(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
+    """Bytes of a GPU as it is sold: 80GB, which are 80 GiB."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d{1,4}(?:\.\d{1,3})?)\s*(?:G|GB|GiB)?", value, re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise click.BadParameter(f"{value!r} is no size of a GPU's memory; write e.g. 80GB")
+    return int(float(found[1]) * GIB)
+
+
+@main.command()
+@click.argument("recipe", metavar="RECIPE")
+@override
+@click.option("--loss", metavar="NAME", help="Plan the recipe as swapped to this loss.")
+@click.option(
+    "--gpu", "memory", metavar="SIZE", callback=gibibytes, help="A GPU's memory, e.g. 80GB: how many images fit at a time?"
+)
+@click.option("--gpus", type=click.IntRange(1, 4096), default=1, show_default=True, help="Devices, one process each.")
+@click.option(
+    "--tflops", type=click.FloatRange(1e-3, 1e5), multiple=True, default=(10, 30, 100), show_default=True,
+    help="10^12 operations per second that a device reaches in practice; repeatable.",
+)  # fmt: skip
+def plan(recipe: str, sets: tuple[str, ...], loss: str | None, memory: int | None, gpus: int, tflops: tuple[float, ...]) -> None:
+    """Work, memory and time of a recipe's run, counted without a GPU and without the teacher's file.
+
+    distill plan sid_cifar10_uncond --gpu 80GB --gpus 8
+    """
+    plugins = load_plugins()
+    resolved = resolve(recipe, plugins, sets, loss)
+    if isinstance(resolved, FeaturesRecipe):
+        raise UserError(f"{resolved.path}: the training of a feature network takes seconds; there is nothing to plan")
+    from registry.runs.plan import plan
+
+    report(plan(resolved, plugins, gpus, memory), resolved, gpus, memory, tflops)

@@ -572,7 +572,7 @@ class Precond(nn.Module):
         **model_kwargs: Any,
     ) -> Tensor:
         dtype = torch.float64 if self._weights_dtype() == torch.float64 else torch.float32
-        half = self.use_fp16 and not force_fp32 and x.device.type == "cuda"
+        half = self.use_fp16 and not force_fp32 and x.device.type in ("cuda", "meta")
         x = x.to(dtype)
         sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device).reshape(-1, 1, 1, 1)
         if self.label_dim == 0:

@@ -8,11 +8,13 @@ import torch
 
 from registry.core.contracts import Teacher
 from registry.core.errors import UserError
+from registry.edm.architectures import build_network
 from registry.edm.networks import PRECONDITIONINGS, Precond
 from registry.files.facts import NetworkFacts
 from registry.files.formats import load_network, weights_hash
 from registry.files.kinds import NOT_A_TEACHER, Kind
 from registry.files.locate import open_path
+from registry.plugins.component import Published
 
 
 def teacher_from_file(
@@ -49,6 +51,22 @@ def teacher_from_file(
         provenance=facts.stored() | ({} if facts.key is None else {"key": facts.key}),
         remarks=remarks_on(facts, source),
         trainable=None if dropout is None else lambda: rebuilt(net, dropout=dropout),
+    )
+
+
+def outline(teacher: Published, fp16: bool | None = None) -> Teacher:
+    """A published teacher without its file: networks of its shapes, on the meta device, where nothing is computed."""
+    assert teacher.network is not None, "only teachers whose network is known"
+    settings = dict(teacher.network) | ({} if fp16 is None else {"use_fp16": fp16})
+    with torch.device("meta"):
+        net = build_network(D=teacher.D, seed=0, **settings)
+    return Teacher(
+        denoiser=net.requires_grad_(False),
+        D=teacher.D,
+        image_shape=(net.img_channels, net.img_resolution, net.img_resolution),
+        label_dim=net.label_dim,
+        augment_dim=int(net.init_kwargs.get("augment_dim", 0)),
+        origin=teacher.name,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,13 +51,15 @@ class Published:
     """A teacher that its authors have published, under a short name: `source = "edm:ffhq"`.
 
     With a `url` it is downloaded when a run starts. One that only a person can get has `by_hand`, a line that says how;
-    `name` without what precedes the colon is then the name of its file or folder.
+    `name` without what precedes the colon is then the name of its file or folder. `network` are the
+    arguments that `build_network` makes its network from, all but D and seed, so that a run can be planned without the file.
     """
 
     name: str
     D: float
     url: str | None = None
     by_hand: str = ""
+    network: Mapping[str, Any] | None = None
 
     @property
     def help(self) -> str:

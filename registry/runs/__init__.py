@@ -3,6 +3,7 @@
 distill       distil a teacher into a generator
 pretrain      train a teacher from images
 features      train the feature network of the Fréchet distance
+plan          what a run needs: work, memory, time
 building      teacher, noise, loss, metrics, generator of a recipe, and that they fit each other
 training      what happens around a loop: the start, after every iteration, the end
 schedule      when a tick, a snapshot, a state is due

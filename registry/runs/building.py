@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -27,9 +27,9 @@ from registry.train.data import RealImages
 from registry.train.generator import Generator
 
 
-def build(recipe: Recipe, plugins: Plugins) -> tuple[Teacher, Noise, Loss]:
-    """Teacher, noise and loss of a recipe. Raises UserError where they do not fit each other."""
-    teacher: Teacher = recipe.teacher.make()
+def build(recipe: Recipe, plugins: Plugins, teacher: Teacher | None = None) -> tuple[Teacher, Noise, Loss]:
+    """Teacher, noise and loss of a recipe, or with this teacher. Raises UserError where they do not fit each other."""
+    teacher = teacher or cast(Teacher, recipe.teacher.make())
     check_fit(recipe, teacher.D, plugins)
     check_augment(recipe, teacher)
     noise: Noise = recipe.noise.make(teacher)

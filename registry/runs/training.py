@@ -92,13 +92,20 @@ def start_device(train: TrainConfig | PretrainConfig) -> torch.device:
     """Join the other processes, and check that the batch splits evenly over them. Raises SettingError."""
     with settings_of(train):
         device = distributed.start(train.device, train.timeout_minutes)
-        world = distributed.world_size()
-        share, rest = divmod(train.batch, world)
-        if rest:
-            raise SettingError("batch", f"must be divisible by the {world} processes", train.batch)
-        if train.batch_gpu and share % min(train.batch_gpu, share):
-            raise SettingError("batch_gpu", f"must divide batch/{world} = {share}", train.batch_gpu)
+    share(train, distributed.world_size())
     return device
+
+
+def share(train: TrainConfig | PretrainConfig, processes: int) -> tuple[int, int]:
+    """Images of one process in an iteration, and at a time. Raises SettingError if the batch does not split evenly."""
+    with settings_of(train):
+        own, rest = divmod(train.batch, processes)
+        if rest:
+            raise SettingError("batch", f"must be divisible by the {processes} processes", train.batch)
+        at_a_time = min(train.batch_gpu or own, own)
+        if own % at_a_time:
+            raise SettingError("batch_gpu", f"must divide batch/{processes} = {own}", train.batch_gpu)
+    return own, at_a_time
 
 
 def start_or_resume(

@@ -140,7 +140,19 @@ def iteration(run: Distillation) -> None:
 
 
 def student_step(run: Distillation, name: str, rate: float = 1.0) -> None:
-    """(1): the student learns to denoise the generator's images, augmented or as they are."""
+    """(1): the student learns to denoise the generator's images."""
+    student_gradient(run, name)
+    run.student.step(rate)
+
+
+def generator_step(run: Distillation, rate: float = 1.0) -> None:
+    """(2): the generator learns from teacher and student."""
+    generator_gradient(run)
+    run.generator.step(rate)
+
+
+def student_gradient(run: Distillation, name: str) -> None:
+    """The student's loss on the generator's images, augmented or as they are, and its gradient."""
     student, generator = run.student, run.generator
     with mode(generator.model, train=False), mode(student.modules, train=True):
         for rng, real in run.parts(name):
@@ -150,11 +162,10 @@ def student_step(run: Distillation, name: str, rate: float = 1.0) -> None:
             # The loss perturbs x; its draws follow the generator's in the same streams.
             values = run.loss.student(f, x, labels, run.noise, rng, *real)
             student.accumulate(checked(values, x, "student", run.nimg == run.regression_end))
-    student.step(rate)
 
 
-def generator_step(run: Distillation, rate: float = 1.0) -> None:
-    """(2): the generator learns from teacher and student, both held fixed. No image is augmented."""
+def generator_gradient(run: Distillation) -> None:
+    """The generator's loss, teacher and student held fixed, and its gradient. No image is augmented."""
     student, generator = run.student, run.generator
     with mode(generator.model, train=True), mode(student.modules, train=False, grad=False):
         for rng, real in run.parts("generator"):
@@ -162,4 +173,3 @@ def generator_step(run: Distillation, rate: float = 1.0) -> None:
             # The gradient reaches the generator through x, where that of an image with a non-finite loss is set to 0.
             values = run.loss.generator(run.teacher, student.net, x, labels, run.noise, rng, *real)
             generator.accumulate(checked(values, x, "generator", run.nimg == run.game_start), x)
-    generator.step(rate)

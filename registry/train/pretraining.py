@@ -41,8 +41,17 @@ def iterations(run: Pretraining) -> Iterator[None]:
 
 def iteration(run: Pretraining) -> None:
     """One Adam step on the denoising loss of real images, and the average."""
-    denoiser, train = run.denoiser, run.train
+    train = run.train
     warmth = min(1.0, (run.nimg + train.batch) / max(train.lr_rampup_kimg * 1000, 1e-8))
+    denoiser_gradient(run)
+    run.denoiser.step(warmth * cosine_rate(run.nimg / run.total, train.lr_decay))
+    run.average.update(train.batch, run.nimg)
+    run.nimg += train.batch
+
+
+def denoiser_gradient(run: Pretraining) -> None:
+    """The denoising loss of real images, augmented or as they are, and its gradient."""
+    denoiser, train = run.denoiser, run.train
     with mode(denoiser.net, train=True):
         for numbers in own_image_numbers(run.nimg, train.batch, train.batch_gpu):
             again = f"/{run.rollbacks}" if run.rollbacks else ""
@@ -50,6 +59,3 @@ def iteration(run: Pretraining) -> None:
             x, labels = run.data.batch(rng)
             f, x, _ = augmented(denoiser.net, x, (), train.augment, rng)
             denoiser.accumulate(denoising_loss(f, x, labels, run.noise, rng))
-    denoiser.step(warmth * cosine_rate(run.nimg / run.total, train.lr_decay))
-    run.average.update(train.batch, run.nimg)
-    run.nimg += train.batch

@@ -1,0 +1,73 @@
+"""What work costs, counted where nothing is computed: on torch's meta device tensors have shapes and no values.
+
+The same code runs as in training, so every loss, noise and network is counted as it is, those of plugins included.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations (a multiplication and an addition are two), and the most bytes allocated at a time."""
+
+    flop: int
+    peak: int
+
+
+def cost(work: Callable[[], object]) -> Cost:
+    """What this work costs, on whatever device its tensors are. Bytes that were there before are not counted."""
+    counted = Allocated()
+    with counted, FlopCounterMode(display=False) as flop:
+        work()
+    return Cost(flop.get_total_flops(), counted.peak)
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of new tensors that are alive at a time, those that are saved for the backward pass among them.
+
+    Work space inside a kernel is not seen, nor what an allocator keeps for later.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = self._now = 0
+        self._alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        given = {tensor.untyped_storage()._cdata for tensor in tensors((args, kwargs))}
+        result = func(*args, **kwargs)
+        for tensor in tensors(result):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in given and storage._cdata not in self._alive:
+                self._alive[storage._cdata] = storage.nbytes()
+                self._now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage._cdata)
+        self.peak = max(self.peak, self._now)
+        return result
+
+    def _freed(self, storage: int) -> None:
+        self._now -= self._alive.pop(storage)
+
+
+def tensors(values: Any) -> list[Tensor]:
+    """All tensors in nested lists, tuples and dicts."""
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def nbytes(*modules: nn.Module) -> int:
+    """Bytes of the parameters and buffers of modules; what several share is counted once."""
+    storages = {
+        t.untyped_storage()._cdata: t.untyped_storage().nbytes() for module in modules for t in module.state_dict().values()
+    }
+    return sum(storages.values())
