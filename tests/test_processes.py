@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, environment, error_line
 
 Write = Callable[..., Path]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -338,3 +338,52 @@ def test_the_slurm_script_saves_a_state_and_goes_on(sent: signal.Signals, recipe
     assert done.returncode == 0, error
     assert f"resuming at {nimg / 1000:.3f} kimg" in out
     assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_waits_for_the_others_answers_signals(rank: int, number: int, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    run = subprocess.Popen(
+        [sys.executable, "-m", "registry.cli", "--recipe", "quickstart"], cwd=tmp_path, env=environment(alone), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    status = Path(f"/proc/{run.pid}/maps")
+    deadline = time.monotonic() + 120
+    while "libtorch_cpu" not in status.read_text() and time.monotonic() < deadline:  # torch is being loaded
+        time.sleep(0.1)
+    time.sleep(3)
+    run.send_signal(number)
+    try:
+        out, err = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 128 + number, (out, err)
+    assert err.strip() == "distill: interrupted"
+
+
+def test_ranks_count_from_0(tmp_path: Path) -> None:
+    alone = {"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "no.such.host.invalid", "MASTER_PORT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "registry.cli", "--recipe", "quickstart"], cwd=tmp_path, env=environment(alone), capture_output=True,
+        text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert error_line(done).endswith("RANK = 2 and WORLD_SIZE = 2 in the environment: ranks count from 0")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_middle_of_an_import_ends_the_command(number: int, tmp_path: Path) -> None:
+    """Otherwise whoever imports may take it for another error, or pass over it."""
+    (tmp_path / "sends_a_signal.py").write_text(f"import os\nfor _ in range(3):\n    os.kill(os.getpid(), {number:d})\n")
+    code = (
+        "import signal\nfrom registry.cli.group import answer_signals, interrupt\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\nanswer_signals(signal.SIG_DFL, interrupt)\n"
+        "try:\n    import sends_a_signal\nexcept BaseException as error:\n    print(repr(error))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "distill: interrupted\n")

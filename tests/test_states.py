@@ -150,11 +150,16 @@ def harmed(path: Path, harm: str) -> None:
         flipped(path, path, seed=1)
     elif harm == "page":
         path.write_bytes(content[:20_000] + bytes(4096) + content[24_096:])
+    elif harm == "mark flipped":
+        mark = len(content) - len(seal.TEXT)
+        path.write_bytes(content[:mark] + bytes([content[mark] ^ 1]) + content[mark + 1 :])
     else:
-        path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"hello"}[harm])
+        path.write_bytes(
+            {"seal cut off": content[:-70], "truncated": content[: len(content) // 2], "empty": b"", "text": b"hello"}[harm]
+        )
 
 
-@pytest.mark.parametrize("harm", ["flipped", "page", "truncated", "empty", "text"])
+@pytest.mark.parametrize("harm", ["flipped", "page", "mark flipped", "seal cut off", "truncated", "empty", "text"])
 def test_a_damaged_newest_state_is_set_aside_and_the_one_before_is_taken(
     harm: str, run_folder: Path, here: Here, tmp_path: Path
 ) -> None:

@@ -6,6 +6,8 @@ A new module must be imported in `registry/cli/__init__.py`.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import shlex
 import signal
@@ -57,6 +59,7 @@ class Group(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         stay_with(os.environ.get(PARENT, ""))
         answer_signals(signal.SIG_DFL, interrupt)
+        prepare_streams()
         debug = "--debug" in (kwargs.get("args") or (args[0] if args else None) or sys.argv)
         try:
             code = super().main(*args, **(kwargs | {"standalone_mode": False}))
@@ -88,12 +91,36 @@ class Group(click.Group):
 def answer_signals(before: Handler, now: Handler) -> None:
     """End on a signal as on Ctrl-C: with one line, and nothing half-written. What trains or measures answers signals itself."""
     for number in heeded() if threading.current_thread() is threading.main_thread() else ():
-        if signal.getsignal(number) == before:
+        if signal.getsignal(number) in (before, signal.default_int_handler):
             signal.signal(number, now)
 
 
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """End at a signal. In the middle of an import at once: what is imported may take an exception for an error of another kind."""
+    if is_importing(frame):
+        os.write(2, b"distill: interrupted\n")
+        os._exit(128 + number)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     raise Interrupted("interrupted", 128 + number)
+
+
+def is_importing(frame: FrameType | None) -> bool:
+    """Whether a frame is inside of an import."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def prepare_streams() -> None:
+    """Print in any locale, and leave the warnings of torch's C++ about its connections out: what is wrong is told in one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if several():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is loaded
 
 
 def stay_with(launcher: str) -> None:
@@ -106,9 +133,12 @@ def stay_with(launcher: str) -> None:
 
 def leave(code: int) -> NoReturn:
     """Exit with a code. One of several processes skips Python's shutdown, which torch's communication threads can abort."""
-    if several():
+    try:
         sys.stdout.flush()
         sys.stderr.flush()
+    except OSError:  # a full disk; Python would try again, and tell of it
+        os._exit(code or 1)
+    if several():
         os._exit(code)
     sys.exit(code)
 
@@ -143,6 +173,8 @@ def reason(error: Exception | KeyboardInterrupt) -> tuple[str, int]:
             return str(error), error.code
         case UserError():
             return str(error), 1
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EIO, filename=None):
+            return f"the output cannot be written: {error.strerror}", 1
         case OSError() if error.filename:  # a name that the system refuses, a disk that fails
             return f"{shown(error.filename, 200)}: {error.strerror}", 1
     short = " ".join(str(error).split())

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from registry.core.errors import UserError
 
@@ -21,6 +23,10 @@ PATIENCE = 30.0
 """Minutes that processes wait for each other, unless a recipe says otherwise."""
 ASK = timedelta(seconds=5)
 """How long a process that ends tries to learn whether another has told the user."""
+
+ONCE = timedelta(seconds=1)
+"""How long a process waits for others before it looks for signals."""
+T = TypeVar("T")
 
 _store: Store | None = None
 
@@ -48,8 +54,28 @@ def connect(patience: timedelta) -> Store:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store: Store = next(iter(rendezvous("env://", timeout=patience)))[0]
         return store
-    address, first = os.environ["MASTER_ADDR"], number("RANK") == 0
-    return TCPStore(address, number("MASTER_PORT"), is_master=first, timeout=patience, wait_for_workers=False)
+    address, port = os.environ["MASTER_ADDR"], number("MASTER_PORT")
+    if number("RANK") == 0:
+        return TCPStore(address, port, is_master=True, timeout=patience, wait_for_workers=False)
+    patiently(patience, lambda wait: socket.create_connection((address, port), wait.total_seconds()).close())
+    return TCPStore(address, port, is_master=False, timeout=patience, wait_for_workers=False)
+
+
+def patiently(patience: timedelta, attempt: Callable[[timedelta], T]) -> T:
+    """What an attempt gives that may wait so long, in short ones: a signal is answered only between two.
+
+    Raises DistError or OSError.
+    """
+    from torch.distributed import DistError
+
+    end = time.monotonic() + patience.total_seconds()
+    while True:
+        try:
+            return attempt(min(ONCE, timedelta(seconds=max(end - time.monotonic(), 0.01))))
+        except (DistError, OSError):
+            if time.monotonic() >= end:
+                raise
+        time.sleep(0.1)
 
 
 def join(backend: str, patience: timedelta) -> None:
@@ -58,15 +84,15 @@ def join(backend: str, patience: timedelta) -> None:
 
     global _store
     try:
-        _store = connect(patience)
-        rank, world = number("RANK"), number("WORLD_SIZE")
+        rank, world = number("RANK") if "RANK" in os.environ else 0, number("WORLD_SIZE")
         if rank >= world:
             raise UserError(f"RANK = {rank} and WORLD_SIZE = {world} in the environment: ranks count from 0")
+        _store = connect(patience)
         keys = [f"joined/{r}" for r in range(world)]
         _store.set(keys[rank], "")
         late = missing_after(patience, _store, keys)
-    except dist.DistError as error:
-        short = str(error).splitlines()[0]
+    except (dist.DistError, OSError) as error:
+        short = (str(error).splitlines() or ["no answer"])[0]
         raise UserError(f"process 0 cannot be reached at {os.environ['MASTER_ADDR']}: {short}") from None
     if late:
         these = f"process{'es' * (len(late) > 1)} {', '.join(map(str, late))} of {world}"
@@ -79,7 +105,7 @@ def missing_after(patience: timedelta, store: Store, keys: list[str]) -> list[in
     from torch.distributed import DistError
 
     try:
-        store.wait(keys, patience)
+        patiently(patience, lambda wait: store.wait(keys, wait))
         return []
     except DistError:
         return [i for i, key in enumerate(keys) if not store.check([key])]

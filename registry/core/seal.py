@@ -59,6 +59,12 @@ def is_whole(path: str | Path) -> bool | None:
         return file.read(len(BLANK)) == _digest(file, found)
 
 
+def has_seal(path: str | Path) -> bool:
+    """Whether a file has a seal, right or wrong. Raises OSError."""
+    with open(path, "rb") as file:
+        return _position(file) is not None
+
+
 def trailer_length(file: BinaryIO, size: int) -> int:
     """How many bytes after a pickle belong to its seal."""
     if size < len(TRAILER):

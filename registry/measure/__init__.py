@@ -10,6 +10,7 @@ torchscript      a feature network of the user's, such as DINOv2
 measuring        from seeds to images to every metric's numbers, shared among processes
 protocol         what numbers depend on besides the images
 rows             rows of numbers, and tables of rows
+saved            results as files keep them
 comparison       one table of results from several files, with marks where protocols are unlike
 teacher_rows     the teacher's rows, measured once and saved beside its file
 evaluate         measures a network's file as the papers do, and records everything that the numbers depend on

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from registry.core.errors import UserError
+from registry.core.text import shown
+from registry.files.json_files import NoRecord, read_record
 from registry.measure.protocol import Protocol, difference, in_words
 from registry.measure.rows import Row, cell
+from registry.measure.saved import EITHER, Quality
 
 MARK = "†"
 
@@ -38,22 +41,28 @@ def read_results(source: str) -> list[Result]:
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: is not a file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        protocols, higher = dict(content.get("protocols", {})), tuple(content.get("higher_is_better", ()))
-        if any("metric" not in protocol for protocol in protocols.values()):
-            raise ValueError
-        if "rows" in content:
-            measured = path.resolve().parent
-            rows = [row_of(row["name"], row["evaluations"], row["values"]) for row in content["rows"]]
-        else:
-            found = {column: s["values"] for columns in content["results"].values() for column, s in columns.items()}
-            measured = Path(content["network"])
-            rows = [row_of("", content["evaluations"], found)]
-        return [Result(row, measured, protocols, higher) for row in rows]
+        found = read_record(path, EITHER)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+    except NoRecord:
         raise UserError(f"{path}: neither a result of `distill evaluate` (.json) nor a run's quality.json") from None
+    if isinstance(found, Quality):
+        measured = path.resolve().parent
+        rows = [Row(shown(row.name), row.evaluations, escaped(row.values)) for row in found.rows]
+    else:
+        measured = Path(found.network)
+        values = {column: s.values for columns in found.results.values() for column, s in columns.items()}
+        rows = [Row("", found.evaluations, escaped(values))]
+    return [Result(row, measured, escaped(found.protocols), tuple(map(shown, found.higher_is_better))) for row in rows]
+
+
+def escaped(value: Any) -> Any:
+    """Plain values from a file, with all text as a terminal may show it."""
+    if isinstance(value, dict):
+        return {shown(key): escaped(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [escaped(inside) for inside in value]
+    return shown(value, most=1000) if isinstance(value, str) else value
 
 
 def distinct(sources: Iterable[Path]) -> dict[Path, str]:
@@ -65,13 +74,6 @@ def distinct(sources: Iterable[Path]) -> dict[Path, str]:
     while len(last) > 1 and all(len(p) > 1 for p in last.values()) and len({p[-1] for p in last.values()}) == 1:
         last = {source: p[:-1] for source, p in last.items()}
     return {source: "/".join(p) for source, p in last.items()}
-
-
-def row_of(name: str, evaluations: int | None, values: dict[str, list[float]]) -> Row:
-    """A row from a file's plain values. Raises ValueError or TypeError if they are no numbers."""
-    if not all(values.values()):
-        raise ValueError("no values")
-    return Row(name, evaluations, {column: [float(value) for value in of_column] for column, of_column in values.items()})
 
 
 def table_of_results(results: Sequence[Result]) -> Table:
@@ -95,12 +97,12 @@ def table_of_results(results: Sequence[Result]) -> Table:
     table.add_column("", overflow="fold")
     table.add_column("eval.", justify="right")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(Text(column), justify="right")
     names = distinct(result.source for result in results)
     for result in results:
         evaluations = "" if result.row.evaluations is None else str(result.row.evaluations)
-        name = "\n".join(filter(None, (names[result.source], result.row.name)))
-        table.add_row(Text(name), evaluations, *(text(result, column) for column in columns))
+        name = "\n".join(filter(None, (shown(names[result.source]), result.row.name)))
+        table.add_row(Text(name), evaluations, *(Text(text(result, column)) for column in columns))
     lines = [f"{name}: {line}" for name, line in in_words(usual.values()).items()]
     table.caption = Text("\n".join([*lines, *(f"{mark} {note}" for note, mark in notes.items())]))
     return table

@@ -33,23 +33,34 @@ class Row:
             self.values.setdefault(column, []).append(value)
 
     def mean(self, column: str) -> float:
-        return statistics.fmean(self.values[column])
+        return mean(self.values[column])
 
     def text(self, column: str) -> str:
         """mean ± standard deviation over the repeats; a dash without values; a whole number if all values equal it."""
         if column not in self.values:
             return "–"
         values = self.values[column]
-        if all(v.is_integer() for v in values) and len(set(values)) == 1:
+        if len(set(values)) == 1 and values[0].is_integer() and abs(values[0]) < 1e15:
             return f"{values[0]:.0f}"
         return f"{self.mean(column):.3g} ± {spread(values):.2g}"
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean; infinite if the sum of the values is too large a number."""
+    try:
+        return statistics.fmean(values)
+    except OverflowError:
+        return math.inf
 
 
 def spread(values: Sequence[float]) -> float:
     """Standard deviation (ddof 1) of the repeats, 0 of a single one, NaN if one is not finite."""
     if not all(map(math.isfinite, values)):
         return math.nan
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+    try:
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+    except OverflowError:
+        return math.inf
 
 
 def best(values: Sequence[float], higher: bool) -> float:
@@ -60,7 +71,7 @@ def best(values: Sequence[float], higher: bool) -> float:
 def summary(values: list[float]) -> dict[str, Any]:
     """Values, minimum, maximum, mean and standard deviation. EDM's protocol reports the minimum of three."""
     lowest, highest = (best(values, higher) for higher in (False, True))
-    return {"values": values, "min": lowest, "max": highest, "mean": statistics.fmean(values), "std": spread(values)}
+    return {"values": values, "min": lowest, "max": highest, "mean": mean(values), "std": spread(values)}
 
 
 def label(choice: Choice, metric: Metric, samples: int) -> str:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, TypeAdapter
 from torch import Tensor
 
 from registry.core import distributed
@@ -16,13 +17,28 @@ from registry.core.errors import UserError
 from registry.core.version import versions
 from registry.files.atomic import write_atomically
 from registry.files.downloads import cache_folder
+from registry.files.json_files import STRICT, kept
 from registry.files.locate import shipped
 from registry.measure.measuring import measured
 from registry.measure.rows import Metrics, Row
+from registry.measure.saved import SavedRow
 from registry.recipe.resolved import plain
 from registry.recipe.tables import EvalConfig
 from registry.sample.heun import depends_on, heun_samples
 from registry.show.journal import Journal
+
+
+class Kept(BaseModel):
+    """A row with everything that it depends on."""
+
+    model_config = STRICT
+    measured: dict[str, Any]
+    row: SavedRow
+    date: str
+    versions: dict[str, Any]
+
+
+KEPT = TypeAdapter(list[Kept])
 
 
 def teacher_rows(
@@ -69,11 +85,11 @@ def read_kept(path: Path | None) -> dict[str, dict[str, Any]]:
     """The rows saved in a file, by everything that they depend on; empty if it cannot be read."""
     if path is None:
         return {}
-    try:
-        entries = json.loads(path.read_text())
-        return {json.dumps(e["measured"], sort_keys=True): {k: e[k] for k in ("row", "date", "versions")} for e in entries}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    entries = kept(path, KEPT) or []
+    return {
+        json.dumps(e.measured, sort_keys=True): {"row": vars(e.row) | {"note": ""}, "date": e.date, "versions": e.versions}
+        for e in entries
+    }
 
 
 def keep(path: Path, rows: dict[str, dict[str, Any]]) -> str:

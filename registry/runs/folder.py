@@ -15,10 +15,13 @@ from filelock import FileLock, Timeout
 from registry.core import distributed
 from registry.core.errors import SettingError, UserError
 from registry.files.atomic import is_temporary, write_atomically
+from registry.files.json_files import NoRecord, content
 from registry.recipe.resolved import Tables, dumps
 from registry.show.journal import Journal
 
 STATISTICS = "stats.jsonl"
+MOST_LINES = 2**30
+"""Bytes of a JSON-lines file: far more than a run writes in months."""
 
 
 def new_run_folder(outdir: Path, description: str) -> Path:
@@ -151,10 +154,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [entry for _, entry in _lines(path)]
 
 
+def readable_lines(path: Path) -> list[dict[str, Any]]:
+    """The same; none if the file cannot be read."""
+    try:
+        return read_lines(path)
+    except (OSError, NoRecord):
+        return []
+
+
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The lines of a JSON-lines file with their content, but for those that were cut off or are damaged."""
     found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in content(path, MOST_LINES).decode(errors="replace").splitlines():
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
@@ -168,10 +179,10 @@ def _is_whole(entry: Any) -> bool:
     """Whether this is what a run writes: numbers at some thousands of images."""
     if not isinstance(entry, dict):
         return False
-    statistics = [value.get("mean") if isinstance(value, dict) else None for key, value in entry.items() if "/" in key]
+    statistics = [{"mean": None} | value if isinstance(value, dict) else {"": None} for key, value in entry.items() if "/" in key]
     results = entry.get("results", {})
-    numbers = [*statistics, *(results.values() if isinstance(results, dict) else [None]), entry.get("kimg", 0)]
-    return all(isinstance(number, int | float) for number in numbers)
+    numbers = [number for values in (*statistics, results) for number in (values.values() if isinstance(values, dict) else [None])]
+    return all(isinstance(number, int | float) for number in (*numbers, entry.get("kimg", 0), entry.get("train_seconds", 0)))
 
 
 def _kimg(entry: dict[str, Any]) -> float:

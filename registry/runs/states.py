@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from registry.core.errors import SettingError, UserError
+from registry.core.seal import has_seal
 from registry.files.bounds import STATE
-from registry.files.plain import load, problem
+from registry.files.plain import DAMAGED, load, problem
+from registry.recipe.reading import read_tables
 from registry.runs.checkpoints import differences, identity
 
 STATES = "training-state-*.pt"
@@ -91,9 +93,9 @@ def newest_whole(folder: Path) -> Found:
 def misnamed(path: Path) -> str | None:
     """What is wrong with the name of one of our states: it does not say how many images the run had seen. Otherwise None."""
     try:
-        nimg = int(load(path, STATE, sealed=True)["nimg"])
-    except UserError:  # another project's, or of another kind: whoever reads it says so
-        return None
+        nimg = int(load(path, STATE, sealed=has_seal(path))["nimg"])
+    except UserError as error:  # another project's, or of another kind: whoever reads it says so
+        return DAMAGED if str(error).endswith(DAMAGED) else None
     return None if nimg // 1000 == kimg_of(path) else f"is a state at {nimg / 1000:.3f} kimg under another name"
 
 
@@ -122,13 +124,12 @@ def kimg_of(path: Path) -> int:
 
 def recorded_tables(folder: Path) -> dict[str, Any] | None:
     """The recipe of a run folder: recipe.toml, or else what its newest readable state says; None if neither can be read."""
-    try:
-        return tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        pass
+    if (folder / "recipe.toml").is_file():
+        with suppress(UserError):
+            tables = read_tables(folder / "recipe.toml")
+            if all(isinstance(table, dict) for table in tables.values()):
+                return tables
     for path in states(folder):
-        try:
+        with suppress(UserError):
             return dict(load(path, STATE)["recipe"])
-        except (UserError, KeyError, TypeError, ValueError):
-            continue
     return None

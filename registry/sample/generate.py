@@ -8,10 +8,7 @@ import json
 import math
 import re
 import shutil
-import zipfile
-import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +21,8 @@ from torch import Tensor
 from registry.core import distributed
 from registry.core.errors import SettingError, UserError
 from registry.files.atomic import check_folder, write_atomically
+from registry.files.json_files import ANYTHING, NoRecord, read_record
+from registry.files.npz import read_npz
 from registry.sample.sampler import Sampler
 from registry.show.journal import Journal
 from registry.show.pictures import save_image, save_samples, to_uint8
@@ -31,8 +30,8 @@ from registry.show.pictures import save_image, save_samples, to_uint8
 Format = Literal["png", "npz", "grid"]
 MOST_IN_A_GRID = 1024
 NOTE, PARTS = "generate.json", ".parts"
-DAMAGE = (OSError, ValueError, KeyError, EOFError, AssertionError, zipfile.BadZipFile, zlib.error)
-"""The exceptions that a damaged .npz can raise."""
+MOST_BYTES, MOST_COMPRESSED = 2**28, 100
+"""Of the arrays in an .npz file that lies in the folder: so many bytes, or so many times the file."""
 
 
 def parse_seeds(text: str, limit: int = 10_000_000) -> list[int]:
@@ -86,13 +85,14 @@ def generate(
     gathering = bool(set(formats) - {"png"})
     settings = sampler.settings | {"class": class_}
     lock = FileLock(outdir / PARTS / "lock", timeout=0)  # goes with the folder, or with the process
-    missing = distributed.by_rank0(lambda: prepare(outdir, settings, seeds, "png" in formats, lock if gathering else None))
+    form = as_pixels(torch.zeros(0, *sampler.domain.image_shape))
+    missing = distributed.by_rank0(lambda: prepare(outdir, settings, seeds, form, "png" in formats, lock if gathering else None))
     if len(missing) < len(seeds):
         journal.log(f"{len(seeds) - len(missing)} of {len(seeds)} images already exist")
     sample_missing(sampler, missing, outdir, formats, class_, batch, len(seeds) > 1000, journal)
     distributed.gather(None)
     if gathering:
-        distributed.by_rank0(lambda: gather(outdir, seeds, formats, planar))
+        distributed.by_rank0(lambda: gather(outdir, seeds, form, formats, planar))
         lock.release()
     journal.log(f"{len(seeds)} images ({sampler.evaluations} evaluation{'s' * (sampler.evaluations > 1)} each) in {outdir}")
 
@@ -121,10 +121,13 @@ def sample_missing(
             bar.at(min((i + distributed.world_size()) * batch, len(missing)))
 
 
-def prepare(outdir: Path, settings: dict[str, Any], seeds: Sequence[int], pngs: bool, lock: FileLock | None) -> list[int]:
+def prepare(
+    outdir: Path, settings: dict[str, Any], seeds: Sequence[int], form: np.ndarray, pngs: bool, lock: FileLock | None
+) -> list[int]:
     """Claim the folder and list the seeds that are still missing. One process does this for all. Raises UserError.
 
-    With a lock, images are gathered in one file at the end, and only one command at a time can do that.
+    `form` are no images [0, H, W, C] of the shape and type that there are to be. With a lock, images are gathered in
+    one file at the end, and only one command at a time can do that.
     """
     claim(outdir, settings)
     begun = (outdir / PARTS).exists()
@@ -134,16 +137,15 @@ def prepare(outdir: Path, settings: dict[str, Any], seeds: Sequence[int], pngs: 
             lock.acquire()
         except Timeout:
             raise UserError(f"{outdir}: another process is making images here; wait for it, or give another folder") from None
-    if lock is not None and not begun and (outdir / "samples.npz").is_file():
-        with suppress(*DAMAGE), np.load(outdir / "samples.npz", allow_pickle=False) as found:
-            write_part(outdir / PARTS, found["seeds"].tolist(), found["arr_0"], found.get("labels"))
-    kept = {seed for _, of in parts_in(outdir / PARTS) for seed in of} if lock is not None else set(seeds)
+    if lock is not None and not begun and (found := images_in(outdir / "samples.npz", form)):
+        write_part(outdir / PARTS, found["seeds"].tolist(), found["arr_0"], found.get("labels"))
+    kept = {seed for of in parts_in(outdir / PARTS, form).values() for seed in of} if lock is not None else set(seeds)
     return [s for s in seeds if s not in kept or (pngs and not is_there(png(outdir, s, len(seeds) > 1000)))]
 
 
-def gather(outdir: Path, seeds: Sequence[int], formats: Sequence[Format], planar: bool) -> None:
+def gather(outdir: Path, seeds: Sequence[int], form: np.ndarray, formats: Sequence[Format], planar: bool) -> None:
     """Write samples.npz and the grid from the parts. Raises UserError."""
-    content = read_parts(outdir / PARTS, seeds)
+    content = read_parts(outdir / PARTS, seeds, form)
     if "npz" in formats:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **content)  # type: ignore[arg-type]
@@ -160,8 +162,8 @@ def claim(outdir: Path, settings: dict[str, Any]) -> None:
     wanted = json.loads(json.dumps(settings))
     if note.is_file():
         try:
-            found = json.loads(note.read_text())
-        except ValueError:
+            found = read_record(note, ANYTHING)
+        except NoRecord:
             raise SettingError("outdir", f"{note} is damaged; give another folder, or remove this one", str(outdir)) from None
         other = [k for k in sorted({*found, *wanted} - {"network"}) if found.get(k) != wanted.get(k)]
         if other:
@@ -207,30 +209,46 @@ def write_part(folder: Path, seeds: Sequence[int], pixels: np.ndarray, labels: n
     write_atomically(folder / f"{name}.npz", buffer.getvalue(), durable=False)
 
 
-def parts_in(folder: Path) -> list[tuple[Path, list[int]]]:
+def images_in(path: Path, form: np.ndarray) -> dict[str, np.ndarray] | None:
+    """`seeds` [n], `arr_0` [n, H, W, C] and `labels` [n], if there are any, of a file of ours; None if it is none, or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        found = read_npz(path, path, max(MOST_BYTES, MOST_COMPRESSED * path.stat().st_size))
+    except (UserError, OSError):
+        return None
+    images, numbers = found.get("arr_0"), {name: array for name, array in found.items() if name in ("seeds", "labels")}
+    if images is None or images.dtype != form.dtype or images.shape[1:] != form.shape[1:] or "seeds" not in numbers:
+        return None
+    whole = all(array.dtype.kind in "iu" and array.shape == (len(images),) for array in numbers.values())
+    return numbers | {"arr_0": images} if whole else None
+
+
+def parts_in(folder: Path, form: np.ndarray) -> dict[Path, list[int]]:
     """The parts of an unfinished run, with their seeds; damaged ones are removed."""
-    found = []
+    found = {}
     for path in sorted(folder.glob("*.npz")):
-        try:
-            with np.load(path, allow_pickle=False) as part:
-                assert len(part["arr_0"]) == len(part["seeds"])  # read both now: a part may be cut off anywhere
-                found.append((path, part["seeds"].tolist()))
-        except DAMAGE:
+        part = images_in(path, form)  # all of it: a part may be cut off anywhere
+        if part is not None:
+            found[path] = part["seeds"].tolist()
+        elif not path.is_dir():
             path.unlink(missing_ok=True)
     return found
 
 
-def read_parts(folder: Path, seeds: Sequence[int]) -> dict[str, np.ndarray]:
+def read_parts(folder: Path, seeds: Sequence[int], form: np.ndarray) -> dict[str, np.ndarray]:
     """`arr_0` [n, H, W, C], `seeds` [n] and `labels` [n], if there are any, in the order of the seeds. Raises UserError."""
     row = {seed: i for i, seed in enumerate(seeds)}
     content, missing = {"seeds": np.array(seeds)}, set(seeds)
-    for path, of in parts_in(folder):
-        with np.load(path, allow_pickle=False) as part:
-            where = [(row[seed], i) for i, seed in enumerate(of) if seed in row]
-            for name in set(part.files) - {"seeds"}:
-                found = part[name]
-                whole = content.setdefault(name, np.zeros((len(seeds), *found.shape[1:]), found.dtype))
-                whole[[to for to, _ in where]] = found[[at for _, at in where]]
+    for path in sorted(folder.glob("*.npz")):
+        part = images_in(path, form)
+        if part is None:
+            continue
+        of = part.pop("seeds").tolist()
+        where = [(row[seed], i) for i, seed in enumerate(of) if seed in row]
+        for name, found in part.items():
+            whole = content.setdefault(name, np.zeros((len(seeds), *found.shape[1:]), found.dtype))
+            whole[[to for to, _ in where]] = found[[at for _, at in where]]
         missing -= set(of)
     if missing:
         raise UserError(

@@ -37,7 +37,8 @@ def teacher_pairs(
     wanted = provenance(teacher, noise, sigmas, count, nfe)
     name = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / PAIRS / f"{name}.pt"
-    content = distributed.from_rank0(kept(path, wanted) if distributed.rank() == 0 else None)
+    shape, labels_shape = (len(sigmas), count, *teacher.image_shape), (count, teacher.label_dim)
+    content = distributed.from_rank0(kept(path, wanted, shape, labels_shape) if distributed.rank() == 0 else None)
     if content is None:
         content = made(teacher, noise, sigmas, count, nfe, device, journal) | {"provenance": wanted}
         if distributed.rank() == 0:
@@ -61,15 +62,18 @@ def provenance(teacher: Teacher, noise: Noise, sigmas: Sequence[float], count: i
     }
 
 
-def kept(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The pairs in a file, if it holds these."""
+def kept(path: Path, wanted: dict[str, Any], shape: tuple[int, ...], labels_shape: tuple[int, int]) -> dict[str, Any] | None:
+    """The pairs in a file, if it holds these: starts and images of a shape, and labels of another unless there are no classes."""
     if not path.is_file():
         return None
     try:
         content = load(path, PAIRS)
     except UserError:
         return None
-    return content if content.get("provenance") == wanted else None
+    starts, images, labels = content["starts"], content["images"], content["labels"]
+    fits = starts.shape == images.shape == shape and (labels is None if not labels_shape[1] else labels.shape == labels_shape)
+    finite = all(tensor.isfinite().all() for tensor in (starts, images))
+    return content if content["provenance"] == wanted and fits and finite else None
 
 
 def keep(path: Path, content: dict[str, Any], journal: Journal) -> None:

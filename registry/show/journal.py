@@ -39,7 +39,7 @@ class Journal:
         if not self.active:
             return
         text = printable(text)
-        self.console.print(text, markup=False)
+        self._print(text, markup=False)
         if self.folder:
             try:
                 with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
@@ -51,13 +51,22 @@ class Journal:
         """Say once that a line cannot be written. That is no reason to stop a run."""
         if not self._complained:
             self._complained = True
-            self.console.print(f"WARNING {path}: cannot be written: {error.strerror}; the run goes on", markup=False)
+            self._print(f"WARNING {path}: cannot be written: {error.strerror}; the run goes on", markup=False)
+
+    def _print(self, what: str | Table, markup: bool = True) -> None:
+        """Print a line or a table. From the first that the disk has no room for, nothing is printed any more."""
+        try:
+            self.console.print(what, markup=markup)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            self.console = Console(quiet=True)
 
     def table(self, table: Table, name: str) -> None:
         """Print a table and save it as text under `name`."""
         if not self.active:
             return
-        self.console.print(table)
+        self._print(table)
         if self.folder:
             plain = Console(width=200, color_system=None, record=True, file=io.StringIO())
             plain.print(table)

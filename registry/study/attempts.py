@@ -20,7 +20,7 @@ from typing import Any
 
 from registry.core.errors import UserError
 from registry.files.atomic import write_atomically
-from registry.study.cells import ATTEMPT, read_json
+from registry.study.cells import ATTEMPT, read_attempt
 from registry.study.machine import code, made_with
 
 LOCK, OUTPUT, ERRORS = "lock", "output.txt", "errors.txt"
@@ -64,7 +64,7 @@ class Leftover:
 
     def signal(self, number: int) -> None:
         """Send a signal to the process, if it is still there."""
-        pid = read_json(self.folder / ATTEMPT).get("pid")
+        pid = read_attempt(self.folder).get("pid")
         if isinstance(pid, int) and is_running(self.folder):
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
@@ -78,7 +78,7 @@ def begin(folder: Path, command: list[str], environment: Mapping[str, str]) -> A
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder}: is being run by another process") from None
-        seconds = read_json(folder / ATTEMPT).get("seconds", 0.0)
+        seconds = read_attempt(folder).get("seconds", 0.0)
         note: dict[str, Any] = {
             "command": command, "started": time.time(), "seconds": seconds, "exit": None, "error": "", "pid": None,
             "threads": environment.get("OMP_NUM_THREADS", ""), "made_with": {**made_with(), "code": code()},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shlex
@@ -13,17 +12,20 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from registry.core.errors import Diverged, SettingError, UserError
 from registry.files.atomic import write_atomically
+from registry.files.json_files import kept
 from registry.files.locate import locate_recipe
+from registry.measure.saved import QUALITY, Quality
 from registry.plugins.loading import Plugins
 from registry.recipe.reading import expect, read_tables, resolve
 from registry.recipe.resolved import Recipe, Tables, dumps
 from registry.recipe.tables import StudyConfig
 from registry.runs.checkpoints import differences
-from registry.runs.folder import STATISTICS
+from registry.runs.folder import STATISTICS, readable_lines
 from registry.study.definition import Study
 from registry.study.grid import Combination, combinations
 
@@ -45,6 +47,23 @@ class Status(StrEnum):
 
 
 FINAL = (Status.DONE, Status.FAILED, Status.DIVERGED)
+
+
+class Note(TypedDict, total=False):
+    """What an attempt leaves."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
+    exit: int | None
+    """None while it runs."""
+    error: str
+    seconds: float
+    """Of all attempts."""
+    pid: int | None
+    made_with: dict[str, Any]
+    copied_from: str
+
+
+NOTE = TypeAdapter(Note)
 
 
 @dataclass(frozen=True)
@@ -77,9 +96,9 @@ class Cell:
         """The newest run folder in the cell's folder."""
         return run_folder(self.folder)
 
-    def attempt(self) -> dict[str, Any]:
+    def attempt(self) -> Note:
         """What the last attempt left; empty before the first."""
-        return read_json(self.folder / ATTEMPT)
+        return read_attempt(self.folder)
 
 
 def run_folder(folder: Path) -> Path | None:
@@ -159,27 +178,27 @@ def record(cell: Cell) -> None:
 def status(cell: Cell, folder: Path | None = None) -> tuple[Status, str]:
     """How far a cell is, in its own or in another folder, and what went wrong, if something did."""
     folder = folder or cell.folder
-    attempt, run = read_json(folder / ATTEMPT), run_folder(folder)
-    if not attempt:
+    attempt, run = read_attempt(folder), run_folder(folder)
+    if "exit" not in attempt:
         return Status.WAITING, ""
     code = attempt["exit"]
     finished = run is not None and (run / "quality.json").is_file()
     if code in INTERRUPTED or (code is None and not finished):
         return Status.UNFINISHED, ""
     if code == Diverged.code:
-        return Status.DIVERGED, attempt["error"]
+        return Status.DIVERGED, attempt.get("error", "")
     if code:
-        return Status.FAILED, attempt["error"]
-    if run is None or not finished:
-        return Status.FAILED, "the run left no numbers"
-    reason = divergence(run, cell.tables["train"]["batch"])
+        return Status.FAILED, attempt.get("error", "")
+    quality = kept(run / "quality.json", QUALITY) if run else None
+    if run is None or quality is None:
+        return Status.FAILED, "its quality.json cannot be read" if finished else "the run left no numbers"
+    reason = divergence(run, quality, cell.tables["train"]["batch"])
     return (Status.DIVERGED, reason) if reason else (Status.DONE, "")
 
 
-def divergence(run: Path, batch: int) -> str:
+def divergence(run: Path, quality: Quality, batch: int) -> str:
     """Why a finished run counts as diverged: numbers that are not finite, or no image was left to learn from; '' if it does not."""
-    quality = read_json(run / "quality.json")
-    for column, values in quality["rows"][0]["values"].items():
+    for column, values in quality.rows[0].values.items():
         if not all(map(math.isfinite, values)):
             return f"{column} = {next(v for v in values if not math.isfinite(v))}"
     last = last_line(run / STATISTICS)
@@ -196,24 +215,11 @@ def kimg(cell: Cell) -> float:
     return float(last_line(run / STATISTICS).get("Progress/kimg", {"mean": 0.0})["mean"]) if run else 0.0
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's content; empty if there is none or it was cut off."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def read_attempt(folder: Path) -> Note:
+    """What the last attempt left in a cell's folder; empty before the first, or if it cannot be read."""
+    return kept(folder / ATTEMPT, NOTE) or Note()
 
 
 def last_line(path: Path) -> dict[str, Any]:
     """The last whole line of a JSON-lines file; empty if there is none."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return {}
-    for line in reversed(lines):
-        try:
-            return dict(json.loads(line))
-        except ValueError:
-            continue
-    return {}
+    return next(reversed(readable_lines(path)), {})

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 from rich.console import Console
+from typing_extensions import TypedDict
 
 from registry.core.errors import SettingError, UserError
 from registry.files.atomic import check_folder, write_atomically
+from registry.files.json_files import kept
 from registry.plugins.loading import Plugins
 from registry.recipe.resolved import dumps
 from registry.show.journal import Journal
 from registry.study.attempts import write_note
-from registry.study.cells import Cell, Command, Status, check_unchanged, prepare, read_json, status
+from registry.study.cells import Cell, Command, Status, check_unchanged, prepare, status
 from registry.study.definition import Study
 from registry.study.local import run_local
 from registry.study.page import page
@@ -31,6 +34,15 @@ from registry.study.slurm import run_slurm
 from registry.study.summary import Summary, summarise
 
 STUDY = "study.toml"
+
+
+class Typed(TypedDict):
+    """Of study.json: the command that the study was begun with."""
+
+    command: str
+
+
+TYPED = TypeAdapter(Typed)
 MOST_PRINTED, WIDE = 40, 140
 """Longer tables are only in the files; columns of a table that is printed to no terminal."""
 
@@ -62,7 +74,7 @@ def conduct(
     if report_only:
         if not any(cell.folder.is_dir() for cell in cells):
             raise SettingError("outdir", "has no runs of this study to report", str(outdir))
-        typed = read_json(outdir / "study.json").get("command", typed)
+        typed = (kept(outdir / "study.json", TYPED) or {"command": typed})["command"]
         return report(study, outdir, read_results(cells), typed, journal)
     with alone(outdir):
         write_atomically(outdir / STUDY, dumps(study.tables()).encode())

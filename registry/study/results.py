@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from registry.runs.folder import STATISTICS, read_lines
-from registry.study.cells import Cell, Status, kimg, last_line, read_json, status
+from registry.files.json_files import kept
+from registry.measure.saved import QUALITY
+from registry.runs.folder import STATISTICS, readable_lines
+from registry.study.cells import Cell, Note, Status, kimg, last_line, status
 from registry.study.statistics import Curve
 
 
@@ -49,7 +50,7 @@ class Result:
     """The first column of every metric: {column: metric}."""
     rows: tuple[Measured, ...] = ()
     points: tuple[Point, ...] = ()
-    attempt: dict[str, Any] = field(default_factory=dict)
+    attempt: Note = field(default_factory=Note)
 
     @property
     def generator(self) -> Measured | None:
@@ -81,9 +82,9 @@ def read_result(cell: Cell) -> Result:
     run = cell.run_folder()
     if run is None:
         return Result(cell, found, error, None, 0.0, 0.0, attempt=cell.attempt())
-    quality = read_json(run / "quality.json")
-    main = {columns[0]: metric for metric, columns in quality.get("columns", {}).items()}
-    rows = tuple(Measured(row["name"], row["evaluations"], row["values"]) for row in quality.get("rows", []))
+    quality = kept(run / "quality.json", QUALITY)
+    main = {columns[0]: metric for metric, columns in quality.columns.items()} if quality else {}
+    rows = tuple(Measured(row.name, row.evaluations, row.values) for row in quality.rows) if quality else ()
     seconds = float(last_line(run / STATISTICS).get("Timing/train_sec", {"mean": 0.0})["mean"])
     return Result(cell, found, error, run, kimg(cell), seconds, main, rows, read_points(run), cell.attempt())
 
@@ -92,9 +93,10 @@ def read_points(run: Path) -> tuple[Point, ...]:
     """The measurements at all snapshots, of all metrics, in their order."""
     found: dict[float, Point] = {}
     for path in sorted(run.glob("metric-*.jsonl")):
-        for line in read_lines(path):
-            point = found.setdefault(line["kimg"], Point(line["kimg"], line.get("train_seconds", 0.0), {}))
-            point.values.update(line["results"])
+        for line in readable_lines(path):
+            if {"kimg", "results"} <= line.keys():
+                point = found.setdefault(line["kimg"], Point(line["kimg"], line.get("train_seconds", 0.0), {}))
+                point.values.update(line["results"])
     return tuple(found[key] for key in sorted(found))
 
 

@@ -11,7 +11,7 @@ from registry.core.errors import SettingError, UserError
 from registry.recipe.reading import read_tables
 from registry.recipe.resolved import dumps
 from registry.study.attempts import write_note
-from registry.study.cells import ATTEMPT, RECIPE, Cell, Status, identity, read_json, status
+from registry.study.cells import RECIPE, Cell, Status, identity, read_attempt, status
 from registry.study.machine import code, made_with
 
 
@@ -24,7 +24,7 @@ def reuse(cells: Sequence[Cell], source: Path) -> list[Cell]:
     if not source.is_dir():
         raise SettingError("reuse", "is no folder", str(source))
     present = {**made_with(), "code": code()}
-    finished = {recipe: folder for recipe, folder in recorded(source) if read_json(folder / ATTEMPT).get("made_with") == present}
+    finished = {recipe: folder for recipe, folder in recorded(source) if read_attempt(folder).get("made_with") == present}
     copied = []
     for cell in cells:
         folder = finished.get(dumps(identity(cell.tables)))
@@ -49,7 +49,7 @@ def copy(folder: Path, target: Path) -> None:
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
         shutil.copytree(folder, part)
-        write_note(part, read_json(part / ATTEMPT) | {"copied_from": folder.parents[2].as_posix()})
+        write_note(part, {**read_attempt(part), "copied_from": folder.parents[2].as_posix()})
         part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)

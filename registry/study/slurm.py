@@ -10,10 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
 from registry.core.errors import Interrupted, SettingError, UserError
 from registry.files.atomic import write_atomically
+from registry.files.json_files import kept
 from registry.study.attempts import Attempt, begin, is_running, write_note
-from registry.study.cells import FINAL, Cell, read_json, record, run_folder, status
+from registry.study.cells import FINAL, Cell, record, run_folder, status
 from registry.study.local import Signals
 from registry.study.machine import cores
 from registry.study.progress import Progress
@@ -23,6 +27,16 @@ if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
 JOB = "job.json"
+
+
+class Submitted(TypedDict):
+    """What is kept of a job."""
+
+    id: str
+    executor: str
+
+
+SUBMITTED = TypeAdapter(Submitted)
 POLL_SECONDS = 2.0
 
 MOST_TIMEOUTS = 100
@@ -114,10 +128,10 @@ def queued(cell: Cell, folder: Path) -> Job[None] | None:
     """The job that an earlier call submitted for a cell, if it is still queued or running."""
     import submitit
 
-    note = read_json(cell.folder / JOB)
-    if note.get("executor") != "slurm":
+    note = kept(cell.folder / JOB, SUBMITTED)
+    if note is None or note["executor"] != "slurm":
         return None
-    job: Job[None] = submitit.SlurmJob(folder, str(note["id"]))
+    job: Job[None] = submitit.SlurmJob(folder, note["id"])
     return None if job.done(force_check=True) else job
 
 

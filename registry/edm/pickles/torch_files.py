@@ -21,7 +21,9 @@ STREAM_MARK = 0x1950A86A20F9469CFC6C
 def zip_members(file: BinaryIO, size: int) -> tuple[range, dict[str, range]]:
     """Where the pickle is in a zip file of torch.save, and the storages by key. Members are stored, never compressed."""
     with zipfile.ZipFile(file) as archive:
-        infos = archive.infolist()
+        infos, start = archive.infolist(), archive.start_dir
+    if start != named_directory(file, size):
+        raise PickleError("has another directory than the one that its end record names, which torch would read")
     spans: dict[str, range] = {}
     for info in infos:
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
@@ -44,6 +46,19 @@ def zip_members(file: BinaryIO, size: int) -> tuple[range, dict[str, range]]:
         raise PickleError("was not written on a little-endian machine")
     data = f"{root}data/"
     return spans[pickles[0]], {name.removeprefix(data): span for name, span in spans.items() if name.startswith(data)}
+
+
+def named_directory(file: BinaryIO, size: int) -> int:
+    """Where the directory of a zip file is, by its end record. Python takes the one that lies right before that record."""
+    file.seek(max(0, size - 2**16 - 22))
+    tail = file.read()
+    end = tail.rfind(b"PK\x05\x06")
+    locator = tail[max(0, end - 20) : end]
+    if locator[:4] == b"PK\x06\x07":  # the end record of a long file lies before that
+        file.seek(struct.unpack("<Q", locator[8:16])[0])
+        record = file.read(56)
+        return int(struct.unpack("<Q", record[48:])[0]) if record[:4] == b"PK\x06\x06" and len(record) == 56 else -1
+    return int(struct.unpack("<I", tail[end + 16 : end + 20])[0])
 
 
 def read_stream(file: BinaryIO, span: range) -> tuple[Any, dict[str, range]]:

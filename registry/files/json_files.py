@@ -1,0 +1,72 @@
+"""Small files that the package writes for itself. What is read is checked: anything may lie in their place.
+
+A schema is a pydantic type. Its parser has a limit of depth, and takes NaN and Infinity, as Python writes them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+
+T = TypeVar("T")
+MOST_BYTES = 64 * 2**20
+LARGEST = 1e150
+"""Of finite numbers in a record; the mean and the variance of several are finite, too."""
+
+
+class NoRecord(ValueError):
+    """A file is none of ours, or is damaged. The message says why, in a few words."""
+
+
+def bounded(number: float) -> float:
+    if LARGEST < abs(number) < float("inf"):
+        raise ValueError("beyond all bounds")
+    return number
+
+
+Number = Annotated[float, AfterValidator(bounded)]
+"""Of a measurement; it may be infinite or NaN."""
+STRICT = ConfigDict(strict=True, extra="ignore")
+
+
+def content(path: Path, most: int = MOST_BYTES) -> bytes:
+    """What a regular file holds; a pipe in its place is not waited for. Raises OSError and NoRecord."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise NoRecord("is not a file")
+        if found.st_size > most:
+            raise NoRecord("is too long")
+        return file.read()
+
+
+def read_record(path: Path, schema: TypeAdapter[T]) -> T:
+    """The record in a JSON file. Raises OSError and NoRecord."""
+    return parse_record(content(path), schema)
+
+
+def parse_record(text: str | bytes, schema: TypeAdapter[T]) -> T:
+    """The record in JSON text. Raises NoRecord."""
+    try:
+        return schema.validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise NoRecord(f"{where}: {first['msg']}" if where else first["msg"]) from None
+
+
+def kept(path: Path, schema: TypeAdapter[T]) -> T | None:
+    """The record in a JSON file, or None if there is none that can be read."""
+    try:
+        return read_record(path, schema)
+    except (OSError, NoRecord):
+        return None
+
+
+ANYTHING: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+"""A record whose reader checks it."""

@@ -1,0 +1,61 @@
+"""Results as files keep them: a run's quality.json, and what `distill evaluate` writes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
+
+from registry.files.json_files import STRICT, Number
+
+Values = Annotated[list[Number], Field(min_length=1)]
+
+
+def named(protocol: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(protocol.get("metric"), str):
+        raise ValueError("names no metric")
+    return protocol
+
+
+class Saved(BaseModel):
+    """What both kinds of file say. Files of version 0.1 have no protocols."""
+
+    model_config = STRICT
+    protocols: dict[str, Annotated[dict[str, Any], AfterValidator(named)]] = {}
+    higher_is_better: list[str] = []
+
+
+class SavedRow(BaseModel):
+    """A row of a table."""
+
+    model_config = STRICT
+    name: str
+    evaluations: int | None
+    values: dict[str, Values]
+
+
+class Quality(Saved):
+    """A run's quality.json."""
+
+    rows: list[SavedRow] = Field(min_length=1)
+    columns: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
+    """By metric."""
+
+
+class Summary(BaseModel):
+    """The values of a column."""
+
+    model_config = STRICT
+    values: Values
+
+
+class Evaluated(Saved):
+    """The result of `distill evaluate`."""
+
+    results: dict[str, dict[str, Summary]]
+    evaluations: int | None
+    network: str
+
+
+QUALITY = TypeAdapter(Quality)
+EITHER: TypeAdapter[Quality | Evaluated] = TypeAdapter(Quality | Evaluated)

@@ -1,0 +1,242 @@
+"""Small files of ours, and what may lie in their place."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from registry.core.errors import UserError
+from registry.edm.pickles import PickleError, read_pickle
+from registry.files.json_files import ANYTHING, MOST_BYTES, NoRecord, Number, content, kept, parse_record, read_record
+from registry.measure.comparison import read_results
+from registry.measure.rows import Row, mean, spread
+from registry.measure.saved import QUALITY
+from registry.measure.teacher_rows import keep, read_kept
+from registry.runs.folder import readable_lines
+from registry.runs.states import recorded_tables
+from registry.sample.generate import images_in, parts_in, write_part
+from registry.sample.pairs import kept as kept_pairs
+from registry.sample.pairs import save
+from registry.study.cells import Status, read_attempt
+from tests.conftest import environment, error_line, tiny_network
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+NESTED = "[" * 200_000
+PAIRS = "pairs"
+ROW = {"name": "generator", "evaluations": 1, "values": {"frechet": [1.0, 2.0]}}
+WHOLE = {"rows": [ROW], "columns": {"frechet": ["frechet"]}, "protocols": {"frechet": {"metric": "frechet"}}}
+
+
+def changed(**values: object) -> str:
+    return json.dumps(WHOLE | values)
+
+
+BAD = {
+    "nothing": "", "cut off": changed()[:-9], "nested": NESTED, "a list": "[1]", "no rows": "{}", "empty rows": changed(rows=[]),
+    "a row of text": changed(rows=["a"]), "a name that is a number": changed(rows=[ROW | {"name": 3}]),
+    "no values": changed(rows=[ROW | {"values": {"frechet": []}}]), "text": changed(rows=[ROW | {"values": {"frechet": ["1"]}}]),
+    "null": changed(rows=[ROW | {"values": {"frechet": [None]}}]), "huge": changed(rows=[ROW | {"values": {"a": [1e308] * 3}}]),
+    "evaluations of text": changed(rows=[ROW | {"evaluations": "1"}]), "columns that are none": changed(columns=[]),
+    "a metric without columns": changed(columns={"a": []}), "a protocol of text": changed(protocols={"frechet": "metric"}),
+    "a protocol without its metric": changed(protocols={"frechet": {}}),
+    "a metric that is a list": changed(protocols={"frechet": {"metric": ["a"]}}),
+}  # fmt: skip
+
+
+def test_numbers_may_be_infinite_but_not_beyond_bounds() -> None:
+    numbers = TypeAdapter(list[Number])
+    found = parse_record("[1, -2.5, NaN, Infinity, -Infinity]", numbers)
+    assert found[:2] == [1, -2.5]
+    assert math.isnan(found[2])
+    assert found[3:] == [math.inf, -math.inf]
+    for text in ("[1e200]", "[true]", '["1"]', "[null]", "{}", "", NESTED):
+        with pytest.raises(NoRecord):
+            parse_record(text, numbers)
+
+
+def test_only_regular_files_of_some_length_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with open(tmp_path / "long", "wb") as file:
+        file.truncate(MOST_BYTES + 1)
+    for name, wanted in (("pipe", "is not a file"), ("long", "is too long")):
+        with pytest.raises(NoRecord, match=wanted):
+            content(tmp_path / name)
+    with pytest.raises(OSError, match="directory"):
+        content(tmp_path)
+    assert [kept(tmp_path / name, ANYTHING) for name in ("pipe", "long", "none", "")] == [None] * 4
+    (tmp_path / "good").write_text('{"a": 1}')
+    assert kept(tmp_path / "good", ANYTHING) == {"a": 1}
+
+
+@pytest.mark.parametrize("text", BAD.values(), ids=BAD)
+def test_a_table_of_results_is_one_or_is_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "quality.json"
+    file.write_text(changed())
+    assert read_record(file, QUALITY).rows[0].values == {"frechet": [1, 2]}
+    file.write_text(text)
+    with pytest.raises(UserError, match="neither a result of"):
+        read_results(str(file))
+    assert kept(file, QUALITY) is None
+
+
+def test_text_from_files_is_escaped_in_tables(tmp_path: Path, cli: Cli) -> None:
+    evil = "\x1b[2J\x1b]0;hi\x07[/b][link=x]\u202e"
+    content = {
+        "results": {"a": {evil: {"values": [1.0, 2.0]}}}, "evaluations": 1, "network": evil,
+        "protocols": {evil: {"metric": "m" + evil, evil: evil, "list": [evil]}}, "higher_is_better": [evil],
+    }  # fmt: skip
+    (tmp_path / "evil.json").write_text(json.dumps(content))
+    done = cli("table", tmp_path / "evil.json")
+    assert done.returncode == 0, done.stderr
+    assert not {"\x1b", "\x07", "\u202e"} & set(done.stdout)
+    assert "[/b]" in done.stdout.replace("\n", "")
+
+
+def test_means_of_numbers_that_are_too_large_are_infinite() -> None:
+    assert mean([1.0, 2.0]) == 1.5
+    assert mean([1e308, 1e308, -1e308]) == math.inf
+    assert Row("a", 1, {"b": [1e308] * 3}).text("b").startswith("inf")
+    assert spread([1.0, 3.0]) == pytest.approx(math.sqrt(2))
+
+
+def test_damaged_rows_of_a_teacher_are_none(tmp_path: Path) -> None:
+    file = tmp_path / "teacher.quality.json"
+    keep(file, {'{"D": "3.0"}': {"row": ROW | {"note": ""}, "date": "2026-11-22", "versions": {}}})
+    good = file.read_text()
+    assert list(read_kept(file)) == ['{"D": "3.0"}']
+    for old, new in (('"values"', '"valuez"'), ("1.0", "null"), ('"frechet": [', '"frechet": "abc", "x": ['), ('"date"', '"data"')):
+        assert old in good
+        file.write_text(good.replace(old, new))
+        assert read_kept(file) == {}
+    file.write_text(good.replace('"name"', '"zzz": 1, "name"'))
+    assert Row(**read_kept(file)['{"D": "3.0"}']["row"]).values == {"frechet": [1, 2]}
+    file.write_text(NESTED)
+    assert read_kept(file) == {}
+
+
+@pytest.mark.parametrize("text", [NESTED, "teacher = 3\nnoise = [1]", "a." * 50_000 + "b = 1", "a = [[[" * 5000, "\xff"])
+def test_a_damaged_recipe_in_a_run_folder_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(text, encoding="latin-1")
+    assert recorded_tables(tmp_path) is None
+    (tmp_path / "recipe.toml").write_text("[loss]\nuse = 'sid'")
+    assert recorded_tables(tmp_path) == {"loss": {"use": "sid"}}
+
+
+def test_damaged_lines_are_passed_over(tmp_path: Path) -> None:
+    lines = [
+        '{"Guard/x_dropped": 3}',
+        '{"Loss/x": {"mean": 1, "num": "a"}}',
+        "[1]",
+        "3",
+        NESTED,
+        '{"kimg": 1, "results": 1}',
+        '{"a": 1}',
+    ]
+    (tmp_path / "stats.jsonl").write_text(
+        "\n".join([*lines, '{"Loss/x": {"mean": 1, "num": 2}}']) + "\n\xff\xfe", encoding="latin-1"
+    )
+    assert readable_lines(tmp_path / "stats.jsonl") == [{"a": 1}, {"Loss/x": {"mean": 1, "num": 2}}]
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert readable_lines(tmp_path / "pipe.jsonl") == []
+
+
+@pytest.mark.parametrize("text", ['{"exit": "a"}', '{"exit": [1]}', NESTED, "[]", ""])
+def test_a_damaged_note_of_an_attempt_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "attempt.json").write_text(text)
+    assert read_attempt(tmp_path) == {}
+    (tmp_path / "attempt.json").write_text('{"exit": 1, "started": 3}')
+    assert read_attempt(tmp_path) == {"exit": 1, "started": 3}
+    assert Status.FAILED == "failed"
+
+
+FORM = np.zeros((0, 8, 8, 1), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arr_0": np.zeros((2, 3, 3, 1), np.uint8)}, {"arr_0": np.zeros((2, 8, 8, 1))}, {"arr_0": np.uint8(3)},
+        {"seeds": np.zeros((2, 2), int)}, {"seeds": np.zeros(3, int)}, {"seeds": np.array(["a", "b"])}, {"labels": np.zeros(1, int)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_images_of_another_form_are_none(change: dict[str, np.ndarray], tmp_path: Path) -> None:
+    write_part(tmp_path, [3, 1], np.zeros((2, 8, 8, 1), np.uint8), None)
+    (path,) = parts_in(tmp_path, FORM)
+    assert parts_in(tmp_path, FORM) == {path: [3, 1]}
+    with np.load(path) as part:
+        arrays = dict(part) | change
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    assert images_in(path, FORM) is None
+    assert parts_in(tmp_path, FORM) == {}
+    assert not path.exists()
+
+
+def test_a_small_file_of_many_images_is_none(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", arr_0=np.zeros((5_000_000, 8, 8, 1), np.uint8), seeds=np.zeros(5_000_000, np.uint8))
+    assert (tmp_path / "a.npz").stat().st_size < 2**20
+    assert images_in(tmp_path / "a.npz", FORM) is None
+    os.mkfifo(tmp_path / "b.npz")
+    assert images_in(tmp_path / "b.npz", FORM) is None
+
+
+def test_pairs_of_another_shape_are_made_again(tmp_path: Path) -> None:
+    shape, facts = (1, 5, 1, 8, 8), {"a": 1}
+
+    def found(**changes: object) -> object:
+        content = {"starts": torch.zeros(shape), "images": torch.zeros(shape), "labels": None, "provenance": facts} | changes
+        save(tmp_path / "pairs.pt", PAIRS, content)
+        return kept_pairs(tmp_path / "pairs.pt", facts, shape, (5, 0))
+
+    assert found() is not None
+    assert found(images=torch.zeros(3, 2)) is None
+    assert found(images=torch.full(shape, math.nan)) is None
+    assert found(labels=torch.zeros(5, 3)) is None
+    assert found(provenance={"a": 2}) is None
+
+
+def test_an_archive_with_two_directories_is_refused(tmp_path: Path, cli: Cli) -> None:
+    """Python reads the one before the end record, torch the one that the record names."""
+    files = []
+    for network in (tiny_network(), tiny_network()):
+        buffer = io.BytesIO()
+        torch.save({"ema": network.state_dict()}, buffer)
+        files.append(buffer.getvalue())
+    (tmp_path / "two.pt").write_bytes(files[0] + files[1])
+    with pytest.raises(PickleError, match="another directory than the one that its end record names"):
+        read_pickle(tmp_path / "two.pt")
+    assert "another directory" in error_line(cli("inspect", tmp_path / "two.pt"))
+
+
+def test_a_full_disk_behind_the_output_is_told_in_one_line(tmp_path: Path) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        with open("/dev/full", "w") as full:
+            return subprocess.run(
+                [sys.executable, "-m", "registry.cli", *words], cwd=tmp_path, env=environment(), stdout=full, stderr=subprocess.PIPE,
+                text=True, timeout=120, check=False,
+            )  # fmt: skip
+
+    for words in (["plugins"], ["check", "quickstart"], ["--help"]):
+        done = run(*words)
+        assert (done.returncode, done.stderr) == (1, "distill: the output cannot be written: No space left on device\n")
+    sets = ["warmup.kimg=0", "train.duration_kimg=0.016", "train.batch=8", "eval.metrics=[]"]
+    done = run("--recipe", "quickstart", *(word for text in sets for word in ("--set", text)))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "the run is in" in next(tmp_path.glob("*/*/log.txt")).read_text()
+
+
+def test_any_locale_can_show_every_line(cli: Cli) -> None:
+    done = cli("plugins", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "POSIX"})
+    assert done.returncode == 0, done.stderr
+    assert "Fr\\xe9chet" in done.stdout.replace("\n", " ")
