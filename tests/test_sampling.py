@@ -87,6 +87,18 @@ def test_golden_average() -> None:
         torch.testing.assert_close(ema.state_dict()["weight"][0], wanted, rtol=0, atol=1e-12)
 
 
+def test_the_average_is_torch_emas_to_the_bit() -> None:
+    net = tiny_network()
+    ema, wanted = EMA(net, 1.0, 0.5), ExponentialMovingAverage(net.parameters(), decay=0.0, use_num_updates=False)
+    for i in range(10):
+        for p in net.parameters():
+            p.data.add_(torch.randn_like(p))
+        ema.update(64, 64 * i)
+        wanted.decay = ema_beta(64, 64 * i, 1.0, 0.5)
+        wanted.update()
+        assert all(map(torch.equal, ema.state_dict().values(), wanted.shadow_params))
+
+
 def test_swapping_in_the_average_leaves_nothing_behind() -> None:
     net = tiny_network()
     before = {k: v.clone() for k, v in net.state_dict().items()}

@@ -28,13 +28,19 @@ class EMA:
     def __init__(self, net: nn.Module, halflife_kimg: float = 500.0, rampup_ratio: float = 0.05) -> None:
         self.net = net
         self.halflife_kimg, self.rampup_ratio = halflife_kimg, rampup_ratio
-        self._names = [name for name, _ in net.named_parameters()]
+        self._names, self._parameters = (list(of) for of in zip(*net.named_parameters(), strict=True))
         self._average = ExponentialMovingAverage(net.parameters(), decay=0.0, use_num_updates=False)
 
+    @torch.no_grad()
     def update(self, batch: int, nimg: int) -> None:
-        """Take in the parameters after a step on `batch` images; `nimg` is the number of images seen before that step."""
+        """Take in the parameters after a step on `batch` images; `nimg` is the number of images seen before that step.
+
+        The arithmetic of torch-ema's `update`, value by value, for all tensors at once.
+        """
         self._average.decay = ema_beta(batch, nimg, self.halflife_kimg, self.rampup_ratio)
-        self._average.update()
+        moved = torch._foreach_sub(self._average.shadow_params, self._parameters)
+        torch._foreach_mul_(moved, 1.0 - self._average.decay)
+        torch._foreach_sub_(self._average.shadow_params, moved)
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:

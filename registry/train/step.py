@@ -45,7 +45,8 @@ class Learner:
         self.model, self.net, self.companion = model, model if net is None else net, companion
         self.batch, self.lr, self.scaling, self.clip = batch, lr, scaling, clip
         self.modules = nn.ModuleList([self.net] if companion is None else [self.net, companion])
-        self.optimiser = torch.optim.Adam(self.modules.parameters(), lr=lr, betas=betas, eps=eps, fused=True)
+        self.parameters = list(self.modules.parameters())
+        self.optimiser = torch.optim.Adam(self.parameters, lr=lr, betas=betas, eps=eps, fused=True)
         self.tally = Tally(next(self.net.parameters()).device)
         self.sums = torch.zeros(2, device=self.tally.device)  # of this step: the loss, images dropped
 
@@ -64,9 +65,9 @@ class Learner:
         """One Adam step at `rate` times the learning rate, on what all processes have accumulated."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr * rate
-        distributed.sum_gradients(self.modules.parameters())
-        self.tally.repaired += repair_gradients(self.modules.parameters())
-        norm = shorten_gradients(self.modules.parameters(), self.clip)
+        distributed.sum_gradients(self.parameters)
+        self.tally.repaired += repair_gradients(self.parameters)
+        norm = shorten_gradients(self.parameters, self.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         loss, dropped = distributed.sum_(self.sums)
@@ -173,7 +174,8 @@ def shield(x: Tensor, finite: Tensor) -> None:
 def repair_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Replace NaN by 0 and ±inf by ±1e5 in all gradients (EDM, SiD), and give the number of values replaced."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    bad = torch.stack([(~g.isfinite()).sum() for g in gradients]).sum()
+    # g − g is 0 where g is finite, and NaN elsewhere, which counts as not 0: much faster than isfinite() for many small tensors.
+    bad = torch.stack([torch.count_nonzero(nothing) for nothing in torch._foreach_sub(gradients, gradients)]).sum()
     for g in gradients:
         torch.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5, out=g)
     return bad
