@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from registry.api import Component, Config, Denoiser
+from registry.core.errors import UserError
 from registry.files.locate import published
 from registry.files.teachers import outline
 from registry.plugins.loading import load_plugins
@@ -176,6 +181,17 @@ def test_the_training_of_a_teacher_is_three_evaluations() -> None:
     assert list(found.work) == ["denoiser"]
     assert found.work["denoiser"] / found.evaluation == pytest.approx(3, rel=0.02)
     assert found.weights == pytest.approx(found.moments, rel=1e-3)  # network and average; two moments
+
+
+def test_a_loss_that_reads_values_cannot_be_planned() -> None:
+    class Reads:
+        def student(self, f: Denoiser, x: Tensor, *_: Any) -> Tensor:
+            return x * x.sum().item()
+
+    wanted = recipe()
+    component = Component("reads", Config, lambda config, domain: Reads(), "reads a value")
+    with pytest.raises(UserError, match=r"cannot be planned, for a component reads the values of tensors"):
+        plan(replace(wanted, loss=replace(wanted.loss, component=component, config=Config())), load_plugins())
 
 
 def test_the_command(cli: Cli) -> None:

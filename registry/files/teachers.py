@@ -54,7 +54,7 @@ def teacher_from_file(
     )
 
 
-def outline(teacher: Published, fp16: bool | None = None) -> Teacher:
+def outline(teacher: Published, fp16: bool | None = None, dropout: float | None = None) -> Teacher:
     """A published teacher without its file: networks of its shapes, on the meta device, where nothing is computed."""
     assert teacher.network is not None, "only teachers whose network is known"
     settings = dict(teacher.network) | ({} if fp16 is None else {"use_fp16": fp16})
@@ -67,6 +67,7 @@ def outline(teacher: Published, fp16: bool | None = None) -> Teacher:
         label_dim=net.label_dim,
         augment_dim=int(net.init_kwargs.get("augment_dim", 0)),
         origin=teacher.name,
+        trainable=None if dropout is None else lambda: rebuilt(net, dropout=dropout),
     )
 
 

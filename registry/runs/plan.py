@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from registry.core.contracts import Domain, Noise
+from registry.core.errors import UserError
+from registry.core.text import shown
 from registry.edm.datasets import Images
 from registry.files.locate import published
 from registry.files.teachers import outline
@@ -79,7 +81,11 @@ def plan(
     def costs(n: int, only: str | None = None) -> dict[str, Cost]:
         """Of the steps with n images at a time. Gradients of parts add up, so two parts take as much memory as many."""
         run = make(n * min(2, own // n), n)
-        return {name: cost(step) for name, step in gradients(run).items() if only in (None, name)}
+        try:
+            return {name: cost(step) for name, step in gradients(run).items() if only in (None, name)}
+        except (NotImplementedError, RuntimeError) as error:
+            reason = shown(error, 100)
+            raise UserError(f"{recipe.path}: cannot be planned, for a component reads the values of tensors ({reason})") from error
 
     sizes = [n for n in range(1, own + 1) if own % n == 0]
     with (journal or Journal()).progress("counting", 1 + (len(sizes).bit_length() if memory else 0)) as bar:
@@ -124,7 +130,7 @@ def distillations(recipe: Recipe, plugins: Plugins) -> tuple[Domain, Callable[[i
     """Makes the recipe's run on the meta device, for a batch and so many images at a time."""
     settings = plain(recipe.teacher.config)
     found = published(str(settings.get("source")))
-    known = outline(found, settings.get("fp16")) if found and found.network else None
+    known = outline(found, settings.get("fp16"), settings.get("dropout")) if found and found.network else None
     teacher, noise, loss = build(recipe, plugins, known)
     config = recipe.generator.model_copy(update={"init": None})
     images = None
@@ -152,6 +158,7 @@ def pretrainings(recipe: PretrainRecipe) -> tuple[Domain, Callable[[int, int], R
 
     def make(batch: int, at_a_time: int) -> Run:
         train = recipe.train.model_copy(update={"batch": batch, "batch_gpu": at_a_time, "augment": 0.0})
+        net.zero_grad(set_to_none=True)
         return pretraining.Pretraining(net, noise, data, train, META)
 
     return domain, make
