@@ -20,7 +20,7 @@ import torch
 from registry.cli.study_commands import cell_command
 from registry.plugins.loading import Plugins
 from registry.study import attempts
-from registry.study.cells import Status, prepare, read_json, status
+from registry.study.cells import Status, prepare, read_attempt, status
 from registry.study.conduct import forget_failures
 from registry.study.definition import read_study
 from registry.study.reuse import reuse
@@ -194,7 +194,7 @@ def started(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     for process in processes:
         process.kill()
         process.communicate()
-    pid = read_json(tmp_path / "study" / "cells" / "all" / "seed-3" / "attempt.json").get("pid")
+    pid = read_attempt(tmp_path / "study" / "cells" / "all" / "seed-3").get("pid")
     if isinstance(pid, int) and attempts.is_running(tmp_path / "study" / "cells" / "all" / "seed-3"):
         os.kill(pid, signal.SIGKILL)
 
@@ -247,7 +247,7 @@ def test_interrupted_with_ctrl_c_killed_and_continued(
 
 def status_in(cell: Path) -> Status:
     """The status by the exit code alone."""
-    code = read_json(cell / "attempt.json")["exit"]
+    code = read_attempt(cell)["exit"]
     return Status.UNFINISHED if code in (130, 143, None) else Status.FAILED if code else Status.DONE
 
 
@@ -262,7 +262,7 @@ def test_an_array_of_jobs_through_submitit(tmp_path: Path, plugins: Plugins) -> 
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "array" / "study.json").read_text())
     assert [cell["status"] for cell in content["cells"]] == ["done", "failed"]
-    assert read_json(tmp_path / "array" / "cells" / "points-ring" / "seed-0" / "job.json")["executor"] == "local"
+    assert json.loads((tmp_path / "array" / "cells" / "points-ring" / "seed-0" / "job.json").read_text())["executor"] == "local"
 
 
 def test_a_wrong_parameter_of_the_scheduler_is_named(tmp_path: Path, here: Here, monkeypatch: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ def preview(recipe: Recipe | PretrainRecipe) -> None:
         click.echo(f"# WARNING: [teacher] {remark}")
     chosen = (recipe.teacher, recipe.noise, recipe.loss) if isinstance(recipe, Recipe) else (recipe.noise,)
     click.echo("# " + ", ".join(f"{c.kind} {c.name!r} of plugin {c.owner}" for c in (*chosen, *recipe.metrics)))
+    click.echo(f"# memory, work and time: distill plan {shlex.quote(str(recipe.path))}")
 
 
 def report(plan: Plan, recipe: Recipe | PretrainRecipe, gpus: int, memory: int | None, tflops: Sequence[float]) -> None:
