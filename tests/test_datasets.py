@@ -172,7 +172,7 @@ def test_a_data_set_that_is_interrupted_leaves_nothing(number: signal.Signals, t
         Image.new("L", (64, 64), i % 255).save(tmp_path / "raw" / f"{i}.png")
     words = [sys.executable, "-m", "registry.cli", "dataset", "raw", "out.zip"]
     run = subprocess.Popen(words, cwd=tmp_path, env=environment(), text=True, stderr=subprocess.PIPE)
-    while not (tmp_path / ".out.zip.partial").exists():
+    while not list(tmp_path.glob(".out.zip.*.partial")):
         assert run.poll() is None
     run.send_signal(number)
     assert (run.communicate(timeout=180)[1], run.returncode) == ("distill: interrupted\n", 128 + number)
@@ -225,3 +225,40 @@ def test_data_sets_that_cannot_be_read(case: str, tmp_path: Path) -> None:
     prepare(tmp_path)
     with pytest.raises(UserError, match=wanted):
         load_images(str(tmp_path))
+
+
+def test_two_commands_that_make_the_same_data_set_lose_no_image(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    for i in range(600):
+        Image.new("L", (32, 32), i % 255).save(tmp_path / "raw" / f"{i}.png")
+    for target in ("out", "out.zip"):
+        words = [sys.executable, "-m", "registry.cli", "dataset", "raw", target]
+        both = [subprocess.Popen(words, cwd=tmp_path, env=environment(), text=True, stderr=subprocess.PIPE) for _ in range(2)]
+        told = [run.communicate(timeout=180)[1] for run in both]
+        assert sorted(run.returncode for run in both) == [0, 1], told
+        assert sum("another process in the meantime" in text or "already exists" in text for text in told) == 1, told
+        assert len(load_images(str(tmp_path / target))) == 600
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.zip", "raw"]
+
+
+def test_damaged_and_swollen_archives_are_refused(tmp_path: Path) -> None:
+    def made(content: bytes, how: int = zipfile.ZIP_STORED) -> bytearray:
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", how) as archive:
+            archive.writestr("a.png", picture)
+            archive.writestr("dataset.json", content)
+        return bytearray((tmp_path / "a.zip").read_bytes())
+
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4)).save(buffer, format="PNG")
+    picture, labels = buffer.getvalue(), b'{"labels": [["a.png", 0]]}'
+    assert len(load_images(str((made(labels), tmp_path / "a.zip")[1]))) == 1
+    whole = made(labels)
+    for at, value in ((whole.index(labels) + 3, 1), (whole.rindex(b"PK\x01\x02") + 10, 99), (whole.rindex(b"PK\x01\x02") + 6, 255)):
+        damaged = bytearray(whole)
+        damaged[at] ^= value
+        (tmp_path / "a.zip").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"is not a ZIP of images, or is damaged"):
+            load_images(str(tmp_path / "a.zip"))
+    made(b'{"labels": null}' + b" " * 2**27, zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match=r"dataset\.json would take 128 MiB"):
+        load_images(str(tmp_path / "a.zip"))

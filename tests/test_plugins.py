@@ -6,6 +6,7 @@ import inspect
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,3 +148,40 @@ def test_find_names_all_owners() -> None:
     with pytest.raises(UserError, match="registered by both left 1 and right 2"):
         twice.find("loss", "x")
     assert twice.names("loss") == ["x"]
+
+
+FAULTY = """
+import math
+from registry.api import Component, Config, hookimpl
+
+class Settings(Config):
+    how: str = "ValueError('in the middle')"
+
+class Loss:
+    def __init__(self, how):
+        self.how = how
+    def student(self, *args):
+        raise eval(self.how)
+
+@hookimpl
+def register_losses():
+    return [Component("faulty", Settings, lambda config, domain: Loss(config.how), "a loss with a fault")]
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("ValueError('in the middle')", "ValueError: in the middle"),
+        ("SystemExit(0)", "SystemExit: 0"),
+        ("BaseException()", "BaseException"),
+        ("OSError(28, 'No space left on device')", "OSError: [Errno 28] No space left on device"),
+        ("type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})()", "Odd"),
+    ],
+)
+def test_a_fault_in_a_plugin_is_the_plugins(how: str, told: str, package: Any, cli: Any, recipe_file: Any) -> None:
+    env = package("faulty_package", FAULTY)
+    done = cli("--recipe", recipe_file(("ipfm", "faulty")), "--set", f'loss.how="{how}"', env=env)
+    line = error_line(done)
+    assert line.startswith("distill: plugin 'faulty_package': " + told + " (")
+    assert line.endswith("faulty_package.py, line 12)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import shlex
 import signal
 import sys
@@ -28,6 +29,7 @@ from registry.core.interruption import heeded
 from registry.core.joining import first_to_tell, record, several
 from registry.core.text import printable, shown
 from registry.core.version import version
+from registry.plugins.faults import fault_of
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe
@@ -35,6 +37,7 @@ from registry.recipe.resolved import Recipe
 PR_SET_PDEATHSIG = 1
 BUG = 70
 """The exit code if the fault is ours (EX_SOFTWARE)."""
+NO_MEMORY = re.compile("out of memory|can't allocate memory")
 PARENT = "DISTILL_LAUNCHER"
 """In the environment of a launched process: the process that launched it."""
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
@@ -63,7 +66,9 @@ class Group(click.Group):
         debug = "--debug" in (kwargs.get("args") or (args[0] if args else None) or sys.argv)
         try:
             code = super().main(*args, **(kwargs | {"standalone_mode": False}))
-        except (Exception, KeyboardInterrupt) as error:
+        except BaseException as error:  # a plugin may raise anything
+            if isinstance(error, SystemExit) and fault_of(error) is None:
+                raise
             answer_signals(interrupt, signal.SIG_DFL)  # it ends anyway
             code = tell(error, debug)
         leave(code if isinstance(code, int) else 0)
@@ -143,7 +148,7 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def tell(error: Exception | KeyboardInterrupt, debug: bool) -> int:
+def tell(error: BaseException, debug: bool) -> int:
     """Print why the command ends, if no other process has done so, and give the exit code."""
     message, code = reason(error)
     if several():
@@ -160,7 +165,7 @@ def tell(error: Exception | KeyboardInterrupt, debug: bool) -> int:
     return code
 
 
-def reason(error: Exception | KeyboardInterrupt) -> tuple[str, int]:
+def reason(error: BaseException) -> tuple[str, int]:
     """What to tell of an error, and the exit code."""
     match error:
         case click.exceptions.Abort() | KeyboardInterrupt():
@@ -173,12 +178,23 @@ def reason(error: Exception | KeyboardInterrupt) -> tuple[str, int]:
             return str(error), error.code
         case UserError():
             return str(error), 1
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # whoever wrote the error may have written that, too
+        text = ""
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if fault := fault_of(error):
+        return f"plugin {fault.plugin!r}: {what} ({fault.file}, line {fault.line})", 1
+    match error:
+        case MemoryError():
+            return "there is not enough memory", 1
+        case RuntimeError() if NO_MEMORY.search(text):
+            return f"there is not enough memory; a smaller batch_gpu needs less ({text[:100]})", 1
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EIO, filename=None):
             return f"the output cannot be written: {error.strerror}", 1
         case OSError() if error.filename:  # a name that the system refuses, a disk that fails
             return f"{shown(error.filename, 200)}: {error.strerror}", 1
-    short = " ".join(str(error).split())
-    return f"unexpected {type(error).__name__}: {short} (a bug in distill; --debug shows where)", BUG
+    return f"unexpected {what} (a bug in distill; --debug shows where)", BUG
 
 
 @click.group(cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

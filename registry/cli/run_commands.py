@@ -84,10 +84,17 @@ def gibibytes(context: click.Context, option: click.Parameter, value: str | None
     """Bytes of a GPU as it is sold: 80GB, which are 80 GiB."""
     if value is None:
         return None
-    found = re.fullmatch(r"(\d{1,4}(?:\.\d{1,3})?)\s*(?:G|GB|GiB)?", value, re.IGNORECASE)
+    found = re.fullmatch(r"([0-9]{1,4}(?:\.[0-9]{1,3})?)\s*(?:G|GB|GiB)?", value, re.IGNORECASE)
     if not found or not float(found[1]):
         raise click.BadParameter(f"{value!r} is no size of a GPU's memory; write e.g. 80GB")
     return int(float(found[1]) * GIB)
+
+
+def finite(context: click.Context, option: click.Parameter, values: tuple[float, ...]) -> tuple[float, ...]:
+    """Numbers, none of which is NaN."""
+    if any(value != value for value in values):
+        raise click.BadParameter("nan is no number of operations")
+    return values
 
 
 @main.command()
@@ -99,7 +106,7 @@ def gibibytes(context: click.Context, option: click.Parameter, value: str | None
 )
 @click.option("--gpus", type=click.IntRange(1, 4096), default=1, show_default=True, help="Devices, one process each.")
 @click.option(
-    "--tflops", type=click.FloatRange(1e-3, 1e5), multiple=True, default=(10, 30, 100), show_default=True,
+    "--tflops", type=click.FloatRange(1e-3, 1e5), callback=finite, multiple=True, default=(10, 30, 100), show_default=True,
     help="10^12 operations per second that a device reaches in practice; repeatable.",
 )  # fmt: skip
 def plan(recipe: str, sets: tuple[str, ...], loss: str | None, memory: int | None, gpus: int, tflops: tuple[float, ...]) -> None:

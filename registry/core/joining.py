@@ -45,7 +45,14 @@ def number(name: str) -> int:
 
 
 def connect(patience: timedelta) -> Store:
-    """What processes leave notes for each other in: torchrun's, or else one of process 0's."""
+    """What processes leave notes for each other in. torchrun's restarts share a place; the notes of an attempt are its own."""
+    from torch._C._distributed_c10d import PrefixStore
+
+    return PrefixStore(f"attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", place_of_notes(patience))
+
+
+def place_of_notes(patience: timedelta) -> Store:
+    """torchrun's store, or else one of process 0's."""
     from torch._C._distributed_c10d import TCPStore
     from torch.distributed.rendezvous import rendezvous
 

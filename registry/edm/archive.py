@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import itertools
 import json
+import os
 import pickle
 import pickletools
+import platform
 import shutil
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,10 +64,9 @@ def make_dataset(
         raise UserError(f"{dest}: already exists; give another file or folder, or remove it")
     if target.suffix.lower() in OTHER_ARCHIVES:
         raise UserError(f"{dest}: a data set is a .zip or a folder, not a {target.suffix}")
-    temporary = target.with_name(f".{target.name}.partial")
+    temporary = own_temporary(target)
     labels: list[list[Any]] = []
     shape: tuple[str, tuple[int, int]] | None = None
-    _remove(temporary)  # left over from a run that was killed
     try:
         with _Target(temporary, target.suffix == ".zip") as write:
             for i, picture in enumerate(_pictures(Path(source).expanduser(), folder_labels)):
@@ -86,6 +88,8 @@ def make_dataset(
                 raise UserError(f"{source}: no images in it ({', '.join(IMAGES)})")
             known = all(label is not None for _, label in labels)
             write("dataset.json", json.dumps({"labels": labels if known else None}).encode())
+        if target.exists():
+            raise UserError(f"{dest}: was made by another process in the meantime; it is left as it is")
         temporary.rename(target)
     except OSError as error:
         raise UserError(f"{dest}: cannot be written: {error.strerror or error}") from None
@@ -119,6 +123,18 @@ class _Target:
     def __exit__(self, *exc: object) -> None:
         if self.archive:
             self.archive.close()
+
+
+def own_temporary(target: Path) -> Path:
+    """Where this process writes until all is there. What killed processes of this machine have left in such places is removed."""
+    host = platform.node()
+    for path in target.parent.glob(f".{glob.escape(target.name)}.{glob.escape(host)}-*.partial"):
+        with suppress(ValueError, PermissionError):
+            try:
+                os.kill(int(path.stem.rpartition("-")[2]), 0)
+            except ProcessLookupError:
+                _remove(path)
+    return target.with_name(f".{target.name}.{host}-{os.getpid()}.partial")
 
 
 def _remove(path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,8 @@ from registry.edm.image_files import SUFFIXES, open_picture
 IMAGES = tuple(SUFFIXES)
 MOST_CLASSES = 100_000
 """Labels become rows with one column for each class."""
+MOST_BYTES, MOST_RATIO, SMALL = 2**28, 30, 2**22
+"""Of a ZIP's member when it is unpacked: bytes; times what it takes in the file, if it is not small."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,23 @@ def load_images(source: str) -> Images:
         files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
         return _read(str(path), list(files), lambda name: files[name].read_bytes())
     if path.is_file() and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return _read(str(path), sorted(archive.namelist()), archive.read)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                check_sizes(archive, path)
+                return _read(str(path), sorted(archive.namelist()), archive.read)
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, UnicodeDecodeError, EOFError, zlib.error) as error:
+            raise UserError(f"{source}: is not a ZIP of images, or is damaged: {shown(error)}") from None
     if path.exists():
         raise UserError(f"{source}: neither a folder nor a ZIP of images")
     raise UserError(f"{source}: no such data set; give 'digits', or a folder or ZIP of images in EDM's layout")
+
+
+def check_sizes(archive: zipfile.ZipFile, source: object) -> None:
+    """Check that no member unpacks to much more than it takes in the file: few bytes can say that they hold gigabytes."""
+    for member in archive.infolist():
+        if member.file_size > min(MOST_BYTES, max(SMALL, MOST_RATIO * member.compress_size)):
+            size = f"{member.file_size / 2**20:,.0f} MiB"
+            raise UserError(f"{source}: its {shown(member.filename, 60)} would take {size}, which no image or list of labels does")
 
 
 def _digits() -> Images:
@@ -101,7 +117,8 @@ def _read(origin: str, names: list[str], read: Callable[[str], bytes]) -> Images
         try:
             array = np.asarray(grey_or_rgb(open_picture(read(name))))
         except Exception as error:
-            raise UserError(f"{origin}: {shown(name)} is not a readable image: {error}") from None
+            reason = re.sub(r"<_io.BytesIO object at \w+>", "it", shown(error)) or type(error).__name__
+            raise UserError(f"{origin}: {shown(name)} is not a readable image: {reason}") from None
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
         if array.shape[1] != array.shape[2]:
             raise UserError(f"{origin}: {name} is {array.shape[2]}×{array.shape[1]}; images must be square")

@@ -22,6 +22,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from registry.core.errors import UserError
+from registry.core.text import shown
 from registry.core.version import version
 
 if TYPE_CHECKING:
@@ -89,14 +90,14 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
         try:
             _continue(url, part)
         except urllib.error.HTTPError as error:
-            reason = f"the server answered {error.code} {error.reason}"
+            reason = f"the server answered {error.code} {shown(error.reason)}"
             if error.code == 416:  # our part is not the start of the server's file
                 part.unlink(missing_ok=True)
             elif 400 <= error.code < 500 and error.code not in (408, 425, 429):
                 break
             continue
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, _Short) as error:
-            reason = str(error.reason if isinstance(error, urllib.error.URLError) else error) or type(error).__name__
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, _Short, ValueError) as error:
+            reason = shown(error.reason if isinstance(error, urllib.error.URLError) else error) or type(error).__name__
             continue
         with open(part, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -132,7 +133,10 @@ def _continue(url: str, part: Path) -> None:
     resume = {"Range": f"bytes={have}-", "If-Range": tag.read_text()} if have else {}
     request = urllib.request.Request(url, headers=headers | {k: v for k, v in resume.items() if v})
     with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-        have = have if answer.status == 206 else 0
+        have = have if answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-") else 0
+        if answer.status == 206 and not have:
+            tag.unlink(missing_ok=True)
+            raise _Short("it sent another part of the file than was asked for")
         tag.write_text(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
         announced = answer.headers.get("Content-Length")
         total = have + int(announced) if announced else None

@@ -72,7 +72,7 @@ class Choice:
         """Build the component. Raises UserError, with the plugin's name if it fails in any other way."""
         try:
             with settings_of(self):
-                return self.component.make(self.config, *domain)
+                made = self.component.make(self.config, *domain)
         except SettingError as error:
             if error.setting in self.origins:
                 raise UserError(f"{self.origins[error.setting]}: {error.problem}") from error
@@ -82,6 +82,9 @@ class Choice:
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UserError(f"plugin {self.owner!r}: its {self.kind} {self.name!r} cannot be built: {reason}") from error
+        if made is None:
+            raise UserError(f"plugin {self.owner!r}: its {self.kind} {self.name!r} cannot be built: its build gives nothing")
+        return made
 
     def table(self) -> Tables:
         """Its table in a recipe."""

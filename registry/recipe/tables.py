@@ -27,6 +27,7 @@ def _one_to_sixteen(value: tuple[int, ...]) -> tuple[int, ...]:
 
 
 Factors = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(strict=False), AfterValidator(_one_to_sixteen)]
+MOST_BATCH = 2**24
 MOST_KIMG = 1e9
 """Thousands of images: a million times the longest run of the papers."""
 
@@ -101,7 +102,7 @@ OnNonfinite = Literal["replace", "stop", "rollback"]
 class TrainConfig(Config):
     """[train]: the loop (IPFM Algorithm 1); names and defaults as in EDM and SiD."""
 
-    batch: int = Field(256, ge=1, description="images per iteration, over all processes")
+    batch: int = Field(256, ge=1, le=MOST_BATCH, description="images per iteration, over all processes")
     batch_gpu: int | None = Field(None, ge=1, description="images at a time on one device; divides batch")
     duration_kimg: float = Field(
         ge=0, le=MOST_KIMG, description="length of the game, in thousands of images: `batch` per iteration"
@@ -138,7 +139,7 @@ class TrainConfig(Config):
 class PretrainConfig(Config):
     """[train] of a teacher: EDM's training, with the same noise objects as the distillation."""
 
-    batch: int = Field(128, ge=1, description="images per iteration, over all processes")
+    batch: int = Field(128, ge=1, le=MOST_BATCH, description="images per iteration, over all processes")
     batch_gpu: int | None = Field(None, ge=1, description="images at a time on one device; divides batch")
     duration_kimg: Positive = Field(le=MOST_KIMG, description="length of the run, in thousands of images")
     lr: Positive = Field(1e-3, description="learning rate")

@@ -7,6 +7,7 @@ out: it needs values, and costs next to nothing.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -87,7 +88,8 @@ def plan(
             reason = shown(error, 100)
             raise UserError(f"{recipe.path}: cannot be planned, for a component reads the values of tensors ({reason})") from error
 
-    sizes = [n for n in range(1, own + 1) if own % n == 0]
+    low = [n for n in range(1, math.isqrt(own) + 1) if own % n == 0]
+    sizes = sorted({*low, *(own // n for n in low)})
     with (journal or Journal()).progress("counting", 1 + (len(sizes).bit_length() if memory else 0)) as bar:
         found, run = costs(at_a_time), make(1, 1)
         weights, moments = held(run)

@@ -62,7 +62,9 @@ class Learner:
         self.sums = self.sums + torch.stack([reduced.detach(), (~finite).sum()])
 
     def step(self, rate: float = 1.0) -> None:
-        """One Adam step at `rate` times the learning rate, on what all processes have accumulated."""
+        """One Adam step at `rate` times the learning rate, on what all processes have accumulated. Raises UserError without any."""
+        if all(p.grad is None for p in self.parameters):
+            raise UserError("no weight got a gradient: the loss's values do not depend on the network that learns from them")
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr * rate
         distributed.sum_gradients(self.parameters)
