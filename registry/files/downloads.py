@@ -133,8 +133,8 @@ def _continue(url: str, part: Path) -> None:
     resume = {"Range": f"bytes={have}-", "If-Range": tag.read_text()} if have else {}
     request = urllib.request.Request(url, headers=headers | {k: v for k, v in resume.items() if v})
     with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-        have = have if answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-") else 0
-        if answer.status == 206 and not have:
+        have = have if answer.status == 206 else 0
+        if have and not answer.headers.get("Content-Range", f"bytes {have}-").startswith(f"bytes {have}-"):
             tag.unlink(missing_ok=True)
             raise _Short("it sent another part of the file than was asked for")
         tag.write_text(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
