@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 MOST_BYTES = 64 * 2**20
@@ -22,13 +22,14 @@ class NoRecord(ValueError):
     """A file is none of ours, or is damaged. The message says why, in a few words."""
 
 
-def bounded(number: float) -> float:
-    if LARGEST < abs(number) < float("inf"):
+def bounded(found: Any) -> Any:
+    """What stands in the file, before it becomes a float: an integer too large for one would become infinite."""
+    if isinstance(found, int | float) and LARGEST < abs(found) < float("inf"):
         raise ValueError("beyond all bounds")
-    return number
+    return found
 
 
-Number = Annotated[float, AfterValidator(bounded)]
+Number = Annotated[float, BeforeValidator(bounded)]
 """Of a measurement; it may be infinite or NaN."""
 STRICT = ConfigDict(strict=True, extra="ignore")
 
