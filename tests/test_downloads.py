@@ -56,6 +56,8 @@ class Handler(BaseHTTPRequestHandler):
         tag = '"1"'
         if behaviour == "login":
             content = b"\n<!DOCTYPE html><title>Please log in</title>"
+        if behaviour == "marked login":
+            content = b"\xef\xbb\xbf<html><title>Please log in</title>"
         if behaviour == "new version":
             content, tag = content[::-1], '"2"'
         if (asked := self.headers.get("Range")) and behaviour != "no ranges" and self.headers.get("If-Range", tag) == tag:
@@ -133,8 +135,9 @@ def test_a_download_that_fails(cache: Path) -> None:
         downloads.fetch(url + "x")
 
 
-def test_a_web_page_in_place_of_a_file_is_not_kept(cache: Path) -> None:
-    with serving("login") as server:
+@pytest.mark.parametrize("page", ["login", "marked login"])
+def test_a_web_page_in_place_of_a_file_is_not_kept(page: str, cache: Path) -> None:
+    with serving(page) as server:
         with pytest.raises(UserError, match="the server sent a web page instead of a file"):
             downloads.fetch(server.url)
         assert not list(cache.glob("*.part")) + list(cache.glob("*.pkl"))
@@ -145,6 +148,15 @@ def test_a_different_file_than_expected_is_refused(cache: Path) -> None:
     with serving() as server, pytest.raises(UserError, match=f"expected {'0' * 64}; the server has a different file"):
         downloads.fetch(server.url, "0" * 64)
     assert not list(cache.glob("*.part")) + list(cache.glob("*.pkl"))
+
+
+def test_a_file_in_the_cache_outlives_a_wrong_hash(cache: Path) -> None:
+    with serving() as server:
+        path = downloads.fetch(server.url)
+        with pytest.raises(UserError, match="the server has a different file"):
+            downloads.fetch(server.url, "0" * 64)
+        assert downloads.fetch(server.url) == path
+        assert len(server.requests) == 2  # the third call uses the cache
 
 
 @pytest.mark.parametrize("harm", ["truncated", "bit flipped", "note lost", "left over from a break"])

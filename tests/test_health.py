@@ -152,6 +152,29 @@ def test_what_a_loss_gives_is_checked_in_the_first_iteration(case: str) -> None:
         run(distillation(Wrong(1.0)), 1)
 
 
+def test_a_loss_that_turns_gradients_off_is_told_so_and_others_are_not_touched() -> None:
+    class Careless(IPFMLoss):
+        def generator(self, *args: Any) -> Tensor:
+            values = super().generator(*args)
+            torch.set_grad_enabled(False)
+            return values
+
+    with pytest.raises(UserError, match=r"generator\(\) turned gradients off for all that follows"):
+        run(distillation(Careless(1.0)), 1)
+    assert torch.is_grad_enabled()
+
+
+def test_a_loss_that_writes_to_the_teacher_ends_the_run(recipe_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Vandal(IPFMLoss):
+        def generator(self, teacher: Any, *args: Any) -> Tensor:
+            next(teacher.parameters()).data.mul_(1.001)
+            return super().generator(teacher, *args)
+
+    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: Vandal(1.0))
+    with pytest.raises(UserError, match=r"the teacher's weights have changed during the run"):
+        distill(str(recipe_file()))
+
+
 @pytest.mark.parametrize(("variances", "warned"), [([0.2, 0.3, 0.07], True), ([0.2, 0.3, 0.08], False), ([0.01, 0.2, 0.3], False)])
 def test_the_log_says_that_images_become_alike(variances: list[float], warned: bool, tmp_path: Path) -> None:
     ticks = ticks_of(tmp_path, [{"Images/variance": v} for v in variances])

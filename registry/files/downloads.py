@@ -6,6 +6,7 @@ processes; both matter for 300 MB files on eight ranks.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import http.client
 import json
@@ -82,7 +83,6 @@ def _note(path: Path) -> Path:
 def _download(url: str, path: Path, sha256: str | None) -> None:
     """Fetch into a part file, retrying from where the last attempt stopped, then move it into place. Raises UserError."""
     part = path.with_name(path.name + ".part")
-    _note(path).unlink(missing_ok=True)
     reason = ""
     for attempt in range(TRIES):
         if attempt:
@@ -107,6 +107,7 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
         if is_page(part):
             part.unlink()
             raise UserError(f"{url}: the server sent a web page instead of a file; download it yourself and give its path")
+        _note(path).unlink(missing_ok=True)  # of an older file, which stays until this one is whole
         os.replace(part, path)
         part.with_name(part.name + ".tag").unlink(missing_ok=True)
         _note(path).write_text(json.dumps({"url": url, "length": path.stat().st_size, "sha256": found}))
@@ -117,7 +118,7 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
 def is_page(path: Path) -> bool:
     """Whether a file is a web page: a login's, for instance."""
     with open(path, "rb") as file:
-        start = file.read(256).lstrip().lower()
+        start = file.read(256).removeprefix(codecs.BOM_UTF8).lstrip().lower()
     return start.startswith((b"<!doctype html", b"<html", b"<head"))
 
 

@@ -19,7 +19,7 @@ from registry.recipe.resolved import Recipe
 from registry.runs.building import build, build_generator, build_metrics, generator_facts, parameter_count, real_images
 from registry.runs.checkpoints import Stateful
 from registry.runs.folder import RunFolder
-from registry.runs.health import check_images
+from registry.runs.health import check_images, check_unchanged, fingerprint
 from registry.runs.outputs import draw_curves, draw_samples, measure_snapshot, snapshot_name, write_network, write_table
 from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train
 from registry.sample.pairs import teacher_pairs
@@ -91,10 +91,16 @@ def distill(
                 measure_snapshot(folder, metrics, generator.sample, recipe.eval, file, run.nimg, saved.clock.seconds)
             draw_curves(folder, ("regression", "student", "generator"), metrics)
 
+        frozen = fingerprint(run.teacher.state_dict())
+
+        def at_tick() -> dict[str, float]:
+            check_unchanged(run.teacher, "teacher", frozen)
+            return signs(run)
+
         if run.nimg == 0:
             draw_samples(folder, "fakes_init.png", generator.sample(shown), recipe.log.grid, teacher.images)
         milestones = (run.regression_end, run.game_start)
-        train(partial(loop.iterations, run), run, recipe, folder, run.learners, saved, snapshot, partial(signs, run), milestones)
+        train(partial(loop.iterations, run), run, recipe, folder, run.learners, saved, snapshot, at_tick, milestones)
         rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher)
     journal.log(f"the run is in {folder.path}")
     return Result(generator, rows, folder.path)

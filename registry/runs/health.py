@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from registry.core import distributed
 from registry.core.errors import Diverged, UserError
@@ -42,6 +42,12 @@ def check_images(images: Tensor, what: str, nimg: int) -> None:
     """Check that a finished network gives finite images [n, C, H, W]; finite weights may be too large for that. Raises Diverged."""
     if not images.isfinite().all():
         raise Diverged(f"the images of the {what} are not finite at {nimg / 1000:.3f} kimg", nimg)
+
+
+def check_unchanged(frozen: nn.Module, name: str, before: int) -> None:
+    """Check that a network that must not learn has the `fingerprint` it had before. Raises UserError."""
+    if fingerprint(frozen.state_dict()) != before:
+        raise UserError(f"the {name}'s weights have changed during the run; a loss must not write to them")
 
 
 def check_agreement(parts: Mapping[str, Stateful], nimg: int) -> None:

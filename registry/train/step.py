@@ -154,6 +154,9 @@ def checked(values: Tensor, x: Tensor, method: str, first: bool) -> Tensor:
 
     Raises UserError, and Diverged if in the `first` iteration none is finite.
     """
+    if not torch.is_grad_enabled():
+        torch.set_grad_enabled(True)
+        raise UserError(f"the loss's {method}() turned gradients off for all that follows; use `with torch.no_grad():` instead")
     wanted = f"the loss's {method}() must give unreduced values of the images' shape, {tuple(x.shape)}"
     if not isinstance(values, Tensor):
         raise UserError(f"{wanted}, and gave a {type(values).__name__}")
