@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from registry.cli import main
 from registry.edm.networks import PRECONDITIONINGS, EDMPrecond, Precond
 from registry.files.formats import save_network
 from registry.plugins.loading import Plugins, load_plugins
+from tests.warm import Warm
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -154,15 +155,26 @@ def grey_images(folder: Path, count: int) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """A process that has loaded everything, from which commands are started."""
+    started = Warm(tmp_path_factory.mktemp("warm"), environment())
+    yield started
+    started.stop()
+
+
 @pytest.fixture
-def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def cli(tmp_path: Path, warm: Warm) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the command `distill` in a separate process and an empty folder, as a user types it."""
     cwd = tmp_path / "a folder"
     cwd.mkdir()
 
     def run(*args: str | Path, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        words = list(map(str, args))
+        if "PYTHONPATH" not in (env or {}):
+            return warm.run(words, cwd, environment(env), timeout)
         return subprocess.run(
-            [sys.executable, "-m", "registry.cli", *map(str, args)],
+            [sys.executable, "-m", "registry.cli", *words],
             cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=timeout, check=False,
         )  # fmt: skip
 

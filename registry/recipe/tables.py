@@ -116,6 +116,11 @@ class TrainConfig(Config):
     eps: Positive = Field(1e-8, description="Adam's epsilon; give 1e-6 for networks that run in float16")
     loss_scaling: Positive = Field(1.0, description="factor of the student's loss")
     generator_loss_scaling: Positive = Field(100.0, description="factor of the generator's loss")
+    memory: Literal["full", "lean", "least"] = Field(
+        "full",
+        description="full keeps all activations for the backward pass; lean computes them again, one network at a time; least one "
+        "block at a time, too: less memory, more time, the same numbers",
+    )
     clip: Positive | None = Field(None, description="the student's gradient, after the scaling, is shortened to this norm")
     gclip: Positive | None = Field(None, description="the same for the generator's gradient")
     augment: float = Field(

@@ -91,19 +91,20 @@ def distill(
                 measure_snapshot(folder, metrics, generator.sample, recipe.eval, file, run.nimg, saved.clock.seconds)
             draw_curves(folder, ("regression", "student", "generator"), metrics)
 
-        frozen = fingerprint(run.teacher.state_dict())
-
-        def at_tick() -> dict[str, float]:
-            check_unchanged(run.teacher, "teacher", frozen)
-            return signs(run)
-
         if run.nimg == 0:
             draw_samples(folder, "fakes_init.png", generator.sample(shown), recipe.log.grid, teacher.images)
+        seen = partial(signs_and_teacher, run, fingerprint(run.teacher.state_dict()))
         milestones = (run.regression_end, run.game_start)
-        train(partial(loop.iterations, run), run, recipe, folder, run.learners, saved, snapshot, at_tick, milestones)
+        train(partial(loop.iterations, run), run, recipe, folder, run.learners, saved, snapshot, seen, milestones)
         rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher)
     journal.log(f"the run is in {folder.path}")
     return Result(generator, rows, folder.path)
+
+
+def signs_and_teacher(run: loop.Distillation, before: int) -> dict[str, float]:
+    """Signs of convergence, of a run whose teacher is what it was before. Raises UserError if a loss has written to it."""
+    check_unchanged(run.teacher, "teacher", before)
+    return signs(run)
 
 
 def final_table(

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 
 @dataclass(frozen=True)
@@ -26,27 +26,29 @@ class Cost:
 
 def cost(work: Callable[[], object]) -> Cost:
     """What this work costs, on whatever device its tensors are. Bytes that were there before are not counted."""
-    counted = Allocated()
-    with counted, FlopCounterMode(display=False) as flop:
+    with Allocated() as counted:
         work()
-    return Cost(flop.get_total_flops(), counted.peak)
+    return Cost(counted.flop, counted.peak)
 
 
 class Allocated(TorchDispatchMode):
     """Counts the bytes of new tensors that are alive at a time, those that are saved for the backward pass among them.
 
-    Work space inside a kernel is not seen, nor what an allocator keeps for later.
+    Work space inside a kernel is not seen, nor what an allocator keeps for later. Operations are counted with torch's formulas, but
+    not by its FlopCounterMode, which keeps tensors alive that are computed again in a backward pass.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = self._now = 0
+        self.flop = self.peak = self._now = 0
         self._alive: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         given = {tensor.untyped_storage()._cdata for tensor in tensors((args, kwargs))}
         result = func(*args, **kwargs)
+        if count := flop_registry.get(func.overloadpacket):
+            self.flop += count(*args, **kwargs, out_val=result)
         for tensor in tensors(result):
             storage = tensor.untyped_storage()
             if storage._cdata not in given and storage._cdata not in self._alive:

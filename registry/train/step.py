@@ -9,6 +9,7 @@ replaced (EDM, SiD): so one bad image in the student's step can cost that step. 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,17 @@ from torch import Tensor, nn
 
 from registry.core import distributed
 from registry.core.errors import Diverged, UserError
+
+
+class Adam(torch.optim.Adam):
+    """torch's Adam without the wrappers for torch.compile around these methods: the first call of one loads the compiler, which
+    takes seconds."""
+
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
 
 class Learner:
@@ -46,7 +58,7 @@ class Learner:
         self.batch, self.lr, self.scaling, self.clip = batch, lr, scaling, clip
         self.modules = nn.ModuleList([self.net] if companion is None else [self.net, companion])
         self.parameters = list(self.modules.parameters())
-        self.optimiser = torch.optim.Adam(self.parameters, lr=lr, betas=betas, eps=eps, fused=True)
+        self.optimiser = Adam(self.parameters, lr=lr, betas=betas, eps=eps, fused=True)
         self.tally = Tally(next(self.net.parameters()).device)
         self.sums = torch.zeros(2, device=self.tally.device)  # of this step: the loss, images dropped
 
