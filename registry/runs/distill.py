@@ -79,9 +79,9 @@ def distill(
             saved.clock.start()  # making pairs is a part of the training
             run.pairs = teacher_pairs(teacher, noise, generator.sigmas, recipe.warmup.pairs, recipe.warmup.nfe, device, journal)
             saved.clock.stop(device)
-        journal.log(f"{introduction(recipe, teacher, noise, generator)} on {device}{processes()}")
-        for remark in (*teacher.remarks, *phases(run)):
-            journal.log(remark)
+        what = f"{introduction(recipe, teacher, noise, generator)} on {device}{processes()}"
+        for line in (what, *teacher.remarks, *phases(run)):
+            journal.log(line)
         shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
 
         def snapshot() -> None:
@@ -94,8 +94,7 @@ def distill(
         if run.nimg == 0:
             draw_samples(folder, "fakes_init.png", generator.sample(shown), recipe.log.grid, teacher.images)
         seen = partial(signs_and_teacher, run, fingerprint(run.teacher.state_dict()))
-        milestones = (run.regression_end, run.game_start)
-        train(partial(loop.iterations, run), run, recipe, folder, run.learners, saved, snapshot, seen, milestones)
+        train(partial(loop.iterations, run), run, recipe, folder, run.learners, saved, snapshot, seen, run.milestones)
         rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher)
     journal.log(f"the run is in {folder.path}")
     return Result(generator, rows, folder.path)

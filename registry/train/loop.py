@@ -83,6 +83,11 @@ class Distillation:
         """Images of the whole run."""
         return self.game_start + round(self.train.duration_kimg * 1000)
 
+    @property
+    def milestones(self) -> tuple[int, int]:
+        """Images at the end of each part of the warm-up."""
+        return self.regression_end, self.game_start
+
     def learners(self) -> dict[str, Learner]:
         """Who learned in the last iteration, by the name of the loss."""
         if self.nimg <= self.regression_end:
