@@ -1,6 +1,6 @@
 """How fast an iteration is: SiD's own, transcribed, against ours, interleaved in one process.
 
-python benchmarks/step.py --arch ddpmpp --size small --batch 8 [--device cuda] [--rounds 7] [--csv FILE] [--picture FILE]
+python benchmarks/step.py --arch ddpmpp --size small --batch 8 [--device cuda] [--rounds 7] [--memory lean least] [--csv FILE] [--picture FILE]
 
 SiD's iteration is written as its paper and command describe it: float32, one Adam for each network, non-finite gradients replaced
 and the average moved parameter by parameter, both losses read. At first both take one iteration from the same weights with the
@@ -18,6 +18,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -252,6 +253,8 @@ def main(options: argparse.Namespace) -> None:
     sid, run = SiD(teacher, config.batch, config), ours(teacher, config, device)
     fresh = OnDevice(config.batch, teacher, device, GaussianNoise())
     ways = {"SiD's loop": lambda: sid.iteration(fresh, fresh), "ours": lambda: loop.iteration(run)}
+    for memory in options.memory:
+        ways[f"ours, memory = {memory}"] = partial(loop.iteration, ours(teacher, config.model_copy(update={"memory": memory}), device))
     pieces = dict(parts(run, device))
     for work in (*ways.values(), *pieces.values()):
         seconds(work, device)
@@ -335,6 +338,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--memory", nargs="*", choices=["lean", "least"], default=[], help="also with less memory")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--picture", type=Path)
     main(parser.parse_args())
