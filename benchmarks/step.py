@@ -1,6 +1,7 @@
 """How fast an iteration is: SiD's own, transcribed, against ours, interleaved in one process.
 
-python benchmarks/step.py --arch ddpmpp --size small --batch 8 [--device cuda] [--rounds 7] [--memory lean least] [--csv FILE] [--picture FILE]
+python benchmarks/step.py --arch ddpmpp --size small --batch 8 [--device cuda] [--rounds 7] [--memory lean least]
+    [--csv FILE] [--picture FILE]
 
 SiD's iteration is written as its paper and command describe it: float32, one Adam for each network, non-finite gradients replaced
 and the average moved parameter by parameter, both losses read. At first both take one iteration from the same weights with the
@@ -254,7 +255,8 @@ def main(options: argparse.Namespace) -> None:
     fresh = OnDevice(config.batch, teacher, device, GaussianNoise())
     ways = {"SiD's loop": lambda: sid.iteration(fresh, fresh), "ours": lambda: loop.iteration(run)}
     for memory in options.memory:
-        ways[f"ours, memory = {memory}"] = partial(loop.iteration, ours(teacher, config.model_copy(update={"memory": memory}), device))
+        lean = ours(teacher, config.model_copy(update={"memory": memory}), device)
+        ways[f"ours, memory = {memory}"] = partial(loop.iteration, lean)
     pieces = dict(parts(run, device))
     for work in (*ways.values(), *pieces.values()):
         seconds(work, device)

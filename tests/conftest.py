@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -170,13 +169,7 @@ def cli(tmp_path: Path, warm: Warm) -> Callable[..., subprocess.CompletedProcess
     cwd.mkdir()
 
     def run(*args: str | Path, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        words = list(map(str, args))
-        if "PYTHONPATH" not in (env or {}):
-            return warm.run(words, cwd, environment(env), timeout)
-        return subprocess.run(
-            [sys.executable, "-m", "registry.cli", *words],
-            cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=timeout, check=False,
-        )  # fmt: skip
+        return warm.run(list(map(str, args)), cwd, environment(env), timeout)
 
     return run
 

@@ -58,12 +58,17 @@ class Handler(BaseHTTPRequestHandler):
             content = b"\n<!DOCTYPE html><title>Please log in</title>"
         if behaviour == "marked login":
             content = b"\xef\xbb\xbf<html><title>Please log in</title>"
+        if behaviour == "empty":
+            content = b""
         if behaviour == "new version":
             content, tag = content[::-1], '"2"'
         if (asked := self.headers.get("Range")) and behaviour != "no ranges" and self.headers.get("If-Range", tag) == tag:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
+        if behaviour != "endless":
+            self.send_header("Content-Length", str(len(content) - start))
+        if behaviour == "packed":
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("ETag", tag)
         self.end_headers()
         body = content[start:]
@@ -218,3 +223,31 @@ def test_published_teachers_have_short_names() -> None:
     assert locate("edm:ffhq") == "edm:ffhq"
     with pytest.raises(ValueError, match=r"did you mean 'edm:ffhq'"):
         locate("edm:fhq")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "told"),
+    [
+        ("empty", "the server sent nothing instead of a file"),
+        ("packed", "the server sent it packed (gzip), which was not asked for"),
+    ],
+)
+def test_an_answer_that_is_no_file_is_not_kept(behaviour: str, told: str, cache: Path) -> None:
+    with serving(behaviour) as server:
+        with pytest.raises(UserError) as caught:
+            downloads.fetch(server.url)
+        assert told in str(caught.value)
+        assert not list(cache.glob("*.part")) + list(cache.glob("*.pkl"))
+        assert downloads.fetch(server.url).read_bytes() == Server.content
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "told"), [("", "it has 0.0 GiB, and there is room for 0.0"), ("endless", "it has more than 0 GiB")]
+)
+def test_a_file_beyond_all_bounds_is_not_taken(behaviour: str, told: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "MOST_BYTES", 200_000)
+    monkeypatch.setattr(downloads, "BLOCK", 50_000)
+    with serving(behaviour) as server, pytest.raises(UserError) as caught:
+        downloads.fetch(server.url)
+    assert told in str(caught.value)
+    assert not list(cache.glob("*.part"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -287,3 +288,15 @@ def test_two_commands_do_not_gather_in_one_folder(here: Here, generator_file: Pa
         assert "another process is making images here" in error_line(here(*call))
     assert here(*call).returncode == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["generate.json", "samples.npz"]
+
+
+def test_what_a_killed_command_was_writing_is_swept(here: Cli, generator_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    args = ["generate", "--network", generator_file, "--seeds", "0-3", "--outdir", out]
+    assert here(*args).returncode == 0
+    old, new = out / ".000002.png.abcd_123", out / ".000003.png.abcd_124"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    assert here(*args).returncode == 0
+    assert not old.exists() and new.exists()  # somebody may be writing that one

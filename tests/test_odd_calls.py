@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tests.conftest import ROOT, error_line
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
+Write = Callable[..., Path]
 
 TEXTS = {
     "nested lists": "a = " + "[" * 10_000 + "]" * 10_000,
@@ -65,3 +67,12 @@ def test_a_run_may_have_any_name(name: str, recipe_file: Callable[..., Path], he
     done = here("--recipe", recipe_file(name=f"{name}.toml"))
     assert done.returncode == 0, done.stderr
     assert not done.stderr and not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
+def test_a_recipes_name_need_not_be_text(cli: Here, recipe_file: Write, tmp_path: Path) -> None:
+    """A byte that is not UTF-8, and a line's end, in a file's name."""
+    path = os.fsencode(tmp_path) + b"/s\xff\n.toml"
+    recipe_file().rename(os.fsdecode(path))
+    done = cli("--recipe", os.fsdecode(path))
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "runs").rglob("curves.png"))) == 1

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from registry.cli.process_commands import first_failure
 from tests.conftest import ROOT, environment, error_line
 
 Write = Callable[..., Path]
@@ -387,3 +388,27 @@ def test_a_signal_in_the_middle_of_an_import_ends_the_command(number: int, tmp_p
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "distill: interrupted\n")
+
+
+def test_a_launched_process_whose_launcher_is_gone_ends_at_once(tmp_path: Path) -> None:
+    env = environment({"DISTILL_LAUNCHER": "1"})  # not our parent's number
+    done = subprocess.run(
+        [*COMMAND, "--recipe", "quickstart"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("codes", "first"),
+    [
+        ({0: 1, 1: 143}, (0, 1)),  # an error, and torchrun ended the other
+        ({0: 143, 1: -9}, (1, -9)),  # killed at its start
+        ({0: -15, 1: -9}, (1, -9)),
+        ({0: 75, 1: -9}, (0, 75)),  # process 0 noticed, and told of it
+        ({0: 143, 1: 143}, (0, 143)),
+        ({1: -15}, (1, -15)),
+    ],
+)
+def test_which_process_failed_first(codes: dict[int, int], first: tuple[int, int]) -> None:
+    assert first_failure(codes) == first

@@ -240,3 +240,25 @@ def test_any_locale_can_show_every_line(cli: Cli) -> None:
     done = cli("plugins", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "POSIX"})
     assert done.returncode == 0, done.stderr
     assert "Fr\\xe9chet" in done.stdout.replace("\n", " ")
+
+
+def test_a_run_goes_on_when_nobody_reads_its_output_any_more(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "registry.cli", "--recipe", str(recipe_file())]
+    with subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout is not None and run.stderr is not None
+        run.stdout.readline()
+        run.stdout.close()
+        errors = run.stderr.read()
+    assert (run.returncode, errors) == (0, b"")
+    (folder,) = (tmp_path / "runs").iterdir()
+    log = (folder / "log.txt").read_text()
+    assert log.count("WARNING nobody reads the output any more; the run goes on") == 1
+    assert "the run is in" in log and list(folder.glob("training-state-*.pt"))
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_output_is_no_reason_to_fail(closed: str, generator_file: Path, tmp_path: Path) -> None:
+    line = f'"{sys.executable}" -m registry.cli generate --network "{generator_file}" --seeds 0-3 --outdir out {closed}'
+    done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list((tmp_path / "out").glob("*.png"))) == 4

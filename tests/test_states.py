@@ -28,10 +28,16 @@ from registry.files.atomic import write_atomically
 from registry.files.bounds import STATE
 from registry.files.formats import load_network, save_network
 from registry.files.plain import load, problem
+from registry.plugins.loading import load_plugins
+from registry.recipe.reading import expect, resolve
+from registry.recipe.resolved import Recipe
+from registry.runs.building import build, build_generator, generator_facts
 from registry.runs.distill import distill
 from registry.runs.folder import RunFolder
-from registry.runs.training import interruptible
+from registry.runs.states import Found
+from registry.runs.training import Saved, interruptible, start_or_resume
 from registry.show.journal import Journal
+from registry.train import loop
 from tests.conftest import ROOT, environment, error_line, tiny_network
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
@@ -444,3 +450,35 @@ def test_a_disk_that_stays_full_ends_a_run_with_one_line(recipe_file: Write, tmp
     )  # fmt: skip
     assert error_line(done).endswith("training-state-000000.pt: cannot be written: File too large")
     assert not [p for p in (tmp_path / "runs" / "00000-short").iterdir() if p.name.startswith(".")]
+
+
+def test_a_state_that_was_saved_while_the_run_was_being_built_is_not_left_behind(recipe_file: Write, tmp_path: Path) -> None:
+    """As if the run that wrote it had ended between the search for a state and the taking of the lock."""
+    recipe = expect(resolve(str(recipe_file(*LONGER)), load_plugins(), ["log.keep_states=0", "log.snapshot_ticks=4"]), Recipe)
+    folder = distill(recipe).folder
+    older, newest = (folder / f"training-state-{kimg:06d}.pt" for kimg in (2, 4))
+    teacher, noise, loss = build(recipe, load_plugins())
+    generator = build_generator(recipe, teacher, noise)
+    run = loop.Distillation(teacher, noise, loss, recipe.train, torch.device("cpu"), generator)
+    parts = {"student": run.student, "generator": run.generator, "ema": run.average}
+    saved = Saved(parts, recipe.tables(), generator_facts(recipe, teacher, noise, generator))
+    opened = start_or_resume(recipe, run, saved, "auto", Found(older), Journal())
+    opened.release()
+    assert run.nimg == 4096
+    assert f"resuming at 4.096 kimg from {newest}" in (folder / "log.txt").read_text()
+    assert not list(folder.glob("*.later"))
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None or os.geteuid() != 0, reason="takes root's rights away")
+def test_a_lock_that_may_not_be_opened_is_not_passed_over(recipe_file: Write, tmp_path: Path) -> None:
+    path = recipe_file()
+    folder = distill(str(path)).folder
+    before = (folder / "recipe.toml").read_bytes()
+    for file in (folder, *folder.iterdir()):
+        os.chown(file, 1000, 1000)
+        file.chmod(0o777 if file == folder else 0o644)
+    words = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search,-chown,-fowner", sys.executable, "-m", "registry.cli"]
+    done = subprocess.run([*words, "--recipe", str(path), "--resume", str(folder), "--set", "train.duration_kimg=0.1"],
+                          cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)  # fmt: skip
+    assert "run.lock: cannot be locked: Permission denied; another run may write here" in error_line(done)
+    assert (folder / "recipe.toml").read_bytes() == before

@@ -107,6 +107,7 @@ def call(args: list[str], cwd: str, env: dict[str, str]) -> None:
         os.environ.update(env)
         sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", 1), open(2, "w", 1)  # noqa: SIM115
         sys.argv = ["distill", *args]
+        sys.path[:0] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
         from registry.cli import main
 
         main()

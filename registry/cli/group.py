@@ -60,14 +60,14 @@ class Group(click.Group):
         super().add_command(cmd, name)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        stay_with(os.environ.get(PARENT, ""))
+        stay_with(os.environ.pop(PARENT, ""))  # what this process starts is not launched
         answer_signals(signal.SIG_DFL, interrupt)
         prepare_streams()
         debug = "--debug" in (kwargs.get("args") or (args[0] if args else None) or sys.argv)
         try:
             code = super().main(*args, **(kwargs | {"standalone_mode": False}))
         except BaseException as error:  # a plugin may raise anything
-            if isinstance(error, SystemExit) and fault_of(error) is None:
+            if isinstance(error, SystemExit) and error.code not in (None, 0) and fault_of(error) is None:
                 raise
             answer_signals(interrupt, signal.SIG_DFL)  # it ends anyway
             code = tell(error, debug)
@@ -121,19 +121,28 @@ def is_importing(frame: FrameType | None) -> bool:
 
 def prepare_streams() -> None:
     """Print in any locale, and leave the warnings of torch's C++ about its connections out: what is wrong is told in one line."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        if vars(sys)[name] is None:  # it was closed before we began
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        if isinstance(stream := vars(sys)[name], io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if several():
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is loaded
 
 
 def stay_with(launcher: str) -> None:
-    """A launched process gets SIGTERM when its launcher is killed, and then saves a state instead of training on unseen (Linux)."""
-    if launcher == str(os.getppid()) and sys.platform == "linux":
+    """A launched process gets SIGTERM when its launcher is killed, and then saves a state instead of training on unseen (Linux).
+
+    It ends at once if the launcher is gone already.
+    """
+    if not launcher:
+        return
+    if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if launcher != str(os.getppid()):
+        os._exit(128 + signal.SIGTERM)
 
 
 def leave(code: int) -> NoReturn:
@@ -143,6 +152,8 @@ def leave(code: int) -> NoReturn:
         sys.stderr.flush()
     except OSError:  # a full disk; Python would try again, and tell of it
         os._exit(code or 1)
+    except ValueError:  # somebody closed them
+        os._exit(code)
     if several():
         os._exit(code)
     sys.exit(code)

@@ -47,9 +47,9 @@ def generate(seeds: str, class_: int | None, batch: int, outdir: Path, formats: 
     from registry.core import distributed
     from registry.sample.generate import generate, parse_seeds
 
-    wanted = parse_seeds(seeds)
+    wanted, sampler = parse_seeds(seeds), opened(**options)
     try:
-        generate(opened(**options), wanted, outdir, formats or ("png",), class_, batch)
+        generate(sampler, wanted, outdir, formats or ("png",), class_, batch)
     except (KeyboardInterrupt, Interrupted) as stop:
         code = stop.code if isinstance(stop, Interrupted) else 130
         raise Interrupted(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Mapping
 
 import click
 
@@ -77,9 +78,18 @@ def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
         return 128 + error.sigval
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        if said := [code for code in codes.values() if code > 0]:
-            return said[0]
-        rank, number = min(((rank, -code) for rank, code in codes.items()), key=lambda found: found[1] == signal.SIGTERM)
-        click.echo(f"distill: process {rank} of {count} was ended by signal {number}", err=True)  # torchrun then ended the others
-        return 128 + number
+        rank, code = first_failure(codes)
+        if code < 0:
+            click.echo(f"distill: process {rank} of {count} was ended by signal {-code}", err=True)
+        return code if code > 0 else 128 - code
     return 0
+
+
+def first_failure(codes: Mapping[int, int]) -> tuple[int, int]:
+    """The rank that failed first, and its exit code (minus the signal that killed it), of all that failed.
+
+    The others were then ended by torchrun with SIGTERM, which is no failure of theirs. One that noticed that another was killed
+    has told of it.
+    """
+    ended = (128 + signal.SIGTERM, -signal.SIGTERM)
+    return min(codes.items(), key=lambda found: (found[1] in ended, found[1] < 0, found[0]))

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
+from registry.core.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -83,7 +85,11 @@ class Teacher(Domain):
 
     def copy(self) -> nn.Module:
         """A trainable denoiser with the teacher's weights, on the teacher's device."""
+        from torch import nn
+
         net = self.trainable() if self.trainable else copy.deepcopy(self.denoiser)
+        if not isinstance(net, nn.Module):
+            raise UserError(f"the teacher's trainable() must give a torch.nn.Module, not a {type(net).__name__}")
         return net.requires_grad_(True)
 
 

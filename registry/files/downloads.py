@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import json
 import os
+import shutil
 import sys
 import time
 import urllib.error
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 TRIES, PATIENCE, BLOCK = 5, 30.0, 1 << 20
 """Number of attempts; seconds without data before one ends; bytes per read."""
+MOST_BYTES = 2**35
+"""Of a file: several times the largest training state of the papers."""
 
 
 def cache_folder() -> Path:
@@ -96,6 +99,9 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
             elif 400 <= error.code < 500 and error.code not in (408, 425, 429):
                 break
             continue
+        except _Unwanted as error:
+            part.unlink(missing_ok=True)
+            raise UserError(f"{url}: {error}; download it yourself and give its path") from None
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, _Short, ValueError) as error:
             reason = shown(error.reason if isinstance(error, urllib.error.URLError) else error) or type(error).__name__
             continue
@@ -104,9 +110,10 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
         if sha256 and found != sha256.lower():
             part.unlink()
             raise UserError(f"{url}: its sha256 is {found}, expected {sha256.lower()}; the server has a different file")
-        if is_page(part):
+        if is_page(part) or not part.stat().st_size:
+            what = "a web page" if part.stat().st_size else "nothing"
             part.unlink()
-            raise UserError(f"{url}: the server sent a web page instead of a file; download it yourself and give its path")
+            raise UserError(f"{url}: the server sent {what} instead of a file; download it yourself and give its path")
         _note(path).unlink(missing_ok=True)  # of an older file, which stays until this one is whole
         os.replace(part, path)
         part.with_name(part.name + ".tag").unlink(missing_ok=True)
@@ -126,6 +133,10 @@ class _Short(Exception):
     """Fewer bytes arrived than were announced."""
 
 
+class _Unwanted(Exception):
+    """An answer that another attempt would not make better."""
+
+
 def _continue(url: str, part: Path) -> None:
     """Append the missing bytes to the part file, or start over if the server cannot resume."""
     tag = part.with_name(part.name + ".tag")  # which version of the file the part belongs to
@@ -138,14 +149,22 @@ def _continue(url: str, part: Path) -> None:
         if have and not answer.headers.get("Content-Range", f"bytes {have}-").startswith(f"bytes {have}-"):
             tag.unlink(missing_ok=True)
             raise _Short("it sent another part of the file than was asked for")
+        coding = answer.headers.get("Content-Encoding", "identity")
+        if coding.strip().lower() != "identity":
+            raise _Unwanted(f"the server sent it packed ({shown(coding, 20)}), which was not asked for")
         tag.write_text(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
         announced = answer.headers.get("Content-Length")
         total = have + int(announced) if announced else None
+        free = shutil.disk_usage(part.parent).free
+        if total is not None and total - have > min(free, MOST_BYTES):
+            raise _Unwanted(f"it has {total / 2**30:.1f} GiB, and there is room for {min(free, MOST_BYTES) / 2**30:.1f}")
         with open(part, "ab" if have else "wb") as file, _bar(url, total) as bar:
             task = bar.add_task(Path(urlsplit(url).path).name, total=total, completed=have)
             while block := answer.read(BLOCK):
                 file.write(block)
                 bar.advance(task, len(block))
+                if file.tell() > MOST_BYTES:
+                    raise _Unwanted(f"it has more than {MOST_BYTES / 2**30:.0f} GiB")
     if total is not None and part.stat().st_size != total:
         raise _Short(f"only {part.stat().st_size} of {total} bytes arrived")
 

@@ -8,6 +8,7 @@ inception        Inception features, class probabilities and statistics, as in E
 classifier       the small network whose features are used for small images
 torchscript      a feature network of the user's, such as DINOv2
 measuring        from seeds to images to every metric's numbers, shared among processes
+guarded          a plugin's metric, held to its contract
 protocol         what numbers depend on besides the images
 rows             rows of numbers, and tables of rows
 saved            results as files keep them

@@ -14,6 +14,7 @@ from registry.core import distributed
 from registry.core.errors import SettingError
 from registry.core.version import versions
 from registry.files.atomic import check_folder, write_atomically
+from registry.measure.guarded import Guarded
 from registry.measure.measuring import repeats, seeds
 from registry.measure.protocol import compared_with, in_words, protocols
 from registry.measure.rows import Metrics, Row, best, entry, headings, label, summary
@@ -47,7 +48,7 @@ def evaluate(
             check_folder(file.parent, setting)
     if distributed.rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-    metrics = [(choice, choice.make(sampler.domain)) for choice in choices]
+    metrics = [(choice, Guarded(choice, sampler.domain)) for choice in choices]
     if save_reference is not None:
         keep_reference(metrics, save_reference, journal)
 

@@ -8,7 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from registry.plugins.loading import GROUP
+from registry.plugins.component import Component, NetworkClass
+from registry.plugins.loading import GROUP, load_plugins
 
 OURS = ("registry", "ipfm_plugin")
 
@@ -21,15 +22,26 @@ class Fault(NamedTuple):
     line: int
 
 
-def fault_of(error: BaseException | None) -> Fault | None:
-    """The plugin that an error, or one that caused it, came from; None if it was no plugin of others."""
+def homes_of_plugins() -> dict[Path, str]:
+    """The files and folders of plugins' code that was loaded: where their entry points lead, and what makes their components."""
+    tops = [(entry.value, entry.name) for entry in metadata.entry_points(group=GROUP)]
+    for registered in load_plugins().registered:
+        made = registered.component
+        if isinstance(made, Component | NetworkClass):
+            tops.append((made.build if isinstance(made.build, str) else made.build.__module__, registered.owner))
     homes = dict[Path, str]()
-    for entry in metadata.entry_points(group=GROUP):
-        top = entry.value.partition(":")[0].partition(".")[0]
-        file = vars(sys.modules[top]).get("__file__") if top in sys.modules and top not in OURS else None
+    for module, plugin in tops:
+        top = module.partition(":")[0].partition(".")[0]
+        file = vars(sys.modules[top]).get("__file__") if top in {*sys.modules} - {*OURS, *sys.stdlib_module_names} else None
         if file:
             path = Path(file)
-            homes[path.parent if path.name == "__init__.py" else path] = entry.name
+            homes[path.parent if path.name == "__init__.py" else path] = plugin
+    return homes
+
+
+def fault_of(error: BaseException | None) -> Fault | None:
+    """The plugin that an error, or one that caused it, came from; None if it was no plugin of others."""
+    homes = homes_of_plugins()
     while error is not None:
         lines = [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)]
         for file, line in reversed(lines):

@@ -68,6 +68,11 @@ class Choice:
         """The table of the recipe that its settings stand in."""
         return f"eval.{self.name}" if self.kind == "metric" else self.kind
 
+    @property
+    def who(self) -> str:
+        """Whose it is, for errors."""
+        return f"plugin {self.owner!r}: {self.kind} {self.name!r}"
+
     def make(self, *domain: Domain) -> Any:
         """Build the component. Raises UserError, with the plugin's name if it fails in any other way."""
         try:

@@ -5,6 +5,7 @@ pretrain      train a teacher from images
 features      train the feature network of the Fréchet distance
 plan          what a run needs: work, memory, time
 building      teacher, noise, loss, metrics, generator of a recipe, and that they fit each other
+built         what plugins have built is checked before it is used
 training      what happens around a loop: the start, after every iteration, the end
 schedule      when a tick, a snapshot, a state is due
 ticks         a line of the log and of the statistics

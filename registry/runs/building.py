@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,20 +19,23 @@ from registry.edm.augment import LABELS
 from registry.edm.datasets import load_images
 from registry.files.atomic import check_folder
 from registry.files.formats import SUFFIXES, load_network, misfit
+from registry.measure.guarded import Guarded
 from registry.plugins.loading import Plugins
 from registry.recipe.reading import check_fit
 from registry.recipe.resolved import Choice, Recipe, dumps, settings_of, training_tables
 from registry.recipe.tables import DataConfig, GeneratorConfig
+from registry.runs.built import check_answer, check_facts, check_noise, demand
 from registry.train.data import RealImages
 from registry.train.generator import Generator
 
 
 def build(recipe: Recipe, plugins: Plugins, teacher: Teacher | None = None) -> tuple[Teacher, Noise, Loss]:
     """Teacher, noise and loss of a recipe, or with this teacher. Raises UserError where they do not fit each other."""
-    teacher = teacher or cast(Teacher, recipe.teacher.make())
+    teacher = teacher or check_facts(recipe.teacher, recipe.teacher.make())
     check_fit(recipe, teacher.D, plugins)
     check_augment(recipe, teacher)
     noise: Noise = recipe.noise.make(teacher)
+    check_noise(recipe.noise, noise, teacher.image_shape)
     if noise.D != teacher.D:
         raise UserError(f"{recipe.path}: noise {recipe.noise.name!r} has D = {noise.D:g}, the teacher has D = {teacher.D:g}")
     check_levels(recipe, teacher, noise)
@@ -84,12 +87,14 @@ def weights_of_seed(seed: int) -> Iterator[None]:
 
 def build_metrics(choices: tuple[Choice, ...], domain: Domain) -> list[tuple[Choice, Metric]]:
     """The metrics of [eval], each with the choice that it was built from."""
-    return [(choice, choice.make(domain)) for choice in choices]
+    return [(choice, Guarded(choice, domain)) for choice in choices]
 
 
 def build_generator(recipe: Recipe, teacher: Teacher, noise: Noise) -> Generator:
     """The generator of [generator], initialised as the teacher, or as the network in `init`. Raises SettingError."""
+    check_answer(recipe.teacher, teacher, noise)
     config, net = recipe.generator, teacher.copy()
+    demand(recipe.teacher, next(net.parameters(), None) is not None, "there are no parameters to train in a copy of its denoiser")
     sigmas = generator_levels(config.steps, config.schedule, noise.sigma_init, noise.sigma_min, noise.rho)
     if config.init is not None:
         other, _ = load_network(config.init, "denoiser", "generator", build=lambda _: teacher.copy())

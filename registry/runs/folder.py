@@ -68,6 +68,8 @@ class RunFolder:
             self._lock.acquire()
         except Timeout:
             raise UserError(f"{self.path}: another process is writing into this run; stop it first, or begin another run") from None
+        except PermissionError as error:
+            raise UserError(f"{self._lock.lock_file}: cannot be locked: {error.strerror}; another run may write here") from None
         except OSError:  # a disk that knows no locks
             pass
         for file in (*self.path.glob("*.txt"), *self.path.glob("*.jsonl")):

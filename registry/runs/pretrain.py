@@ -23,6 +23,7 @@ from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import TABLE_NAMES, PretrainRecipe, training_tables
 from registry.runs.building import build_metrics, check_target, parameter_count, real_images
+from registry.runs.built import check_noise
 from registry.runs.health import check_images
 from registry.runs.outputs import draw_curves, draw_samples, snapshot_name, write_network, write_table
 from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train
@@ -57,6 +58,7 @@ def pretrain(
     data = real_images(recipe.data, device)
     net, domain = new_network(recipe, data)
     noise: Noise = recipe.noise.make(domain)
+    check_noise(recipe.noise, noise, domain.image_shape)
     metrics = build_metrics(recipe.metrics, domain)
     torch.manual_seed(recipe.train.seed * 1000 + distributed.rank())
     run = pretraining.Pretraining(net, noise, data, recipe.train, device)

@@ -29,7 +29,7 @@ from registry.runs.folder import RunFolder
 from registry.runs.foreign import adopt
 from registry.runs.health import check_agreement, check_health
 from registry.runs.schedule import Schedule
-from registry.runs.states import Found, find_state, set_later_aside, states
+from registry.runs.states import Found, find_state, newest_whole, set_later_aside, states
 from registry.runs.ticks import Learners, Signs, Ticks
 from registry.show.journal import Journal
 from registry.train.step import Learner
@@ -124,20 +124,19 @@ def start_or_resume(
     elif distributed.by_rank0(lambda: holds_modules(state)):
         folder = start_from_foreign(recipe, run, saved, state, journal)
     else:
-        with distributed.everywhere(state) as file:
-            content = read_state(file, saved.parts)
-        check_same_run(state, content["recipe"], saved.tables)
-        run.nimg = restore_state(state, content, saved.parts)
+        folder = RunFolder(state.parent, journal)
+        with released_if_it_fails(folder):
+            begun, content = locked_state(folder, state, resume, saved)
+            run.nimg = restore_state(begun, content, saved.parts)
         run.rollbacks = content.get("rollbacks", 0)
         saved.clock.seconds = content.get("seconds", 0.0)  # 0: states of version 0.1 do not say
-        measured = distributed.from_rank0(newer(state.parent / "quality.json", state))
+        measured = distributed.from_rank0(newer(begun.parent / "quality.json", begun))
         saved.snapshot_due = content.get("snapshot_due", False) and not measured
-        folder = RunFolder(state.parent, journal)
         folder.sweep()
-        if later := set_later_aside(folder.path, state, run.nimg) if folder.writes else []:
+        if later := set_later_aside(folder.path, begun, run.nimg) if folder.writes else []:
             journal.log(f"later states of another branch were set aside: {', '.join(path.name for path in later)}")
         folder.forget_after(run.nimg / 1000, saved.snapshot_due)
-        journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {state}")
+        journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {begun}")
         if run.nimg >= run.total:
             journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
         for difference in differences(content["recipe"], saved.tables):
@@ -146,6 +145,30 @@ def start_or_resume(
         journal.log(remark)
     folder.write_recipe(saved.tables)
     return folder
+
+
+def locked_state(folder: RunFolder, state: Path, resume: str | None, saved: Saved) -> tuple[Path, dict[str, Any]]:
+    """The state to go on from, and what it holds, now that nobody else writes into the folder. Raises UserError.
+
+    Since the state was found, the run that wrote it may have saved a later one, and have ended; but for a state that was named
+    itself, the newest is taken.
+    """
+    if not distributed.from_rank0(Path(resume or "").expanduser().is_file()):
+        state = distributed.by_rank0(lambda: newest_whole(folder.path).state) or state
+    with distributed.everywhere(state) as file:
+        content = read_state(file, saved.parts)
+    check_same_run(state, content["recipe"], saved.tables)
+    return state, content
+
+
+@contextmanager
+def released_if_it_fails(folder: RunFolder) -> Iterator[None]:
+    """Let others write into the folder if this run does not begin."""
+    try:
+        yield
+    except BaseException:
+        folder.release()
+        raise
 
 
 def newer(file: Path, state: Path) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import math
 import re
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from registry.core import distributed
 from registry.core.errors import SettingError, UserError
-from registry.files.atomic import check_folder, write_atomically
+from registry.files.atomic import check_folder, is_temporary, write_atomically
 from registry.files.json_files import ANYTHING, NoRecord, read_record
 from registry.files.npz import read_npz
 from registry.sample.sampler import Sampler
@@ -30,6 +32,8 @@ from registry.show.pictures import save_image, save_samples, to_uint8
 Format = Literal["png", "npz", "grid"]
 MOST_IN_A_GRID = 1024
 NOTE, PARTS = "generate.json", ".parts"
+OLD = 10.0
+"""Seconds since a file was written to, after which nobody is writing it any more: an image takes far less."""
 MOST_BYTES, MOST_COMPRESSED = 2**28, 100
 """Of the arrays in an .npz file that lies in the folder: so many bytes, or so many times the file."""
 
@@ -130,6 +134,7 @@ def prepare(
     one file at the end, and only one command at a time can do that.
     """
     claim(outdir, settings)
+    sweep(outdir)
     begun = (outdir / PARTS).exists()
     if lock is not None:
         (outdir / PARTS).mkdir(exist_ok=True)
@@ -170,6 +175,13 @@ def claim(outdir: Path, settings: dict[str, Any]) -> None:
             changes = "; ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} now" for k in other)
             raise SettingError("outdir", f"has images made with other settings ({changes}); give another folder", str(outdir))
     write_atomically(note, (json.dumps(wanted, indent=1) + "\n").encode())
+
+
+def sweep(outdir: Path) -> None:
+    """Remove what killed commands were writing some time ago; other commands may be writing now."""
+    for path in itertools.chain(outdir.glob(".*"), outdir.glob("[0-9]*/.*")):
+        if is_temporary(path) and time.time() - path.stat().st_mtime > OLD:
+            path.unlink(missing_ok=True)
 
 
 def png(outdir: Path, seed: int, many: bool) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry.core.errors import UserError
+from registry.core.text import printable
 from registry.files.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -74,17 +75,17 @@ def save_curves(path: Path, panels: Sequence[tuple[str, dict[str, tuple[list[flo
 
     for ax, (label, curves, logarithmic) in zip(axes, panels, strict=True):
         for (name, (x, y)), color in zip(curves.items(), LINES, strict=False):
-            ax.plot(x, y, color=color, linewidth=1.6, marker="o" if len(x) < 30 else None, markersize=3, label=name)
+            ax.plot(x, y, color=color, linewidth=1.6, marker="o" if len(x) < 30 else None, markersize=3, label=printable(name))
         if logarithmic and all(v > 0 for _, y in curves.values() for v in y):
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
             ax.yaxis.set_major_formatter("{x:.3g}")
             ax.yaxis.set_minor_formatter("")
-        ax.set_ylabel(label, color=INK, fontsize=10)
+        ax.set_ylabel(printable(label), color=INK, fontsize=10)
         if len(curves) > 1:
             ax.legend(fontsize=9, frameon=False, labelcolor=INK)
     figure.align_ylabels()
     axes[-1].set_xlabel("thousands of images (kimg)", color=INK, fontsize=10)
     with plain_text():
-        figure.suptitle(title, color=INK, fontsize=11)
+        figure.suptitle(printable(title), color=INK, fontsize=11)
     save_figure(path, figure)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -24,7 +26,7 @@ class Journal:
     """Prints and logs everything. On ranks other than 0 it does nothing."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Terminal(highlight=False, soft_wrap=True)
         self.folder: Path | None = None
         self.active = distributed.rank() == 0
         self._progress: Progress | None = None
@@ -54,11 +56,15 @@ class Journal:
             self._print(f"WARNING {path}: cannot be written: {error.strerror}; the run goes on", markup=False)
 
     def _print(self, what: str | Table, markup: bool = True) -> None:
-        """Print a line or a table. From the first that the disk has no room for, nothing is printed any more."""
+        """Print a line or a table. A run goes on without, if the disk is full or whoever read the lines is gone."""
         try:
             self.console.print(what, markup=markup)
         except BrokenPipeError:
-            raise
+            self.console = Console(quiet=True)
+            discard_output()
+            if self.folder is None:
+                raise SystemExit(1) from None  # as of other commands whose output nobody reads
+            self.log("WARNING nobody reads the output any more; the run goes on, and log.txt has every line")
         except OSError:
             self.console = Console(quiet=True)
 
@@ -93,6 +99,19 @@ class Journal:
                 yield Bar(progress, progress.add_task(description, total=total, note=""))
             finally:
                 self._progress = None
+
+
+class Terminal(Console):
+    """rich's console, but for what it does when a pipe breaks: it ends the process without a word."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def discard_output() -> None:
+    """Send what is printed from now on nowhere, what Python still holds of it included."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Bar:

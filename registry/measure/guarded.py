@@ -1,0 +1,106 @@
+"""A plugin's metric, held to its contract: what it gives is checked where the host takes it, and what it changes is undone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from registry.core.contracts import Domain, Metric
+from registry.core.errors import UserError
+from registry.recipe.resolved import Choice
+
+
+class Guarded(Metric):
+    """The metric of a choice. Raises UserError, with the plugin's name, where it does not do what `Metric` asks for."""
+
+    def __init__(self, choice: Choice, domain: Domain) -> None:
+        self.who = choice.who
+        with undisturbed():
+            metric = choice.make(domain)
+        self.demand(isinstance(metric, Metric), f"its build must give a registry.api.Metric, not a {kind(metric)}")
+        self.metric: Metric = metric
+        names = metric.columns
+        named = isinstance(names, tuple | list) and all(isinstance(name, str) and name.isprintable() and name for name in names)
+        self.demand(named and 0 < len(names) == len({*names}), "columns must be the names of its numbers, each once")
+        self.columns, self.higher = tuple(names), tuple(metric.higher)
+        self.demand({*self.higher} <= {*names}, "higher must name some of its columns")
+        for name, number in (("most", metric.most), ("protocol", metric.protocol)):
+            self.demand(number is None or (type(number) is int and number > 1), f"{name} must be None or a number of images")
+        self.most, self.protocol, self.fingerprint = metric.most, metric.protocol, metric.fingerprint
+        self.demand(self.fingerprint is None or isinstance(self.fingerprint, str), "fingerprint must be None or text")
+        self.details = metric.details
+        with self.told("details must be a dict of plain values"):
+            json.dumps(dict(self.details))
+
+    def embed(self, images: Tensor) -> Tensor:
+        with undisturbed():
+            rows = self.metric.embed(images.clone())  # which are the next metric's, too
+        self.demand(isinstance(rows, Tensor), f"embed must give rows [n, d], not a {kind(rows)}")
+        right = rows.ndim == 2 and len(rows) == len(images)
+        self.demand(right, f"embed must give a row for each of {len(images)} images, and gave {list(rows.shape)}")
+        return rows.cpu()
+
+    def compare(self, rows: Tensor) -> dict[str, float]:
+        with undisturbed():
+            return self.numbers("compare", self.metric.compare(rows))
+
+    def floor(self, repeat: int) -> dict[str, float]:
+        with undisturbed():
+            found = self.metric.floor(repeat)
+        return {} if found == {} else self.numbers("floor", found)
+
+    def save_reference(self, path: Path) -> bool:
+        return bool(self.metric.save_reference(path))
+
+    def numbers(self, method: str, found: Any) -> dict[str, float]:
+        """What it gives, as a float for each of its columns."""
+        wanted = f"{method} must give a number for each of {', '.join(self.columns)}"
+        self.demand(isinstance(found, Mapping) and {*found} == {*self.columns}, f"{wanted}, and gave {short(found)}")
+        right = all(isinstance(value, Real) and not isinstance(value, bool) for value in found.values())
+        self.demand(right, f"{wanted}, and gave {short(found)}")
+        with self.told(f"{wanted}, and gave one that is too large"):
+            return {column: float(found[column]) for column in self.columns}
+
+    def demand(self, right: bool, sentence: str) -> None:
+        if not right:
+            raise UserError(f"{self.who}: {sentence}")
+
+    @contextmanager
+    def told(self, sentence: str) -> Iterator[None]:
+        try:
+            yield
+        except (TypeError, ValueError, OverflowError):
+            raise UserError(f"{self.who}: {sentence}") from None
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Random numbers, default type, gradients and working folder are as before afterwards: a run's numbers do not depend on what
+    is measured in between."""
+    dtype, folder = torch.get_default_dtype(), Path.cwd()
+    with torch.set_grad_enabled(torch.is_grad_enabled()), torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            with suppress(OSError):
+                os.chdir(folder)
+
+
+def kind(value: object) -> str:
+    return type(value).__name__
+
+
+def short(found: Any) -> str:
+    """What was given instead, in a few words."""
+    if not isinstance(found, Mapping):
+        return f"a {kind(found)}"
+    return ", ".join(f"{name} ({kind(value)})" for name, value in found.items())[:200] or "nothing"

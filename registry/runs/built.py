@@ -1,0 +1,72 @@
+"""What plugins have built is checked before a run relies on it. Raises UserError, with the plugin's name."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from registry.core.contracts import Noise, Teacher
+from registry.core.errors import UserError
+from registry.core.streams import Streams
+from registry.recipe.resolved import Choice
+from registry.train.step import mode
+
+
+def check_facts(choice: Choice, teacher: Any) -> Teacher:
+    """A teacher that says of itself what a domain must say."""
+    demand(choice, isinstance(teacher, Teacher), f"its build must give a registry.api.Teacher, not a {kind(teacher)}")
+    demand(choice, isinstance(teacher.denoiser, nn.Module), f"denoiser must be a torch.nn.Module, not a {kind(teacher.denoiser)}")
+    for name, value, infinite in (("D", teacher.D, True), ("sigma_data", teacher.sigma_data, False)):
+        right = type(value) in (int, float) and 0 < value <= (math.inf if infinite else 1e9)
+        demand(choice, right, f"{name} must be a positive number, not {value!r}")
+    shape = teacher.image_shape
+    right = isinstance(shape, tuple) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)
+    demand(choice, right, f"image_shape must be three positive integers (C, H, W), not {shape!r}")
+    for name, count in (("label_dim", teacher.label_dim), ("augment_dim", teacher.augment_dim)):
+        demand(choice, type(count) is int and count >= 0, f"{name} must be 0 or a number of labels, not {count!r}")
+    checked: Teacher = teacher
+    return checked
+
+
+@torch.no_grad()
+def check_answer(choice: Choice, teacher: Teacher, noise: Noise) -> None:
+    """The teacher denoises one image, on its device."""
+    weights = (*teacher.denoiser.parameters(), *teacher.denoiser.buffers())
+    device = next((tensor.device for tensor in weights), torch.device("cpu"))
+    x = torch.ones(1, *teacher.image_shape, device=device)
+    labels = torch.zeros(1, teacher.label_dim, device=device) if teacher.label_dim else None
+    with mode(teacher.denoiser, train=False):
+        f = teacher.denoiser(x, torch.full((1,), noise.sigma_init, device=device), labels)
+    check_tensor(choice, "denoiser(x, sigma, labels)", f, (1, *teacher.image_shape))
+    demand(choice, x.is_meta or bool((x == 1).all()), "denoiser writes to the images that it is given")
+
+
+def check_noise(choice: Choice, noise: Noise, shape: tuple[int, int, int]) -> None:
+    """A noise whose levels are positive, and whose draws have the right shapes."""
+    for name, value in (("D", noise.D), ("sigma_init", noise.sigma_init), ("sigma_min", noise.sigma_min),
+                        ("sigma_max", noise.sigma_max), ("rho", noise.rho)):  # fmt: skip
+        demand(choice, type(value) in (int, float) and value > 0, f"{name} must be a positive number, not {value!r}")
+    n, rng = 2, Streams.derived("check", range(2))
+    check_tensor(choice, "prior(shape, sigma, rng)", noise.prior(shape, noise.sigma_init, rng), (n, *shape))
+    check_tensor(choice, "student_sigma(rng)", noise.student_sigma(rng), (n,))
+    check_tensor(choice, "generator_sigma(rng)", noise.generator_sigma(rng), (n,))
+    x, sigma = torch.zeros(n, *shape), torch.full((n,), float(noise.sigma_init))
+    check_tensor(choice, "perturb(x, sigma, rng)", noise.perturb(x, sigma, rng), (n, *shape))
+
+
+def check_tensor(choice: Choice, call: str, found: Any, shape: tuple[int, ...]) -> None:
+    demand(choice, isinstance(found, Tensor), f"{call} must give a tensor {list(shape)}, not a {kind(found)}")
+    right = found.shape == shape and found.is_floating_point()
+    demand(choice, right, f"{call} must give {list(shape)}, and gave {list(found.shape)} of {found.dtype}")
+
+
+def demand(choice: Choice, right: bool, sentence: str) -> None:
+    if not right:
+        raise UserError(f"{choice.who}: {sentence}")
+
+
+def kind(value: object) -> str:
+    return type(value).__name__

@@ -1,0 +1,257 @@
+"""What plugins' metrics, noises and teachers give is checked where the host takes it, and told with the plugin's name."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ipfm_plugin.noise import ElectrostaticNoise
+from registry.core.contracts import Metric, Teacher
+from registry.core.errors import UserError
+from registry.core.settings import Config
+from registry.measure.guarded import Guarded
+from registry.measure.measuring import measure
+from registry.plugins.component import Component
+from registry.recipe.resolved import Choice
+from registry.runs.built import check_answer, check_facts, check_noise
+from tests.conftest import error_line, tiny_network
+
+SHAPE = (1, 8, 8)
+
+
+class Brightness(Metric):
+    """The mean of all values."""
+
+    columns = ("brightness",)
+
+    def embed(self, images: Tensor) -> Tensor:
+        return images.flatten(1).mean(1, keepdim=True)
+
+    def compare(self, rows: Tensor) -> dict[str, float]:
+        return {"brightness": float(rows.mean())}
+
+
+def choice(kind: str, build: Callable[..., Any] = lambda *_: None) -> Choice:
+    return Choice(kind, Component("odd", Config, build, "an odd one"), "strangers", Config())
+
+
+def guarded(metric: Any) -> Guarded:
+    return Guarded(choice("metric", lambda config, domain: metric), SimpleNamespace())  # type: ignore[arg-type]
+
+
+def odd(**methods: Any) -> Any:
+    """A metric with something else than it should have. Functions become methods."""
+    return type("Odd", (Brightness,), methods)()
+
+
+BUILT: dict[str, tuple[Any, str]] = {
+    "a class": (Brightness, "its build must give a registry.api.Metric"),
+    "text": ("brightness", "its build must give a registry.api.Metric, not a str"),
+    "no columns": (odd(columns=()), "columns must be the names of its numbers, each once"),
+    "one name": (odd(columns="brightness"), "columns must be the names"),
+    "a line": (odd(columns=("a\nb",)), "columns must be the names"),
+    "twice": (odd(columns=("a", "a")), "columns must be the names"),
+    "higher": (odd(higher=("b",)), "higher must name some of its columns"),
+    "most": (odd(most="5"), "most must be None or a number of images"),
+    "none at most": (odd(most=0), "most must be None or a number of images"),
+    "protocol": (odd(protocol="many"), "protocol must be None or a number of images"),
+    "details": (odd(details={"a": object()}), "details must be a dict of plain values"),
+    "fingerprint": (odd(fingerprint=3), "fingerprint must be None or text"),
+}
+
+
+@pytest.mark.parametrize("what", BUILT)
+def test_a_metric_that_is_none(what: str) -> None:
+    metric, told = BUILT[what]
+    with pytest.raises(UserError, match="plugin 'strangers': metric 'odd': ") as caught:
+        guarded(metric)
+    assert told in str(caught.value)
+
+
+NUMBERS: dict[str, tuple[Any, str]] = {
+    "nothing": (None, "and gave a NoneType"),
+    "empty": ({}, "and gave nothing"),
+    "a tensor": (torch.ones(1), "and gave a Tensor"),
+    "another name": ({"darkness": 1.0}, "a number for each of brightness, and gave darkness (float)"),
+    "text": ({"brightness": "1"}, "and gave brightness (str)"),
+    "complex": ({"brightness": 1j}, "and gave brightness (complex)"),
+    "yes": ({"brightness": True}, "and gave brightness (bool)"),
+    "huge": ({"brightness": 10**400}, "and gave one that is too large"),
+}
+
+
+@pytest.mark.parametrize("method", ["compare", "floor"])
+@pytest.mark.parametrize("what", NUMBERS)
+def test_numbers_that_are_none(what: str, method: str) -> None:
+    found, told = NUMBERS[what]
+    metric = guarded(odd(**{method: lambda self, _: found}))
+    call = (lambda: metric.compare(torch.ones(4, 1))) if method == "compare" else (lambda: metric.floor(0))
+    if (what, method) == ("empty", "floor"):
+        assert call() == {}  # unknown
+        return
+    with pytest.raises(UserError) as caught:
+        call()
+    assert str(caught.value).startswith(f"plugin 'strangers': metric 'odd': {method} must give") and told in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [2, np.float32(2), np.float64(2), 2.0])
+def test_any_real_number_will_do(value: Any) -> None:
+    found = guarded(odd(compare=lambda self, rows: {"brightness": value})).compare(torch.ones(4, 1))
+    assert found == {"brightness": 2.0} and type(found["brightness"]) is float
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (lambda self, x: None, "embed must give rows [n, d], not a NoneType"),
+        (lambda self, x: x.numpy(), "embed must give rows [n, d], not a ndarray"),
+        (lambda self, x: x[1:].flatten(1), "embed must give a row for each of 4 images, and gave [3, 64]"),
+        (lambda self, x: x.flatten(1).mean(1), "embed must give a row for each of 4 images, and gave [4]"),
+    ],
+)
+def test_rows_that_are_none(rows: Any, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        guarded(odd(embed=rows)).embed(torch.ones(4, *SHAPE))
+    assert told in str(caught.value)
+
+
+def test_what_a_metric_changes_is_undone(tmp_path: Path) -> None:
+    def rude(self: Any, images: Tensor) -> Tensor:
+        rows = images.flatten(1).mean(1, keepdim=True).clone()
+        images.fill_(7.0)
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        torch.manual_seed(3)
+        os.chdir(tmp_path)
+        return rows
+
+    before, folder = torch.get_rng_state(), Path.cwd()
+    metrics = [(choice("metric"), guarded(odd(embed=rude))), (choice("metric"), guarded(odd(columns=("second",), compare=lambda self, rows: {"second": float(rows.mean())})))]  # fmt: skip
+    found = measure(metrics, lambda seeds: torch.full((len(seeds), *SHAPE), 0.5), range(6), batch=3)
+    assert found == {"brightness": 0.5, "second": 0.5}
+    assert (torch.get_default_dtype(), torch.is_grad_enabled(), Path.cwd()) == (torch.float32, True, folder)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def teacher(**facts: Any) -> Any:
+    return Teacher(**({"denoiser": tiny_network(), "D": 128.0, "image_shape": SHAPE} | facts))
+
+
+FACTS: dict[str, tuple[Callable[[], Any], str]] = {
+    "another thing": (tiny_network, "its build must give a registry.api.Teacher, not a EDMPrecond"),
+    "a function": (lambda: teacher(denoiser=lambda x, sigma, labels=None: x), "denoiser must be a torch.nn.Module, not a function"),
+    "text": (lambda: teacher(D="128"), "D must be a positive number, not '128'"),
+    "negative": (lambda: teacher(D=-1.0), "D must be a positive number, not -1.0"),
+    "nan": (lambda: teacher(D=math.nan), "D must be a positive number, not nan"),
+    "shape": (lambda: teacher(image_shape=(8, 8)), "image_shape must be three positive integers (C, H, W), not (8, 8)"),
+    "labels": (lambda: teacher(label_dim=-1), "label_dim must be 0 or a number of labels, not -1"),
+    "data": (lambda: teacher(sigma_data=math.inf), "sigma_data must be a positive number, not inf"),
+}
+
+
+@pytest.mark.parametrize("what", FACTS)
+def test_a_teacher_that_is_none(what: str) -> None:
+    make, told = FACTS[what]
+    with pytest.raises(UserError) as caught:
+        check_facts(choice("teacher"), make())
+    assert str(caught.value) == f"plugin 'strangers': teacher 'odd': {told}"
+
+
+class Answers(nn.Module):
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.answer, self.weight = answer, nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Any:
+        return self.answer(x)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (lambda x: None, "must give a tensor [1, 1, 8, 8], not a NoneType"),
+        (lambda x: x[:, :, :4], "must give [1, 1, 8, 8], and gave [1, 1, 4, 8] of torch.float32"),
+        (lambda x: x.long(), "must give [1, 1, 8, 8], and gave [1, 1, 8, 8] of torch.int64"),
+        (lambda x: x.mul_(2), "denoiser writes to the images that it is given"),
+    ],
+)
+def test_a_denoiser_that_answers_something_else(answer: Any, told: str) -> None:
+    check_answer(choice("teacher"), teacher(), ElectrostaticNoise(128.0))
+    with pytest.raises(UserError) as caught:
+        check_answer(choice("teacher"), teacher(denoiser=Answers(answer)), ElectrostaticNoise(128.0))
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("sigma_init", "2.5", "sigma_init must be a positive number, not '2.5'"),
+        ("rho", 0, "rho must be a positive number, not 0"),
+        ("prior", lambda shape, sigma, rng: None, "prior(shape, sigma, rng) must give a tensor [2, 1, 8, 8], not a NoneType"),
+        ("prior", lambda shape, sigma, rng: torch.ones(2, 1, 4, 8), "must give [2, 1, 8, 8], and gave [2, 1, 4, 8] of torch.float32"),
+        ("student_sigma", lambda rng: torch.ones(2, 1), "student_sigma(rng) must give [2], and gave [2, 1]"),
+        ("generator_sigma", lambda rng: torch.ones(1), "generator_sigma(rng) must give [2], and gave [1]"),
+        ("perturb", lambda x, sigma, rng: x[:1], "perturb(x, sigma, rng) must give [2, 1, 8, 8], and gave [1, 1, 8, 8]"),
+    ],
+)  # fmt: skip
+def test_a_noise_that_is_none(name: str, value: Any, told: str) -> None:
+    noise = ElectrostaticNoise(128.0)
+    check_noise(choice("noise"), noise, SHAPE)
+    setattr(noise, name, value)
+    with pytest.raises(UserError) as caught:
+        check_noise(choice("noise"), noise, SHAPE)
+    assert told in str(caught.value)
+
+
+def test_a_copy_that_is_no_network() -> None:
+    with pytest.raises(UserError, match=r"trainable\(\) must give a torch.nn.Module, not a NoneType"):
+        replace(teacher(), trainable=lambda: None).copy()
+
+
+ELSEWHERE = """
+from registry.api import Component, Config, hookimpl
+
+@hookimpl
+def register_metrics():
+    return [Component("far", Config, "far_away:build", "a metric whose code is in another module")]
+"""
+FAR = """
+import sys
+from registry.api import Metric
+
+class Far(Metric):
+    columns = ("far",)
+    def embed(self, images):
+        sys.exit(0)
+    def compare(self, rows):
+        return {"far": 0.0}
+
+def build(config, domain):
+    return Far()
+"""
+
+
+def test_a_fault_in_another_module_of_a_plugin_is_the_plugins(cli: Any, recipe_file: Any, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    info = site / "near-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: near\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[distill]\nnear = near_here\n")
+    (site / "near_here.py").write_text(ELSEWHERE)
+    (site / "far_away.py").write_text(FAR)
+    done: subprocess.CompletedProcess[str] = cli(
+        "--recipe", recipe_file(append='metrics = ["far"]\n'), env={"PYTHONPATH": str(site)}
+    )
+    line = error_line(done)
+    assert line.startswith("distill: plugin 'near': SystemExit: 0 (") and "far_away.py, line 8)" in line
