@@ -38,7 +38,7 @@ from registry.runs.states import Found
 from registry.runs.training import Saved, interruptible, start_or_resume
 from registry.show.journal import Journal
 from registry.train import loop
-from tests.conftest import ROOT, environment, error_line, tiny_network
+from tests.conftest import RECIPE, ROOT, environment, error_line, tiny_network
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
 Write = Callable[..., Path]
@@ -144,10 +144,28 @@ def test_files_from_before_there_were_seals_are_checked_by_what_they_have(tmp_pa
 # ---------------------------------------------------------------------------------------------------- resuming
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run in `runs`, with states at 3 and 4 thousand images, and its recipe `short.toml`."""
+    folder = tmp_path_factory.mktemp("finished")
+    save_network(folder / "teacher.pt", "denoiser", tiny_network(), {"D": 128.0, "sigma_data": 0.5})
+    text = RECIPE.format(teacher=folder / "teacher.pt", outdir=folder / "runs")
+    for old, new in (*LONGER, METRICS):
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "short.toml").write_text(text)
+    distill(str(folder / "short.toml"), sets=["log.snapshot_ticks=100", "eval.samples=4", "eval.repeats=1"])
+    return folder
+
+
 @pytest.fixture
-def run_folder(recipe_file: Write) -> Path:
-    """A finished run with states at 2, 3 and 4 thousand images, and its recipe `short.toml`."""
-    return distill(str(recipe_file(*LONGER, METRICS)), sets=["log.snapshot_ticks=100", "eval.samples=4", "eval.repeats=1"]).folder
+def run_folder(finished: Path, tmp_path: Path) -> Path:
+    """A copy of that run, and its recipe for runs beside it."""
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    (tmp_path / "short.toml").write_text(
+        (finished / "short.toml").read_text().replace(str(finished / "runs"), str(tmp_path / "runs"))
+    )
+    return tmp_path / "runs" / "00000-short"
 
 
 def harmed(path: Path, harm: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -42,6 +43,8 @@ def find_state(resume: str | None, outdir: Path, description: str, tables: Mappi
         return newest_run(outdir, description, tables)
     path = Path(resume).expanduser()
     if path.is_dir():
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise SettingError("resume", "this folder may not be read", resume)
         found = newest_whole(path)
         if found.state is None:
             raise SettingError("resume", f"there is no {STATES} in this folder", resume)
