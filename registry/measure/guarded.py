@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -85,14 +85,14 @@ class Guarded(Metric):
 def undisturbed() -> Iterator[None]:
     """Random numbers, default type, gradients and working folder are as before afterwards: a run's numbers do not depend on what
     is measured in between."""
-    dtype, folder = torch.get_default_dtype(), Path.cwd()
+    dtype, folder = torch.get_default_dtype(), os.open(".", os.O_RDONLY)
     with torch.set_grad_enabled(torch.is_grad_enabled()), torch.random.fork_rng(devices=[]):
         try:
             yield
         finally:
             torch.set_default_dtype(dtype)
-            with suppress(OSError):
-                os.chdir(folder)
+            os.fchdir(folder)
+            os.close(folder)
 
 
 def kind(value: object) -> str:
