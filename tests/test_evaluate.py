@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from registry.builtin import FIDConfig, KIDConfig
 from registry.builtin.inception_metrics import build_fid, build_kid
+from registry.core import distributed
 from registry.core.contracts import Domain
-from registry.core.errors import UserError
+from registry.core.errors import Interrupted, UserError
 from registry.measure import inception
 from registry.measure.distances import frechet_distance, frechet_distance_of_rows, moments
 from registry.measure.fid import frechet_inception_distance
@@ -378,3 +379,16 @@ def test_two_processes_in_training_measure_the_same_as_one(
         for column in ("fid", "kid"):
             assert two["values"][column] == pytest.approx(one["values"][column], rel=1e-3)
     assert found[1][1]["value"] == pytest.approx(found[0][1]["value"], rel=1e-3)
+
+
+def test_a_signal_to_a_command_that_only_measures_ends_it_as_a_signal_does() -> None:
+    """`distill evaluate` notes no signals: the command raises Interrupted where it is."""
+
+    def work(part: range) -> int:
+        if part.start:
+            raise Interrupted("interrupted", 143)
+        return part.start
+
+    with pytest.raises(Interrupted) as caught:
+        distributed.share(6, 2, work)
+    assert caught.value.code == 143

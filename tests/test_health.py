@@ -62,6 +62,32 @@ def test_a_run_whose_weights_blow_up_ends_with_an_exit_code_of_its_own(
     assert not list((tmp_path / "runs" / "00000-short").glob("network-snapshot-*"))
 
 
+@pytest.mark.parametrize("what", ["loss_scaling", "generator_loss_scaling"])
+def test_a_gradient_too_large_for_adam_does_not_freeze_a_network_unseen(what: str, here: Here, recipe_file: Write) -> None:
+    """It is finite, but its square is not: the moments become infinite, and every step of that network 0."""
+    done = here("--recipe", recipe_file(), "--set", f"train.{what}=1e25")
+    player = "student" if what == "loss_scaling" else "generator"
+    assert f"the run has diverged: Adam's moments of the {player} are not finite at" in error_line(done, 4)
+
+
+def test_a_dead_run_with_a_damaged_state_has_diverged(recipe_file: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def damage(*_: Any) -> None:
+        for state in (tmp_path / "runs").rglob("training-state-*.pt"):
+            content = bytearray(state.read_bytes())
+            content[len(content) // 2] ^= 1
+            state.write_bytes(content)
+
+    class Harmed(Poisoned):
+        def generator(self, *args: Any) -> Tensor:
+            if self.step == 30:
+                damage()
+            return super().generator(*args)
+
+    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: Harmed(range(23, 10_000), 8))
+    with pytest.raises(Diverged, match="the run has diverged: the generator's loss was not finite"):
+        distill(str(recipe_file(*LONGER)), sets=["train.nonfinite=rollback", "log.snapshot_ticks=100"])
+
+
 def test_a_run_whose_images_are_not_finite_at_the_end_has_diverged(here: Here, recipe_file: Write, tmp_path: Path) -> None:
     """Its last step left weights that are finite, but so large that the network's output is not."""
     done = here("--recipe", recipe_file(("duration_kimg = 0.048", "duration_kimg = 0.008")), "--set", "train.glr=1e30")

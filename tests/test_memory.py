@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from registry.core.errors import UserError
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe
 from registry.runs.plan import Plan, plan
 from registry.train.generator import Generator
-from registry.train.recompute import blocks, recomputing
+from registry.train.recompute import blocks, recomputed, recomputing
+from registry.train.step import Learner
 from tests.conftest import tiny_network
 from tests.test_loop import distillation, everything, run
 
@@ -73,3 +77,58 @@ def test_the_generators_step_takes_hardly_more_than_the_training_of_the_teacher(
     assert max(least.peaks.values()) < 0.6 * teacher
     work = [sum(plan.work.values()) for plan in (full, lean, least)]
     assert 1.2 < work[1] / work[0] < 1.3 and work[2] / work[0] < 1.65
+
+
+class Odd(nn.Module):
+    """A small denoiser of parts in two lists, made as a test wants them."""
+
+    def __init__(self, one: nn.Module, two: nn.Module) -> None:
+        super().__init__()
+        self.enc, self.dec = nn.ModuleList([one, two]), nn.ModuleList([two, one])
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        y = x
+        for part in (*self.enc, *self.dec):
+            y = y + part(y).tanh()
+        return y
+
+
+def own_forward() -> nn.Module:
+    part = nn.Conv2d(1, 1, 3, padding=1)
+    part.forward = lambda x: 2 * nn.Conv2d.forward(part, x)  # type: ignore[method-assign]
+    return part
+
+
+PARTS: dict[str, Callable[[], nn.Module]] = {
+    "that stand in two lists": lambda: nn.Conv2d(1, 1, 3, padding=1),
+    "with a forward of their own": own_forward,
+    "with batch norm": lambda: nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1)),
+    "with spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(1, 1, 3, padding=1)),
+}
+
+
+@pytest.mark.parametrize("memory", ["lean", "least"])
+@pytest.mark.parametrize("parts", PARTS)
+def test_odd_parts_of_networks_compute_the_same_and_are_counted_once(parts: str, memory: str) -> None:
+    found = []
+    for which in ("full", memory):
+        torch.manual_seed(0)
+        net = Odd(PARTS[parts](), PARTS[parts]()).train()
+        x = torch.randn(4, 1, 8, 8)
+        for _ in range(2):
+            with recomputing(*(recomputed(which, net, net))):
+                net(x, torch.ones(4)).square().sum().backward()
+        found.append({n: p.grad for n, p in net.named_parameters()} | dict(net.named_buffers()))
+    assert all(torch.equal(found[1][name], value) for name, value in found[0].items())  # type: ignore[arg-type]
+
+
+def test_a_part_that_writes_to_its_input_is_told_so() -> None:
+    class Writes(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.mul_(2))
+
+    net = Odd(Writes(1, 1, 3, padding=1), Writes(1, 1, 3, padding=1))
+    learner = Learner(net, batch=4, lr=1e-3)
+    x = torch.randn(4, 1, 8, 8)
+    with recomputing(*recomputed("least", net)), pytest.raises(UserError, match="a part of a network must not write to its input"):
+        learner.accumulate(net(x.clone(), torch.ones(4)).square())

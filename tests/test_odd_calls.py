@@ -69,6 +69,26 @@ def test_a_run_may_have_any_name(name: str, recipe_file: Callable[..., Path], he
     assert not done.stderr and not [w for w in recwarn if "Glyph" in str(w.message)]
 
 
+@pytest.mark.parametrize("part", ["4294967295", "9" * 30])
+def test_a_part_that_is_far_too_large(part: str, here: Here, recipe_file: Write) -> None:
+    line = error_line(here("--recipe", recipe_file(), "--set", f"train.batch_gpu={part}", "--dry-run"))
+    assert line.endswith("must divide batch = 8; the next lower number that does is 8")
+
+
+def test_a_line_break_in_a_name_is_no_line_break_in_an_error(here: Here) -> None:
+    for words in (["table", "a\nb"], ["plan", "a\nb"], ["inspect", "a\nb"]):
+        assert "a?b" in error_line(here(*words))
+
+
+def test_a_folder_is_no_place_for_a_network(here: Here, tmp_path: Path) -> None:
+    (tmp_path / "a.pt").mkdir()
+    for command, recipe in (("features", "digits_features"), ("pretrain", "teachers/digits_d128")):
+        assert (
+            "--save" in (line := error_line(here(command, "--recipe", recipe, "--save", tmp_path / "a.pt")))
+            and "is a folder" in line
+        )
+
+
 def test_a_recipes_name_need_not_be_text(cli: Here, recipe_file: Write, tmp_path: Path) -> None:
     """A byte that is not UTF-8, and a line's end, in a file's name."""
     path = os.fsencode(tmp_path) + b"/s\xff\n.toml"

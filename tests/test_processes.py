@@ -406,6 +406,7 @@ def test_a_launched_process_whose_launcher_is_gone_ends_at_once(tmp_path: Path) 
         ({0: 143, 1: -9}, (1, -9)),  # killed at its start
         ({0: -15, 1: -9}, (1, -9)),
         ({0: 75, 1: -9}, (0, 75)),  # process 0 noticed, and told of it
+        ({0: 75, 1: 1}, (1, 1)),
         ({0: 143, 1: 143}, (0, 143)),
         ({1: -15}, (1, -15)),
     ],

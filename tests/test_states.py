@@ -274,6 +274,15 @@ def test_a_run_folder_without_its_recipe_is_resumed_by_its_states(run_folder: Pa
     assert (run_folder / "recipe.toml").is_file()
 
 
+@pytest.mark.parametrize("text", ["", "[teacher.x]\na = 1\n", "[train]\nbatch = 8\n"])
+def test_a_recipe_that_lost_its_content_is_taken_from_the_states(text: str, run_folder: Path, here: Here, tmp_path: Path) -> None:
+    (run_folder / "recipe.toml").write_text(text)
+    done = here("--recipe", tmp_path / "short.toml", "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert "resuming at 4.096 kimg" in (run_folder / "log.txt").read_text()
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
 def test_auto_says_why_it_did_not_take_a_run(run_folder: Path, here: Here, tmp_path: Path) -> None:
     shutil.copytree(run_folder, tmp_path / "runs" / "00001-short")
     for state in (tmp_path / "runs" / "00001-short").glob("training-state-*"):

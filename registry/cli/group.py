@@ -24,7 +24,7 @@ from click.core import ParameterSource
 
 from registry.cli.options import recipe_options
 from registry.cli.preview import preview
-from registry.core.errors import Diverged, Interrupted, Lost, SettingError, UserError
+from registry.core.errors import Diverged, Interrupted, Lost, Mistakes, SettingError, UserError
 from registry.core.interruption import heeded
 from registry.core.joining import first_to_tell, record, several
 from registry.core.text import printable, shown
@@ -147,6 +147,7 @@ def stay_with(launcher: str) -> None:
 
 def leave(code: int) -> NoReturn:
     """Exit with a code. One of several processes skips Python's shutdown, which torch's communication threads can abort."""
+    answer_signals(interrupt, signal.SIG_DFL)  # there is nothing left to interrupt
     try:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -172,7 +173,8 @@ def tell(error: BaseException, debug: bool) -> int:
         error.show()
         return code
     message = printable(message)
-    click.echo(f"distill: {message}" if "\n" not in message else message, err=True)
+    many = isinstance(error, Mistakes) and "\n" in message
+    click.echo(message if many else f"distill: {message.replace(chr(10), '?')}", err=True)
     return code
 
 

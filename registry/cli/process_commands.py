@@ -11,7 +11,7 @@ import click
 
 from registry.cli.again import SAFE, takes_working_folder
 from registry.cli.group import PARENT, main
-from registry.core.errors import SettingError
+from registry.core.errors import Lost, SettingError
 from registry.core.interruption import heeded
 
 SHARED = ("pretrain", "generate", "evaluate")
@@ -88,8 +88,8 @@ def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
 def first_failure(codes: Mapping[int, int]) -> tuple[int, int]:
     """The rank that failed first, and its exit code (minus the signal that killed it), of all that failed.
 
-    The others were then ended by torchrun with SIGTERM, which is no failure of theirs. One that noticed that another was killed
-    has told of it.
+    The others were then ended by torchrun with SIGTERM, or noticed that one is gone, which are no failures of theirs. (Of one that
+    was killed, another that noticed it has told.)
     """
     ended = (128 + signal.SIGTERM, -signal.SIGTERM)
-    return min(codes.items(), key=lambda found: (found[1] in ended, found[1] < 0, found[0]))
+    return min(codes.items(), key=lambda found: (found[1] in ended, found[1] < 0, found[1] == Lost.code, found[0]))

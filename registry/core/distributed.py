@@ -165,14 +165,14 @@ def share(n: int, batch: int, work: Callable[[range], T], done: Callable[[int], 
     results: list[T] = []
     for start in range(0, n, batch * world_size()):
         first = start + rank() * batch
-        mine, wrong = list[T](), None
+        mine, wrong, stopped = list[T](), None, 0
         try:
             mine += [work(range(first, min(first + batch, n)))] if first < n else []
         except UserError as error:
             wrong = error
-        except Interrupted:  # said below, in all processes
-            assert signalled()
-        found = gather((mine, signalled(), wrong))
+        except Interrupted as stop:  # said below, in all processes
+            stopped = stop.code - 128
+        found = gather((mine, signalled() or stopped, wrong))
         if number := max(number for _, number, _ in found):
             raise Interrupted("interrupted", 128 + number)
         for *_, problem in found:

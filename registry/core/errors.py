@@ -12,6 +12,13 @@ class UserError(Exception):
     """Something the user can fix. Its message is one line: what was wrong, where, and what would be right."""
 
 
+class Mistakes(UserError):
+    """Mistakes that were found together: a line for each."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        super().__init__("\n".join(line.replace("\n", "?") for line in lines))
+
+
 class SettingError(UserError):
     """An invalid setting, under the name of the argument or field that holds it.
 

@@ -6,6 +6,7 @@ is allowed, the closest correct name. Nothing here imports torch.
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from registry.core.errors import UserError, near
+from registry.core.errors import Mistakes, UserError, near
 from registry.core.settings import Config, NoiseConfig
 from registry.core.text import shown
 from registry.files.locate import locate_recipe
@@ -25,6 +26,7 @@ from registry.plugins.loading import Plugins, Registered
 from registry.recipe.problems import in_words
 from registry.recipe.resolved import AnyRecipe, Choice, FeaturesRecipe, PretrainRecipe, Recipe, Tables
 from registry.recipe.tables import (
+    MOST_BATCH,
     ClassifierConfig,
     DataConfig,
     EvalConfig,
@@ -326,8 +328,9 @@ class Reading:
         """batch_gpu must divide batch."""
         train = self.table("train") or {}
         batch, part = train.get("batch", cls.model_fields["batch"].default), train.get("batch_gpu")
-        if type(batch) is int and type(part) is int and batch > 0 and part > 0 and batch % part:
-            lower = max(d for d in range(1, part + 1) if batch % d == 0)
+        if type(batch) is int and type(part) is int and 0 < batch <= MOST_BATCH and part > 0 and batch % part:
+            small = [d for d in range(1, math.isqrt(batch) + 1) if batch % d == 0]
+            lower = max(d for d in (*small, *(batch // d for d in small)) if d <= part)
             self.wrong(
                 "train", ("batch_gpu",), f"= {part}: must divide batch = {batch}; the next lower number that does is {lower}"
             )
@@ -348,7 +351,7 @@ class Reading:
     def finish(self) -> None:
         """Raise UserError with all errors, one a line, if there are any."""
         if self.errors:
-            raise UserError("\n".join(self.errors))
+            raise Mistakes(self.errors)
 
 
 def misfit(choice: Choice, D: float, whose: str, plugins: Plugins) -> str | None:

@@ -136,6 +136,8 @@ def check_target(path: Path) -> None:
     """Check that a network can be saved there. Raises SettingError."""
     if path.suffix not in SUFFIXES:
         raise SettingError("save", f"a network is saved as {', '.join(SUFFIXES)}", str(path))
+    if path.is_dir():
+        raise SettingError("save", "is a folder; give the name of a file", str(path))
     check_folder(path.parent, "save")
 
 

@@ -50,6 +50,7 @@ class RunFolder:
         self.path, self.journal = path, journal
         self.writes = distributed.rank() == 0
         self._reported: set[str] = set()
+        self._recipe = b""
         self._known = self._place()
         self._lock = FileLock(path / "run.lock", timeout=0)
         distributed.by_rank0(self._take)
@@ -99,6 +100,7 @@ class RunFolder:
             self._lock.release()
         self._lock = FileLock(self.path / "run.lock", timeout=0)
         self._take()
+        write_atomically(self.path / "recipe.toml", self._recipe)
         self.journal.log(f"WARNING {self.path} was gone; the run goes on in a new folder of that name")
 
     def write(self, name: str, content: bytes) -> None:
@@ -109,7 +111,8 @@ class RunFolder:
 
     def write_recipe(self, tables: Tables) -> None:
         """recipe.toml: the resolved recipe, which reproduces the run."""
-        self.write("recipe.toml", dumps(tables).encode())
+        self._recipe = dumps(tables).encode()
+        self.write("recipe.toml", self._recipe)
 
     def append(self, entry: dict[str, Any], name: str = STATISTICS) -> None:
         """One JSON object per line, as EDM writes them."""

@@ -21,14 +21,16 @@ DEAD = 16
 def check_health(learners: Mapping[str, Learner], nimg: int, strict: bool, end: bool) -> bool:
     """Whether all is well: no learner was without any image in its last step.
 
-    Raises Diverged if a learner's weights are not finite, or nothing was left to learn from in its last steps (at the `end` of a
-    run: in the last one). With `strict`, also if a single image was dropped or a single value of a gradient was replaced since the
-    last tick.
+    Raises Diverged if a learner's weights or moments are not finite, or nothing was left to learn from in its last steps (at the
+    `end` of a run: in the last one). With `strict`, also if a single image was dropped or a single value of a gradient was replaced
+    since the last tick.
     """
     well = True
     for name, learner in learners.items():
         if tensor := not_finite(learner.modules):
             raise Diverged(f"{tensor} of the {name} is not finite at {nimg / 1000:.3f} kimg", nimg)
+        if not all(moment.isfinite().all() for moment in tensors(list(learner.optimiser.state.values()))):
+            raise Diverged(f"Adam's moments of the {name} are not finite at {nimg / 1000:.3f} kimg: a gradient was too large", nimg)
         dead = learner.tally.dead.item()
         well = well and not dead
         if dead >= (1 if end else DEAD):

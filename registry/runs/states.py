@@ -80,16 +80,17 @@ def shortened(remarks: Sequence[str]) -> tuple[str, ...]:
 
 def newest_whole(folder: Path) -> Found:
     """The newest state of a run's folder that is whole; damaged ones are renamed. Raises UserError if all are damaged."""
-    remarks = list[str]()
+    remarks, reasons = list[str](), list[str]()
     for path in states(folder):
         reason = problem(path) or misnamed(path)
         if reason is None:
             return Found(path, tuple(remarks))
         aside = unused(path.with_name(path.name + SET_ASIDE))
         path.rename(aside)
+        reasons.append(f"{path.name} {reason}")
         remarks.append(f"WARNING {path} {reason}; it was renamed to {aside.name}, and the state before it is taken")
     if remarks:
-        raise UserError(f"{folder}: none of its training states is whole ({len(remarks)} were renamed to *{SET_ASIDE})")
+        raise UserError(f"{folder}: none of its training states is whole; renamed to *{SET_ASIDE}: {'; '.join(reasons)}")
     return Found()
 
 
@@ -125,12 +126,18 @@ def kimg_of(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
+def is_resolved(tables: Mapping[str, Any]) -> bool:
+    """Whether these are the tables of a resolved recipe, which has all its settings."""
+    components = [tables[kind] for kind in ("teacher", "noise", "loss") if kind in tables]
+    return {"train", "log"} <= tables.keys() and bool(components) and all("use" in table for table in components)
+
+
 def recorded_tables(folder: Path) -> dict[str, Any] | None:
     """The recipe of a run folder: recipe.toml, or else what its newest readable state says; None if neither can be read."""
     if (folder / "recipe.toml").is_file():
         with suppress(UserError):
             tables = read_tables(folder / "recipe.toml")
-            if all(isinstance(table, dict) for table in tables.values()):
+            if all(isinstance(table, dict) for table in tables.values()) and is_resolved(tables):
                 return tables
     for path in states(folder):
         with suppress(UserError):

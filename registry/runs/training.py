@@ -272,7 +272,7 @@ def going_on(folder: RunFolder, end: bool) -> Iterator[None]:
 
 def roll_back(run: Training, config: TrainConfig | PretrainConfig, saved: Saved, folder: RunFolder, error: Diverged) -> None:
     """Go back to the newest state, with other draws from there on, if the recipe allows it. Otherwise raises Diverged."""
-    state = newest(folder)
+    state = newest_good(folder)
     where = f"; the last good state is {state}" if state else ""
     if config.nonfinite != "rollback" or run.rollbacks >= config.rollbacks or state is None:
         times = f" after {run.rollbacks} rollbacks" if run.rollbacks else ""
@@ -293,6 +293,14 @@ def newest(folder: RunFolder) -> Path | None:
     """The newest state in the run's folder, as rank 0 sees it."""
     found: Path | None = distributed.from_rank0(next(iter(states(folder.path)), None))
     return found
+
+
+def newest_good(folder: RunFolder) -> Path | None:
+    """The newest state in the run's folder that is whole, as rank 0 sees it; damaged ones are set aside."""
+    try:
+        return distributed.by_rank0(lambda: newest_whole(folder.path).state)
+    except UserError:  # none is
+        return None
 
 
 def make(snapshot: Callable[[], None], saved: Saved, folder: RunFolder, run: Training) -> None:

@@ -32,8 +32,8 @@ from registry.show.pictures import save_image, save_samples, to_uint8
 Format = Literal["png", "npz", "grid"]
 MOST_IN_A_GRID = 1024
 NOTE, PARTS = "generate.json", ".parts"
-OLD = 10.0
-"""Seconds since a file was written to, after which nobody is writing it any more: an image takes far less."""
+OLD = 3600.0
+"""Seconds since a file was written to, after which nobody is writing it any more."""
 MOST_BYTES, MOST_COMPRESSED = 2**28, 100
 """Of the arrays in an .npz file that lies in the folder: so many bytes, or so many times the file."""
 

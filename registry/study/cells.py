@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from registry.core.errors import Diverged, SettingError, UserError
+from registry.core.errors import Diverged, Mistakes, SettingError, UserError
 from registry.files.atomic import write_atomically
 from registry.files.json_files import kept
 from registry.files.locate import locate_recipe
@@ -135,7 +135,7 @@ def prepare(study: Study, outdir: Path, plugins: Plugins, command: Command) -> t
             first, again = (tuple(command(study.recipe, combination, seed, folder, resume)) for resume in (False, True))
             cells.append(Cell(combination, seed, folder, first, again, recipe.tables()))
     if errors:
-        raise UserError("\n".join(errors))
+        raise Mistakes(errors)
     check_distinct(cells)
     return tuple(cells)
 

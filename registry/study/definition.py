@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-from registry.core.errors import SettingError, UserError
+from registry.core.errors import Mistakes, SettingError, UserError
 from registry.core.settings import Config
 from registry.files.locate import locate_study
 from registry.recipe.problems import in_words
@@ -148,7 +148,7 @@ def checked(tables: Mapping[str, Any], where: str, typed: Container[str] = ()) -
         if len(details) == 1 and key in typed:
             value = None if key in OWN_WORDS else tables[key]
             raise SettingError(key, details[0]["msg"].removeprefix("Value error, "), value) from None
-        raise UserError("\n".join(f"{where}: {in_a_line(detail)}" for detail in details)) from None
+        raise Mistakes(f"{where}: {in_a_line(detail)}" for detail in details) from None
 
 
 OWN_WORDS = ("vary", "set")

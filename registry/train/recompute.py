@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -12,12 +12,51 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def recomputing(*modules: nn.Module) -> Iterator[None]:
-    """Inside the context, the modules keep their inputs only. Gradients are the same, dropout included."""
+    """Inside the context, the modules keep their inputs only. Gradients are the same: dropout draws the same numbers again, and
+    what a module counts in its buffers (batch norm, spectral norm) it counts once."""
     with ExitStack() as stack:
-        for module in modules:
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
-            stack.callback(delattr, module, "forward")
+        for module in dict.fromkeys(modules):
+            stack.callback(restored, module, vars(module).get("forward"))
+            module.forward = computed_again(module, module.forward)
         yield
+
+
+def restored(module: nn.Module, forward: Callable[..., Any] | None) -> None:
+    """The module as it was, with the forward of its own that it had, if any."""
+    del module.forward
+    if forward is not None:
+        module.forward = forward
+
+
+def computed_again(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward pass of a module without its activations."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        buffers = list(module.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        begun = False
+
+        def once_and_again(*args: Any, **kwargs: Any) -> Any:
+            nonlocal begun
+            if not begun:
+                begun = True
+                return forward(*args, **kwargs)
+            after = [buffer.clone() for buffer in buffers]
+            overwrite(buffers, before)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                overwrite(buffers, after)
+
+        return checkpoint(once_and_again, *args, use_reentrant=False, **kwargs)
+
+    return call
+
+
+def overwrite(buffers: list[Any], values: list[Any]) -> None:
+    """New values, unseen by autograd, which may have saved the buffers."""
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.data.copy_(value)
 
 
 def recomputed(memory: str, *networks: nn.Module) -> list[nn.Module]:

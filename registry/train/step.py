@@ -70,7 +70,13 @@ class Learner:
         reduced, finite = reduce(values, self.batch)
         if x is not None:
             shield(x, finite)
-        (self.scaling * reduced).backward()
+        try:
+            (self.scaling * reduced).backward()
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            what = "a network or a loss writes to a tensor that is needed for its gradient"
+            raise UserError(f"{what} (unless memory is 'full', a part of a network must not write to its input)") from None
         self.sums = self.sums + torch.stack([reduced.detach(), (~finite).sum()])
 
     def step(self, rate: float = 1.0) -> None:
