@@ -129,8 +129,8 @@ def test_damaged_rows_of_a_teacher_are_none(tmp_path: Path) -> None:
 def test_a_damaged_recipe_in_a_run_folder_is_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(text, encoding="latin-1")
     assert recorded_tables(tmp_path) is None
-    (tmp_path / "recipe.toml").write_text("[loss]\nuse = 'sid'")
-    assert recorded_tables(tmp_path) == {"loss": {"use": "sid"}}
+    (tmp_path / "recipe.toml").write_text("[loss]\nuse = 'sid'\n[train]\n[log]\n")
+    assert recorded_tables(tmp_path) == {"loss": {"use": "sid"}, "train": {}, "log": {}}
 
 
 def test_damaged_lines_are_passed_over(tmp_path: Path) -> None:
