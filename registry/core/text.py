@@ -12,3 +12,8 @@ def shown(text: object, most: int = 200) -> str:
     """Text from a file or an error, on one line of a terminal."""
     line = printable(" ".join(str(text)[:1000].split()))
     return line if len(line) <= most else line[:most] + "…"
+
+
+def kind(value: object) -> str:
+    """The name of a value's type, for messages that say what was given instead."""
+    return type(value).__name__

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from registry.core.contracts import Domain, Metric
 from registry.core.errors import UserError
+from registry.core.text import kind
 from registry.recipe.resolved import Choice
 
 
@@ -93,10 +94,6 @@ def undisturbed() -> Iterator[None]:
             torch.set_default_dtype(dtype)
             os.fchdir(folder)
             os.close(folder)
-
-
-def kind(value: object) -> str:
-    return type(value).__name__
 
 
 def short(found: Any) -> str:

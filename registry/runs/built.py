@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from registry.core.contracts import Noise, Teacher
 from registry.core.errors import UserError
 from registry.core.streams import Streams
+from registry.core.text import kind
 from registry.recipe.resolved import Choice
 from registry.train.step import mode
 
@@ -66,7 +67,3 @@ def check_tensor(choice: Choice, call: str, found: Any, shape: tuple[int, ...]) 
 def demand(choice: Choice, right: bool, sentence: str) -> None:
     if not right:
         raise UserError(f"{choice.who}: {sentence}")
-
-
-def kind(value: object) -> str:
-    return type(value).__name__
