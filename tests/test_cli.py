@@ -161,6 +161,10 @@ BAD = {
     "reversed levels": (["--set", "noise.sigma_min=100"], "[noise] sigma_max = 80.0: must be above sigma_min = 100"),
     "misspelt behind --loss": (["--loss", "ipfm", "--set", "loss.alpa=1"], "[loss] alpa is unknown (did you mean 'alpha'?)"),
     "no list": (["--set", "eval.metrics=fid"], "[eval] metrics = 'fid': must be a list, written as [a, b]"),
+    "neither a name nor a list": (
+        ["--set", "generator.schedule=-1"], "[generator] schedule = -1: must be 'uniform' or 'karras', or a list, written as [a, b]",
+    ),
+    "half a pair": (["--set", "train.betas=[0]"], "[train] betas = [0]: has too few entries"),
     "capitals": (["--set", 'eval.metrics=["FID"]'], "= ['FID']: no metric is called 'FID' (did you mean 'fid'?)"),
     "no such recipe": (["--recipe", "nowhere"], "nowhere: no such recipe"),
 }  # fmt: skip

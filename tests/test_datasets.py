@@ -49,6 +49,7 @@ def test_a_data_set_made_from_a_folder_has_edms_layout_and_reads_back(dest: str,
         with zipfile.ZipFile(tmp_path / dest) as archive:
             assert archive.namelist()[0] == "00000/img00000000.png"
             assert all(i.compress_type == zipfile.ZIP_STORED for i in archive.infolist())
+            assert {i.date_time for i in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}  # the same images, the same bytes
             assert json.loads(archive.read("dataset.json"))["labels"][0] == ["00000/img00000000.png", 0]
     source = tmp_path / dest if dest == "set.v2" else tmp_path / "raw"  # the labels of a data set are copied
     again = cli("dataset", source, tmp_path / "copy", "--crop", "--resolution", "4", "--no-folder-labels")

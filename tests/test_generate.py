@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,12 +19,12 @@ from PIL import Image
 from registry.builtin.noise import GaussianNoise
 from registry.core.errors import UserError
 from registry.core.levels import heun_levels
-from registry.core.streams import Streams
+from registry.core.streams import Streams, TorchStreams
 from registry.edm.latents import pfgmpp_latents
 from registry.files.formats import load_network, save_network
 from registry.sample.generate import parse_seeds, read_parts, write_part
 from registry.sample.heun import heun
-from registry.sample.sampler import heun_steps, open_sampler
+from registry.sample.sampler import Rng, heun_steps, open_sampler
 from registry.show.pictures import to_uint8
 from tests.conftest import HERE, environment, error_line, golden, tiny_network
 
@@ -71,9 +72,11 @@ def test_golden_latents_of_the_pfgmpp_script(D: int) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_at_infinite_D_our_latents_equal_the_scripts() -> None:
+def test_at_infinite_D_torchs_latents_equal_the_scripts() -> None:
     g = golden("kernel")
-    assert torch.equal(GaussianNoise().prior((3, 8, 8), 1.0, Streams(g.at("prior/seeds").tolist())), g.at("prior/dinf/latents"))
+    assert torch.equal(
+        GaussianNoise().prior((3, 8, 8), 1.0, TorchStreams(g.at("prior/seeds").tolist())), g.at("prior/dinf/latents")
+    )
 
 
 def test_heun_steps() -> None:
@@ -86,6 +89,20 @@ def test_heun_steps() -> None:
 
 
 # -------------------------------------------------------------------------------------------------- what files say
+
+
+@pytest.mark.parametrize(("rng", "streams"), [("distill", Streams), ("torch", TorchStreams), ("pfgmpp", TorchStreams)])
+def test_whose_draws_a_seed_stands_for(rng: Rng, streams: type[Streams], tmp_path: Path) -> None:
+    """At D = inf PFGM++'s are torch's. What was made by the one is not taken for what the other makes."""
+    path = tmp_path / "net.pkl"
+    save_network(path, "generator", tiny_network(D=math.inf, label_dim=3), {"D": math.inf, "sigma_init": 2.5, "sigmas": [2.5]})
+    sampler = open_sampler(str(path), rng=rng)
+    again = streams([5, 6])
+    start = sampler.labelled([5, 6])[0], 2.5 * again.normal(sampler.domain.image_shape), again.one_hot(3)
+    net, _ = load_network(str(path), "generator")
+    with torch.no_grad():
+        torch.testing.assert_close(start[0], net(start[1], torch.tensor(2.5), start[2]))
+    assert sampler.settings["rng"] == {"distill": "philox"}.get(rng, rng)
 
 
 def test_a_pfgmpp_teacher_gives_the_scripts_images_for_a_seed() -> None:

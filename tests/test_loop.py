@@ -295,4 +295,4 @@ def test_a_batch_stays_in_train_and_the_plugins_loss(tmp_path: Path) -> None:
         sys.settrace(None)
     inside = {name for name in seen if name.startswith("registry/train/")}
     assert inside == {f"registry/train/{name}.py" for name in ("loop", "data", "generator", "kernels", "losses", "step")}
-    assert seen - inside == {"ipfm_plugin/loss.py", "registry/edm/networks.py", "registry/core/streams.py"}
+    assert seen - inside == {"ipfm_plugin/loss.py", "registry/edm/networks.py"}

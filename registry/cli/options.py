@@ -51,7 +51,10 @@ sampler_options = options(
     click.option("--sigma-init", type=float, help="Where a foreign generator starts, if not at 2.5."),
     click.option("--dim", "D", type=float, help="D of a foreign network whose file does not say."),
     click.option(
-        "--rng", type=click.Choice(["distill", "pfgmpp"]), default="distill", help="Latents: ours, or PFGM++'s for a seed."
+        "--rng",
+        type=click.Choice(["distill", "torch", "pfgmpp"]),
+        default="distill",
+        help="Draws for a seed: ours, those of EDM's script on a CPU, or PFGM++'s.",
     ),
     click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
 )

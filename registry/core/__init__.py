@@ -4,6 +4,7 @@ errors       exceptions with messages of one line: UserError, SettingError, Inte
 settings     the base of every component's settings, kinds of numbers, the settings that all kernels share
 contracts    the interfaces of a teacher, a noise, a loss and a metric
 streams      one random stream per image
+philox       the numbers in them, from counters
 levels       every schedule of sigma
 interruption signals that ask a run to stop
 distributed  torchrun's processes, and this process's device

@@ -1,52 +1,86 @@
 """One random stream per image: the draws for an image depend on its own seed and on nothing else.
 
-So a batch gives the same images whether it is computed whole, accumulated in parts, or shared among processes, and a
-run needs no generator state to be resumed. Draws are made on the CPU and moved, so that a seed means the same image
-on every machine. With seeds 0, 1, 2 … the normal draws are those of EDM's generation script on the CPU.
+So a batch gives the same images whether it is computed whole, accumulated in parts, or shared among processes, and a run needs no
+generator state to be resumed. The numbers come from counters (`registry.core.philox`): purpose, seed, draw, and place in the draw.
+A seed means the same image on every machine and device.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from registry.core.philox import Words, gamma, inside_unit, normals, philox, uniform53
+
+TILE = 2**13
+"""Counters at a time on a processor: what its cache holds."""
+GAMMA_BLOCKS = 4
+"""Blocks of four words for the eight tries of a gamma."""
+
 
 class Streams:
-    """B independent streams of random numbers, one per image, seeded by B integers."""
+    """B independent streams of random numbers, one per image, seeded by B integers (mod 2^64).
 
-    def __init__(self, seeds: Iterable[int], device: torch.device | str = "cpu") -> None:
+    Streams of another `purpose` are others, e.g. "7/student/0" for a run with seed 7.
+    """
+
+    def __init__(self, seeds: Iterable[int], device: torch.device | str = "cpu", purpose: str = "sample") -> None:
         self.device = torch.device(device)
         self.seeds = list(seeds)
-        # torch's Mersenne Twister uses the low 32 bits only.
-        self._generators = [torch.Generator().manual_seed(seed % 2**32) for seed in self.seeds]
+        digest = blake2b(purpose.encode(), digest_size=8).digest()
+        self._key = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+        self._draws = 0
+        numbers = np.array([seed % 2**64 for seed in self.seeds], dtype=np.uint64)
+        words = np.stack([numbers & np.uint64(2**32 - 1), numbers >> np.uint64(32)]).astype(np.int64)[..., None]
+        self._xp: Any = np if self.device.type == "cpu" else torch
+        self._low, self._high = words if self._xp is np else _moved(torch.from_numpy(words), self.device)
 
     @classmethod
     def derived(cls, purpose: str, indices: Iterable[int], device: torch.device | str = "cpu") -> Streams:
-        """Streams for images `indices` of one purpose, e.g. "7/student/0" of a run with seed 7."""
-        return cls((derived_seed(purpose, i) for i in indices), device)
+        """Streams for images `indices` of one purpose."""
+        return cls(indices, device, purpose)
 
     def __len__(self) -> int:
-        return len(self._generators)
+        return len(self.seeds)
 
     def normal(self, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal values [B, *shape]."""
-        return self._stack(lambda g: torch.randn(tuple(shape), generator=g, dtype=dtype))
+
+        def values(xp: Any, words: Words) -> Any:
+            four = normals(xp, xp.stack(words[:2]), xp.stack(words[2:]))
+            four = xp.asarray(four, dtype=xp.float64 if dtype == torch.float64 else xp.float32)
+            return four.reshape(4, *four.shape[2:])
+
+        return self._filled(4, values, shape).to(dtype)
 
     def uniform(self, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
-        """Uniform values in [0, 1): [B, *shape]."""
-        return self._stack(lambda g: torch.rand(tuple(shape), generator=g, dtype=dtype))
+        """Uniform values in [0, 1): [B, *shape]; multiples of 2^-53 in float64, and of 2^-24 otherwise."""
+
+        def single(xp: Any, words: Words) -> Any:
+            return xp.asarray(xp.stack(words) >> 8, dtype=xp.float32) * 2.0**-24
+
+        def double(xp: Any, words: Words) -> Any:
+            return uniform53(xp, xp.stack(words[:2]), xp.stack(words[2:]))
+
+        return (self._filled(2, double, shape) if dtype == torch.float64 else self._filled(4, single, shape)).to(dtype)
 
     def gamma(self, concentration: float) -> Tensor:
         """Gamma(concentration, rate 1) in float64: [B]."""
-        parameter = torch.tensor(concentration, dtype=torch.float64)
-        return self._stack(lambda g: torch._standard_gamma(parameter, generator=g))
+
+        def value(xp: Any, words: Words) -> Any:
+            return gamma(xp, concentration, [w[:, 1:] for w in words], inside_unit(xp, words[0][:, 0]))
+
+        return self._tiles(1 + GAMMA_BLOCKS, value)
 
     def integers(self, high: int) -> Tensor:
         """Uniform integers in [0, high): [B]."""
-        return self._stack(lambda g: torch.randint(high, (), generator=g))
+        return (self.uniform(dtype=torch.float64) * high).long()
 
     def one_hot(self, classes: int) -> Tensor | None:
         """Random classes as one-hot rows [B, classes]; None if there are no classes."""
@@ -54,13 +88,53 @@ class Streams:
             return None
         return torch.nn.functional.one_hot(self.integers(classes), classes).to(torch.float32)
 
+    def _filled(self, each: int, values: Callable[[Any, Words], Any], shape: Sequence[int]) -> Tensor:
+        """[B, *shape] from a function that makes `each` values of every block of four words: [b, n] -> [each, b, n]."""
+        size = math.prod(shape)
+        drawn = self._tiles(-(-size // each), lambda xp, words: xp.moveaxis(values(xp, words), 0, -1))
+        return drawn.reshape(len(self), -1)[:, :size].reshape(len(self), *shape)
+
+    def _tiles(self, blocks: int, values: Callable[[Any, Words], Any]) -> Tensor:
+        """What a function makes of the next draw's words, four arrays [b, blocks] for b of the B streams at a time."""
+        xp, tiled = self._xp, self._xp is np
+        block = np.arange(blocks) if tiled else torch.arange(blocks, device=self.device)
+        rows = max(TILE // max(blocks, 1), 1) if tiled else len(self)
+        parts = []
+        for i in range(0, len(self), rows):
+            counter = block, self._draws, self._low[i : i + rows], self._high[i : i + rows]
+            parts.append(values(xp, philox(counter, self._key)))
+        self._draws += 1
+        drawn = parts[0] if len(parts) == 1 else xp.concatenate(parts)
+        return torch.from_numpy(drawn) if tiled else drawn
+
+
+def _moved(values: Tensor, device: torch.device) -> Tensor:
+    """On the device, without waiting for it."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
+class TorchStreams(Streams):
+    """The draws of torch's generators on a processor: with seeds 0, 1, 2 … those of EDM's generation script there.
+
+    One Mersenne Twister per image, which uses the low 32 bits of its seed only.
+    """
+
+    def __init__(self, seeds: Iterable[int], device: torch.device | str = "cpu") -> None:
+        self.device, self.seeds = torch.device(device), list(seeds)
+        self._generators = [torch.Generator().manual_seed(seed % 2**32) for seed in self.seeds]
+
+    def normal(self, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._stack(lambda g: torch.randn(tuple(shape), generator=g, dtype=dtype))
+
+    def uniform(self, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._stack(lambda g: torch.rand(tuple(shape), generator=g, dtype=dtype))
+
+    def gamma(self, concentration: float) -> Tensor:
+        parameter = torch.tensor(concentration, dtype=torch.float64)
+        return self._stack(lambda g: torch._standard_gamma(parameter, generator=g))
+
+    def integers(self, high: int) -> Tensor:
+        return self._stack(lambda g: torch.randint(high, (), generator=g))
+
     def _stack(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-        drawn = torch.stack([draw(g) for g in self._generators])
-        if self.device.type == "cuda":
-            drawn = drawn.pin_memory()  # otherwise the copy waits for the device
-        return drawn.to(self.device, non_blocking=True)
-
-
-def derived_seed(purpose: str, index: int = 0) -> int:
-    """A 32-bit seed from a hash of purpose and index. Two of n seeds are equal with probability of about n²/2^33."""
-    return int.from_bytes(blake2b(f"{purpose}/{index}".encode(), digest_size=4).digest(), "little")
+        return _moved(torch.stack([draw(g) for g in self._generators]), self.device)

@@ -115,7 +115,9 @@ class _Target:
 
     def write(self, name: str, content: bytes) -> None:
         if self.archive:
-            self.archive.writestr(name, content)
+            member = zipfile.ZipInfo(name)  # of 1980, whenever it is made: the same images give the same file
+            member.external_attr = 0o644 << 16
+            self.archive.writestr(member, content)
         else:
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             (self.path / name).write_bytes(content)

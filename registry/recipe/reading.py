@@ -23,7 +23,7 @@ from registry.core.text import shown
 from registry.files.locate import locate_recipe
 from registry.plugins.component import Component
 from registry.plugins.loading import Plugins, Registered
-from registry.recipe.problems import in_words
+from registry.recipe.problems import problems
 from registry.recipe.resolved import AnyRecipe, Choice, FeaturesRecipe, PretrainRecipe, Recipe, Tables
 from registry.recipe.tables import (
     MOST_BATCH,
@@ -186,8 +186,8 @@ class Reading:
         try:
             return cls.model_validate(values, context={"folder": str(self.path.parent)})
         except ValidationError as error:
-            for detail in error.errors(include_url=False):
-                self.wrong(table, detail["loc"], in_words(detail, cls))
+            for place, words in problems(error, cls).items():
+                self.wrong(table, place, words)
             return None
 
     def choice(self, kind: str, table: str | None = None, use: str | None = None, values: Tables | None = None) -> Choice | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from registry.core import distributed
 from registry.core.contracts import Domain, Noise
 from registry.core.errors import SettingError, UserError
-from registry.core.streams import Streams
+from registry.core.streams import Streams, TorchStreams
 from registry.edm.latents import pfgmpp_latents
 from registry.edm.networks import Precond
 from registry.files.formats import load_network, weights_hash
@@ -24,7 +24,8 @@ from registry.sample.origin import copy_of_teacher, domain_of, kind_of, levels_o
 from registry.train.generator import Generator
 
 MOST_STEPS = 10_000
-Rng = Literal["distill", "pfgmpp"]
+Rng = Literal["distill", "torch", "pfgmpp"]
+"""Whose draws a seed stands for: ours; those of EDM's script on a processor; those of PFGM++'s."""
 Draw = Callable[[Streams, Tensor | None], tuple[Tensor, Tensor | None]]
 """Turns streams and labels [B, label_dim] or None into images [B, C, H, W] and their labels."""
 
@@ -42,6 +43,7 @@ class Sampler:
     """What is sampled and how, as plain values. Two samplers with equal settings give equal images."""
     doubt: str | None = None
     """A sentence for people, if neither the file nor the user says whether the network is a denoiser or a generator."""
+    streams: type[Streams] = Streams
 
     def __call__(self, seeds: Sequence[int], labels: Tensor | None = None) -> Tensor:
         """Images [n, C, H, W] in about [−1, 1], one per seed. Labels [n, label_dim] are drawn if none are given."""
@@ -50,7 +52,7 @@ class Sampler:
     @torch.no_grad()
     def labelled(self, seeds: Sequence[int], labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Images as above, and their labels (None if the network has no classes). Raises UserError if an image is not finite."""
-        images, drawn = self.draw(Streams(seeds, self.device), None if labels is None else labels.to(self.device))
+        images, drawn = self.draw(self.streams(seeds, self.device), None if labels is None else labels.to(self.device))
         finite = images.flatten(1).isfinite().all(1).tolist()
         if not all(finite):
             raise UserError(
@@ -99,19 +101,20 @@ def open_sampler(
     noise = noise_of(network, facts, domain, sigma_init, plugins)
     settings: dict[str, Any] = {
         "network": network, "key": facts.key, "weights": weights_hash(net), "D": domain.D if math.isfinite(domain.D) else "inf",
-        "noise": type(noise).__name__, "rng": rng,
+        "noise": type(noise).__name__, "rng": "philox" if rng == "distill" else rng,
         "fp16": isinstance(net, Precond) and net.use_fp16 and place.type == "cuda",
     }  # fmt: skip
-    start = pfgmpp_start if rng == "pfgmpp" and math.isfinite(domain.D) else no_start  # at D = inf, ours equals PFGM++'s
+    start = pfgmpp_start if rng == "pfgmpp" and math.isfinite(domain.D) else no_start  # at D = inf, PFGM++'s are torch's
+    streams = Streams if rng == "distill" else TorchStreams
     doubt = facts.kind_in_doubt(network) if sampler == "auto" else None
     if kind_of(network, facts, sampler) == "denoiser":
         n = heun_steps(domain.image_shape[1], steps, nfe)
         settings |= {"kind": "teacher", "sampler": "heun", "steps": n, "levels": [*level_range(net, noise), noise.rho]}
-        return Sampler(teacher_draw(net, noise, domain, n, start), 2 * n - 1, domain, place, settings, doubt)
+        return Sampler(teacher_draw(net, noise, domain, n, start), 2 * n - 1, domain, place, settings, doubt, streams)
     sigmas = levels_of(facts, noise)
     check_generator_steps(network, sigmas, steps, nfe, doubt)
     settings |= {"kind": "generator", "sampler": "generator", "sigmas": list(sigmas)}
-    return Sampler(generator_draw(net, noise, domain, sigmas, start), len(sigmas), domain, place, settings, doubt)
+    return Sampler(generator_draw(net, noise, domain, sigmas, start), len(sigmas), domain, place, settings, doubt, streams)
 
 
 Start = Callable[[Streams, Domain, float], Tensor | None]
