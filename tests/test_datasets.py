@@ -18,7 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
-from registry.core.errors import UserError
+from registry.cli.group import interrupt
+from registry.core.errors import Interrupted, UserError
 from registry.edm.archive import make_dataset
 from registry.edm.datasets import load_images
 from tests.conftest import environment, error_line
@@ -210,6 +211,9 @@ BAD_READS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "huge label": (lambda p: labelled(p, 10**30), "classes are 0 to 99,999"),
     "large label": (lambda p: labelled(p, 10**9), "classes are 0 to 99,999"),
     "negative label": (lambda p: labelled(p, -1), "has the class -1; classes are 0 to"),
+    "half a class": (lambda p: labelled(p, 1.5), "1.5 is no class number"),
+    "true": (lambda p: labelled(p, "true"), "True is no class number"),
+    "one name twice": (lambda p: labelled(p, '1], ["b.png", 0'), "dataset.json has b.png more than once"),
     "nested json": (lambda p: (p / "dataset.json").write_text("[" * 100_000), "dataset.json is not EDM's"),
     "PostScript": (lambda p: (p / "c.png").write_bytes(POSTSCRIPT), "c.png is not a readable image: cannot identify image file"),
     "bomb": (lambda p: Image.new("1", (8000, 8000)).save(p / "c.png"), "it holds nothing but its size"),
@@ -226,6 +230,30 @@ def test_data_sets_that_cannot_be_read(case: str, tmp_path: Path) -> None:
     prepare(tmp_path)
     with pytest.raises(UserError, match=wanted):
         load_images(str(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_with_two_members_of_one_name_is_refused(tmp_path: Path) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for _ in range(2):
+            archive.write(tmp_path / "a.png", "a.png")
+    with pytest.raises(UserError, match=r"holds a\.png more than once"):
+        load_images(str(tmp_path / "set.zip"))
+
+
+def test_a_signal_while_images_are_read_is_not_taken_for_a_bad_image(tmp_path: Path) -> None:
+    for i in range(300):
+        Image.new("L", (8, 8), i % 255).save(tmp_path / f"{i}.png")
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for delay in (0.002, 0.005, 0.01, 0.02, 0.03):
+            signal.setitimer(signal.ITIMER_REAL, delay)
+            with pytest.raises(Interrupted):
+                [load_images(str(tmp_path)) for _ in range(1000)]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_two_commands_that_make_the_same_data_set_lose_no_image(tmp_path: Path) -> None:

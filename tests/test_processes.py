@@ -73,6 +73,34 @@ def test_an_error_of_one_process_is_told_though_the_other_has_none(recipe_file: 
     assert all(p.returncode for p in both)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "unlike"),
+    [
+        (["--seed", "3"], "train.seed: 0 and 3"),
+        (["--set", "loss.alpha=0.3", "--set", "eval.samples=99"], "loss.alpha: 1.0 and 0.3; eval.samples: "),
+    ],
+)  # fmt: skip
+def test_processes_that_were_given_other_settings(
+    arguments: list[str], unlike: str, recipe_file: Write, tmp_path: Path, port: int
+) -> None:
+    recipe = recipe_file()
+    both = [process(rank, port, "--recipe", recipe, *arguments[: 99 * rank], cwd=tmp_path) for rank in (0, 1)]
+    texts = [p.communicate(timeout=120)[1] for p in both]
+    assert [p.returncode for p in both] == [1, 1]
+    assert f"process 1 was not given the same as process 0: {unlike}" in "".join(texts)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_processes_that_sample_other_networks(tmp_path: Path, port: int) -> None:
+    names = ("digits_d128", "digits_dinf")
+    words = ("--seeds", "0-3", "--outdir", "images", "--device", "cpu")
+    both = [process(rank, port, "generate", "--network", names[rank], *words, cwd=tmp_path) for rank in (0, 1)]
+    texts = [p.communicate(timeout=120)[1] for p in both]
+    assert [p.returncode for p in both] == [1, 1]
+    assert "process 1 was not given the same as process 0: network: " in "".join(texts)
+    assert not (tmp_path / "images").exists()
+
+
 def test_a_process_that_does_not_come_is_named(recipe_file: Write, tmp_path: Path, port: int) -> None:
     alone = process(0, port, "--recipe", recipe_file(), "--set", "train.timeout_minutes=0.05", cwd=tmp_path)
     error = alone.communicate(timeout=120)[1]

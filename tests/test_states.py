@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from registry.core.interruption import Interruption, signalled
 from registry.files.atomic import write_atomically
 from registry.files.bounds import STATE
 from registry.files.formats import load_network, save_network
-from registry.files.plain import load, problem
+from registry.files.plain import load, problem, save
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe
@@ -237,6 +238,42 @@ def test_a_pipe_that_is_named_like_a_state_is_not_waited_for(run_folder: Path, h
 
 DAMAGED_LINES = [b"[1]", b"5", b"null", b'{"Progress/kimg": null}', b'{"Progress/kimg": {"mean": "x"}}', b'{"Gap/all": 5}', b"\xff", b'{"a',
                  b'{"results": 1}', b'{"results": {"frechet": "x"}}', b'{"kimg": []}', b"[" * 100_000]  # fmt: skip
+
+
+def test_a_state_that_may_not_be_read_is_not_called_damaged(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root nothing is unreadable, so the system's answer to another user stands in for that."""
+    opened = open
+
+    def refused(file: Any, *arguments: Any, **settings: Any) -> Any:
+        if Path(str(file)).name == "training-state-000004.pt":
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, *arguments, **settings)
+
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(UserError, match=r"training-state-000004\.pt: cannot be read: Permission denied"):
+        distill(str(tmp_path / "short.toml"), resume="auto")
+    assert not [p for p in run_folder.iterdir() if p.name.endswith(".damaged")]
+
+
+def test_a_run_does_not_go_on_with_another_teacher(run_folder: Path, here: Here, tmp_path: Path) -> None:
+    """The recipe is the same: another file lies at the teacher's place."""
+    recipe = tmp_path / "short.toml"
+    teacher = Path(tomllib.loads(recipe.read_text())["teacher"]["source"])
+    shutil.copy(teacher, tmp_path / "teacher.pt")
+    recipe.write_text(recipe.read_text().replace(str(teacher), str(tmp_path / "teacher.pt")))
+    own = run_folder / "recipe.toml"
+    state = load(run_folder / "training-state-000004.pt", STATE)
+    state["recipe"]["teacher"]["source"] = str(tmp_path / "teacher.pt")
+    save(run_folder / "training-state-000004.pt", STATE, {k: v for k, v in state.items() if k not in ("format", "kind")})
+    own.write_text(own.read_text().replace(str(teacher), str(tmp_path / "teacher.pt")))
+    words = ("--recipe", recipe, "--resume", "auto", "--set", "log.snapshot_ticks=100", "--set", "train.duration_kimg=4.096")
+    assert here(*words).returncode == 0
+    other = tiny_network()
+    torch.nn.init.ones_(next(other.parameters()))
+    save_network(tmp_path / "teacher.pt", "denoiser", other, {"D": 128.0, "sigma_data": 0.5})
+    assert "has other weights than when this run began" in error_line(here(*words))
 
 
 def test_damaged_lines_of_statistics_are_passed_over(run_folder: Path, here: Here, tmp_path: Path) -> None:

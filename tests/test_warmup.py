@@ -31,6 +31,7 @@ from registry.sample.pairs import made, teacher_pairs
 from registry.show.journal import Journal
 from registry.train import loop
 from registry.train.generator import Generator
+from registry.train.step import Adam
 from registry.train.warmup import Pairs
 from tests.conftest import environment, tiny_network
 from tests.test_loop import everything, parts
@@ -197,6 +198,19 @@ def test_two_processes_make_the_same_pairs_and_generator(tmp_path: Path) -> None
 def test_nonsense_is_refused(sets: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         distill("quickstart", sets=sets)
+
+
+def test_a_resumed_regression_has_the_recipes_settings() -> None:
+    """Its optimiser is saved without a network, which is the generator's."""
+    before, after = (torch.nn.Linear(2, 1) for _ in range(2))
+    saved = Adam(before.parameters(), lr=1.0, betas=(0.9, 0.999))
+    before(torch.ones(1, 2)).sum().backward()
+    saved.step()
+    resumed = Adam(after.parameters(), lr=2.0, betas=(0.0, 0.1), eps=1e-3)
+    resumed.load_state_dict(saved.state_dict())
+    assert (resumed.param_groups[0]["betas"], resumed.param_groups[0]["eps"]) == ((0.0, 0.1), 1e-3)
+    moments = [state["exp_avg"] for state in resumed.state.values()]
+    assert [float(m.abs().max()) > 0 for m in moments] == [True, True]
 
 
 def test_making_pairs_is_left_between_two_evaluations() -> None:

@@ -65,6 +65,7 @@ class Group(click.Group):
         prepare_streams()
         debug = "--debug" in (kwargs.get("args") or (args[0] if args else None) or sys.argv)
         try:
+            check_working_folder()
             code = super().main(*args, **(kwargs | {"standalone_mode": False}))
         except BaseException as error:  # a plugin may raise anything
             if isinstance(error, SystemExit) and error.code not in (None, 0) and fault_of(error) is None:
@@ -128,6 +129,14 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
     if several():
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is loaded
+
+
+def check_working_folder() -> None:
+    """Check that there is one: torch's libraries crash without. Raises UserError."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise UserError("the working folder was removed, or may not be read; change to another one") from None
 
 
 def stay_with(launcher: str) -> None:

@@ -16,13 +16,14 @@ from registry.core.interruption import heeded
 
 SHARED = ("pretrain", "generate", "evaluate")
 """The commands of which processes share the work; so does distilling."""
+MOST = 1024
 SAVING = 270
 """Seconds that the processes have for a state after a signal. (Older torch gives them 30.)"""
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--processes", type=click.IntRange(min=1), help="How many.  [default: as many as there are GPUs]")
-@click.option("--max-restarts", type=click.IntRange(min=0), default=0, show_default=True, help="How often to start again.")
+@click.option("--processes", type=click.IntRange(1, MOST), help="How many.  [default: as many as there are GPUs]")
+@click.option("--max-restarts", type=click.IntRange(0, MOST), default=0, show_default=True, help="How often to start again.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="COMMAND...")
 def launch(processes: int | None, max_restarts: int, arguments: tuple[str, ...]) -> int:
     """Distil, pretrain, generate or evaluate in several processes of this machine, by torchrun.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from registry.core.errors import Interrupted, Lost, SettingError, UserError
 from registry.core.interruption import signalled
 from registry.core.joining import PATIENCE, join, several
 from registry.core.settings import check_device
+from registry.core.text import shown
 
 T = TypeVar("T")
 _device = torch.device("cpu")
@@ -131,6 +132,29 @@ def gather(value: Any) -> list[Any]:
         with answered():
             dist.all_gather_object(values, value, group=_control)
     return values
+
+
+def agree(tables: Mapping[str, Any]) -> None:
+    """Check that all processes were given the same: nested tables of plain values. Raises UserError in all.
+
+    Of an absolute path the name counts: the folders of two machines may have other names.
+    """
+    first, *others = gather(dict(flat(tables)))
+    for number, own in enumerate(others, 1):
+        unlike = [key for key in {**first, **own} if first.get(key) != own.get(key)]
+        if unlike:
+            known = [f"{key}: {shown(first.get(key), 60)} and {shown(own.get(key), 60)}" for key in unlike[:3]]
+            more = f", and {len(unlike) - 3} more" if len(unlike) > 3 else ""
+            raise UserError(f"process {number} was not given the same as process 0: {'; '.join(known)}{more}")
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested tables, by keys joined with dots; of absolute paths the name."""
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def from_rank0(value: Any) -> Any:

@@ -37,8 +37,11 @@ class SettingError(UserError):
         return f"{where}{'' if self.value is None else f' = {value}'}: {self.problem}"
 
 
-class Interrupted(Exception):
-    """The run was asked to stop, and did. It can be resumed from `state`; `code` is the exit code."""
+class Interrupted(BaseException):
+    """The run was asked to stop, and did. It can be resumed from `state`; `code` is the exit code.
+
+    Like KeyboardInterrupt it is no Exception: code that expects any error of a file or a plugin does not take it for one.
+    """
 
     def __init__(self, message: str, code: int, state: str | None = None) -> None:
         super().__init__(message)

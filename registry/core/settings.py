@@ -61,7 +61,7 @@ DEVICES = "must be auto, cpu, cuda or cuda:N"
 
 def check_device(name: str) -> str:
     """The name, if it is one of a device. Raises ValueError."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", name):
         raise ValueError(DEVICES)
     return name
 

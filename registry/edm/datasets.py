@@ -6,6 +6,7 @@ import json
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def load_images(source: str) -> Images:
     if path.is_file() and zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:
-                check_sizes(archive, path)
+                check_members(archive, path)
                 return _read(str(path), sorted(archive.namelist()), archive.read)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, UnicodeDecodeError, EOFError, zlib.error) as error:
             raise UserError(f"{source}: is not a ZIP of images, or is damaged: {shown(error)}") from None
@@ -80,8 +81,12 @@ def load_images(source: str) -> Images:
     raise UserError(f"{source}: no such data set; give 'digits', or a folder or ZIP of images in EDM's layout")
 
 
-def check_sizes(archive: zipfile.ZipFile, source: object) -> None:
-    """Check that no member unpacks to much more than it takes in the file: few bytes can say that they hold gigabytes."""
+def check_members(archive: zipfile.ZipFile, source: object) -> None:
+    """Check that no member unpacks to much more than it takes in the file: few bytes can say that they hold gigabytes. And that no
+    two have one name, of which only the last could be read."""
+    names = Counter(archive.namelist())
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise UserError(f"{source}: holds {shown(twice[0], 60)} more than once")
     for member in archive.infolist():
         if member.file_size > min(MOST_BYTES, max(SMALL, MOST_RATIO * member.compress_size)):
             size = f"{member.file_size / 2**20:,.0f} MiB"
@@ -137,13 +142,24 @@ def _classes(origin: str, names: list[str], pictures: list[str], read: Callable[
     return None if of is None else torch.tensor([of[n] for n in pictures])
 
 
+def whole_number(value: Any) -> int:
+    """A class number of a dataset.json. Raises ValueError if it is none."""
+    if type(value) is not int and not (type(value) is float and value.is_integer()):
+        raise ValueError(f"{value!r} is no class number")
+    return int(value)
+
+
 def readable_labels(origin: str, content: bytes, pictures: Sequence[str]) -> dict[str, int] | None:
     """The class numbers by file name in a dataset.json, or None if it has no labels. Raises UserError if a picture has none."""
     try:
         labels: Any = json.loads(content)["labels"]
-        found = None if labels is None else {str(name): int(number) for name, number in labels}
+        pairs = None if labels is None else [(str(name), whole_number(number)) for name, number in labels]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{origin}: dataset.json is not EDM's {{'labels': [[name, class], …]}}: {shown(repr(error))}") from None
+    found = None if pairs is None else dict(pairs)
+    if found is not None and pairs is not None and len(found) != len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise UserError(f"{origin}: dataset.json has {shown(twice, 60)} more than once")
     wrong = next((label for label in (found or {}).values() if not 0 <= label < MOST_CLASSES), None)
     if wrong is not None:
         raise UserError(f"{origin}: dataset.json has the class {shown(wrong, 30)}; classes are 0 to {MOST_CLASSES - 1:,}")

@@ -75,7 +75,7 @@ def locate_file(name: str, folder: Path | None = None) -> str:
 
 
 def _existing(name: str, folder: Path | None) -> Path | None:
-    paths = [Path(name).expanduser(), *([folder / name] if folder else [])]
+    paths = [] if not name.strip() else [Path(name).expanduser(), *([folder / name] if folder else [])]
     return next((p for p in paths if p.exists()), None)
 
 

@@ -55,7 +55,10 @@ def check_seal(path: Path, source: object) -> bool:
 
 
 def problem(path: Path) -> str | None:
-    """What is wrong with one of our .pt files: None if it is whole. Says nothing of what is in it."""
+    """What is wrong with one of our .pt files: None if it is whole. Says nothing of what is in it.
+
+    Raises UserError for a file that this user may not read.
+    """
     try:
         if not path.is_file():
             return "is not a file"
@@ -66,6 +69,8 @@ def problem(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:  # from before there were seals: every part has a checksum of its own
             has_no_seal = not archive.comment.startswith(seal.MARK)
             return None if has_no_seal and archive.testzip() is None else DAMAGED
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error):

@@ -41,6 +41,8 @@ def evaluate(
     """
     journal, network = journal or Journal(), sampler.domain.origin
     path = output or beside(network, choices)
+    metrics_of = {choice.name: choice.config.model_dump() for choice in choices}
+    distributed.agree(sampler.settings | {"output": str(path), "eval": config.model_dump() | metrics_of})
     if path.suffix != ".json":
         raise SettingError("output", "the result is saved as .json", str(path))
     for setting, file in (("output", path), ("save_reference", save_reference)):

@@ -38,6 +38,8 @@ class Quality(Saved):
     """A run's quality.json."""
 
     rows: list[SavedRow] = Field(min_length=1)
+    nimg: int | None = None
+    """Images of the run when it was measured; earlier versions did not say."""
     columns: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
     """By metric."""
 

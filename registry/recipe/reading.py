@@ -37,6 +37,7 @@ from registry.recipe.tables import (
     StudyConfig,
     TrainConfig,
     WarmupConfig,
+    whole_batches,
 )
 
 C = TypeVar("C", bound=Config)
@@ -271,8 +272,9 @@ class Reading:
             elif not isinstance(swaps[name], dict):
                 self.wrong("swap", (name,), f"= {swaps[name]!r}: must be a table")
         self.divides(TrainConfig)
-        if train and warmup and not (train.duration_kimg or warmup.kimg):
-            self.wrong("train", ("duration_kimg",), "= 0: there is nothing to do without a warm-up ([warmup] kimg)")
+        if train and warmup and not (round(1000 * train.duration_kimg) or whole_batches(warmup.kimg, train.batch)):
+            nothing = "there is nothing to do without a warm-up ([warmup] kimg)"
+            self.wrong("train", ("duration_kimg",), f"= {train.duration_kimg:g}: {nothing}")
         if generator and noise and isinstance(noise.config, NoiseConfig):
             reason = generator.starts_elsewhere(noise.config.sigma_init)
             if reason:

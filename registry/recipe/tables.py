@@ -6,6 +6,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from typing import Annotated, Any, Literal
 
@@ -28,8 +29,10 @@ def _one_to_sixteen(value: tuple[int, ...]) -> tuple[int, ...]:
 
 Factors = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(strict=False), AfterValidator(_one_to_sixteen)]
 MOST_BATCH = 2**24
-MOST_KIMG = 1e9
-"""Thousands of images: a million times the longest run of the papers."""
+MOST_KIMG, MOST_TICKS, MOST_MINUTES = 1e9, 10**9, 1e6
+"""Thousands of images: a million times the longest run of the papers. Ticks; minutes: two years."""
+Kimg = Annotated[float, Field(ge=0.001, le=MOST_KIMG)]
+"""Thousands of images, at least one image."""
 
 
 class GeneratorConfig(Config):
@@ -138,7 +141,9 @@ class TrainConfig(Config):
     rollbacks: int = Field(3, ge=0, description="the most times that nonfinite = 'rollback' goes back")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
-    timeout_minutes: Positive = Field(PATIENCE, description="how long processes wait for each other, at the start and later on")
+    timeout_minutes: float = Field(
+        PATIENCE, ge=0.01, le=MOST_MINUTES, description="how long processes wait for each other, at the start and later on"
+    )
 
 
 class PretrainConfig(Config):
@@ -146,7 +151,7 @@ class PretrainConfig(Config):
 
     batch: int = Field(128, ge=1, le=MOST_BATCH, description="images per iteration, over all processes")
     batch_gpu: int | None = Field(None, ge=1, description="images at a time on one device; divides batch")
-    duration_kimg: Positive = Field(le=MOST_KIMG, description="length of the run, in thousands of images")
+    duration_kimg: Kimg = Field(description="length of the run, in thousands of images")
     lr: Positive = Field(1e-3, description="learning rate")
     lr_rampup_kimg: float = Field(10_000.0, ge=0, allow_inf_nan=False, description="linear warm-up of the learning rate")
     lr_decay: float = Field(0.0, ge=0, le=1, description="last share of the run in which the rate falls to 0 (cosine)")
@@ -166,7 +171,9 @@ class PretrainConfig(Config):
     rollbacks: int = Field(3, ge=0, description="the most times that nonfinite = 'rollback' goes back")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
-    timeout_minutes: Positive = Field(PATIENCE, description="how long processes wait for each other, at the start and later on")
+    timeout_minutes: float = Field(
+        PATIENCE, ge=0.01, le=MOST_MINUTES, description="how long processes wait for each other, at the start and later on"
+    )
 
 
 class DataConfig(Config):
@@ -213,12 +220,16 @@ class ClassifierConfig(Config):
 class LogConfig(Config):
     """[log]: what a run leaves behind, and when. A tick is one line of the log."""
 
-    outdir: str = Field("runs", min_length=1, description="folder that run folders are made in")
-    tick_kimg: Positive = Field(50.0, description="thousands of images per tick")
-    snapshot_ticks: int = Field(50, ge=1, description="ticks between snapshots: network, grid, curves, metrics")
-    state_ticks: int = Field(500, ge=1, description="ticks between training states")
-    state_minutes: Positive = Field(15.0, description="minutes between training states, if they come before state_ticks do")
-    keep_states: int = Field(2, ge=0, description="the newest training states that are kept; 0 = all")
+    outdir: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
+        "runs", min_length=1, description="folder that run folders are made in"
+    )
+    tick_kimg: Kimg = Field(50.0, description="thousands of images per tick")
+    snapshot_ticks: int = Field(50, ge=1, le=MOST_TICKS, description="ticks between snapshots: network, grid, curves, metrics")
+    state_ticks: int = Field(500, ge=1, le=MOST_TICKS, description="ticks between training states")
+    state_minutes: float = Field(
+        15.0, gt=0, le=MOST_MINUTES, description="minutes between training states, if they come before state_ticks do"
+    )
+    keep_states: int = Field(2, ge=0, le=MOST_TICKS, description="the newest training states that are kept; 0 = all")
     grid: int = Field(8, ge=1, le=64, description="the sample grid has grid × grid images")
 
 

@@ -107,6 +107,16 @@ def identity(tables: Mapping[str, Any]) -> dict[str, Any]:
     return {kind: {key: tables[kind][key] for key in keys if key in tables[kind]} for kind in kinds if kind in tables}
 
 
+def check_same_teacher(state: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Check that the teacher still has the weights that it had when the run began, if the state says which. Raises UserError."""
+    before, now = (facts.get("teacher_weights") for facts in (old, new))
+    if before and now and before != now:
+        raise UserError(
+            f"{state}: {new.get('teacher', 'the teacher')} has other weights than when this run began, and a run cannot go on with "
+            "another teacher; put the old file back, or begin a new run"
+        )
+
+
 def check_same_run(state: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Check that a state belongs to this run. Raises UserError."""
     if identity(old) != identity(new):

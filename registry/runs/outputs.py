@@ -118,6 +118,7 @@ def write_table(folder: RunFolder, rows: list[Row], metrics: Metrics, config: Ev
     shown.caption_justify = "left"
     folder.journal.table(shown, "quality.txt")
     content = {
+        "nimg": nimg,
         "samples": config.samples,
         "columns": {choice.name: list(metric.columns) for choice, metric in metrics},
         "rows": [vars(row) | {"summary": {column: summary(row.values[column]) for column in row.values}} for row in rows],

@@ -41,6 +41,8 @@ def find_state(resume: str | None, outdir: Path, description: str, tables: Mappi
         return Found()
     if resume == "auto":
         return newest_run(outdir, description, tables)
+    if not resume.strip():
+        raise SettingError("resume", "is empty; give 'auto', a training state, or a run folder", resume)
     path = Path(resume).expanduser()
     if path.is_dir():
         if not os.access(path, os.R_OK | os.X_OK):

@@ -21,9 +21,19 @@ from registry.core.errors import Diverged, Interrupted, SettingError, UserError
 from registry.core.interruption import Interruption, signalled
 from registry.edm.sid_states import holds_modules
 from registry.files.atomic import check_folder
+from registry.files.json_files import kept
+from registry.measure.saved import QUALITY
 from registry.recipe.resolved import PretrainRecipe, Recipe, settings_of
 from registry.recipe.tables import PretrainConfig, TrainConfig
-from registry.runs.checkpoints import Stateful, check_same_run, differences, read_state, restore_state, save_state
+from registry.runs.checkpoints import (
+    Stateful,
+    check_same_run,
+    check_same_teacher,
+    differences,
+    read_state,
+    restore_state,
+    save_state,
+)
 from registry.runs.clock import Clock
 from registry.runs.folder import RunFolder
 from registry.runs.foreign import adopt
@@ -84,6 +94,8 @@ def prepare(recipe: Recipe | PretrainRecipe, resume: str | None) -> tuple[torch.
     with settings_of(recipe.log):
         check_folder(Path(recipe.log.outdir), "outdir")
     device = start_device(recipe.train)
+    own = recipe.tables()
+    distributed.agree(own | {"train": own["train"] | {"device": ""}})  # the one that may differ
     found = distributed.by_rank0(lambda: find_state(resume, Path(recipe.log.outdir), recipe.path.stem, recipe.tables()))
     return device, found
 
@@ -130,8 +142,7 @@ def start_or_resume(
             run.nimg = restore_state(begun, content, saved.parts)
         run.rollbacks = content.get("rollbacks", 0)
         saved.clock.seconds = content.get("seconds", 0.0)  # 0: states of version 0.1 do not say
-        measured = distributed.from_rank0(newer(begun.parent / "quality.json", begun))
-        saved.snapshot_due = content.get("snapshot_due", False) and not measured
+        saved.snapshot_due = content.get("snapshot_due", False) and not distributed.from_rank0(has_table(folder.path, run.nimg))
         folder.sweep()
         if later := set_later_aside(folder.path, begun, run.nimg) if folder.writes else []:
             journal.log(f"later states of another branch were set aside: {', '.join(path.name for path in later)}")
@@ -158,6 +169,7 @@ def locked_state(folder: RunFolder, state: Path, resume: str | None, saved: Save
     with distributed.everywhere(state) as file:
         content = read_state(file, saved.parts)
     check_same_run(state, content["recipe"], saved.tables)
+    check_same_teacher(state, content["about"], saved.facts)
     return state, content
 
 
@@ -171,9 +183,10 @@ def released_if_it_fails(folder: RunFolder) -> Iterator[None]:
         raise
 
 
-def newer(file: Path, state: Path) -> bool:
-    """Whether a file is there and was written after the state, if that is here, too."""
-    return file.is_file() and state.is_file() and file.stat().st_mtime_ns >= state.stat().st_mtime_ns
+def has_table(folder: Path, nimg: int) -> bool:
+    """Whether the run has its final table of this number of images, which comes after the last snapshot."""
+    quality = kept(folder / "quality.json", QUALITY)
+    return quality is not None and quality.nimg == nimg
 
 
 def start_from_foreign(recipe: Recipe | PretrainRecipe, run: Training, saved: Saved, state: Path, journal: Journal) -> RunFolder:

@@ -74,6 +74,8 @@ def generate(
     Under torchrun, the processes take batches in turn. Raises UserError.
     """
     journal = journal or Journal()
+    arguments = {"seeds": list(seeds), "outdir": str(outdir), "formats": sorted(formats), "class": class_, "batch": batch}
+    distributed.agree(sampler.settings | arguments)
     sampler.one_hot(class_, 1)
     planar = sampler.domain.image_shape == (2, 1, 1)
     if sampler.domain.image_shape[0] not in (1, 3) and ("png" in formats or ("grid" in formats and not planar)):

@@ -29,8 +29,14 @@ class Adam(torch.optim.Adam):
     add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
     state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
-    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the moments. The settings stay the recipe's, and are not those of the run that is resumed."""
+        own = [{key: group[key] for key in ("betas", "eps")} for group in self.param_groups]
+        inspect.unwrap(torch.optim.Adam.load_state_dict)(self, state_dict)
+        for group, settings in zip(self.param_groups, own, strict=True):
+            group.update(settings)
 
 
 class Learner:
@@ -103,13 +109,10 @@ class Learner:
         return {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict(), **companion}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        settings = [{k: group[k] for k in ("betas", "eps")} for group in self.optimiser.param_groups]
         self.net.load_state_dict(state["net"])
         if self.companion is not None:
             self.companion.load_state_dict(state["companion"])
         self.optimiser.load_state_dict(state["optimiser"])
-        for group, own in zip(self.optimiser.param_groups, settings, strict=True):
-            group.update(own)  # the recipe's, not those of the run that is resumed
 
 
 class Tally:
