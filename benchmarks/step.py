@@ -1,6 +1,6 @@
 """How fast an iteration is: SiD's own, transcribed, against ours, interleaved in one process.
 
-python benchmarks/step.py --arch ddpmpp --size small --batch 8 [--device cuda] [--rounds 7] [--memory lean least]
+python benchmarks/step.py --arch ddpmpp --size small --batch 8 [--device cuda] [--rounds 7] [--modes lean least bf16 compile]
     [--csv FILE] [--picture FILE]
 
 SiD's iteration is written as its paper and command describe it: float32, one Adam for each network, non-finite gradients replaced
@@ -37,6 +37,7 @@ from registry.show.figures import save_figure
 from registry.train import loop
 from registry.train.ema import ema_beta
 from registry.train.generator import Generator
+from registry.train.passes import DTYPES
 from registry.train.step import repair_gradients, shorten_gradients
 
 SIZES: dict[str, tuple[int, int, dict[str, object]]] = {  # resolution, classes, settings of the network
@@ -45,6 +46,12 @@ SIZES: dict[str, tuple[int, int, dict[str, object]]] = {  # resolution, classes,
     "ffhq64": (64, 0, dict(model_channels=128, channel_mult=[1, 2, 2, 2], num_blocks=4, attn_resolutions=[16])),
     "imagenet64": (64, 1000, dict(model_channels=192, channel_mult=[1, 2, 3, 4], num_blocks=3, attn_resolutions=[32, 16, 8])),
 }
+MODES: dict[str, list[tuple[str, object]]] = {
+    **{memory: [("memory", memory)] for memory in ("lean", "least")},
+    **{precision: [("precision", precision)] for precision in DTYPES},
+    "compile": [("compile", True)],
+}
+"""Settings of [train]."""
 PASSES = 11
 Times = dict[str, list[float]]
 """Seconds of every round, by what was timed."""
@@ -254,9 +261,9 @@ def main(options: argparse.Namespace) -> None:
     sid, run = SiD(teacher, config.batch, config), ours(teacher, config, device)
     fresh = OnDevice(config.batch, teacher, device, GaussianNoise())
     ways = {"SiD's loop": lambda: sid.iteration(fresh, fresh), "ours": lambda: loop.iteration(run)}
-    for memory in options.memory:
-        lean = ours(teacher, config.model_copy(update={"memory": memory}), device)
-        ways[f"ours, memory = {memory}"] = partial(loop.iteration, lean)
+    for mode in options.modes:
+        other = ours(teacher, config.model_copy(update=dict(pair for name in mode.split("+") for pair in MODES[name])), device)
+        ways[f"ours, {mode}"] = partial(loop.iteration, other)
     pieces = dict(parts(run, device))
     for work in (*ways.values(), *pieces.values()):
         seconds(work, device)
@@ -340,7 +347,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--memory", nargs="*", choices=["lean", "least"], default=[], help="also with less memory")
+    parser.add_argument("--modes", nargs="*", default=[], help=f"also: {', '.join(MODES)}, or several joined by +: bf16+compile")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--picture", type=Path)
     main(parser.parse_args())

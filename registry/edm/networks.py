@@ -524,6 +524,8 @@ class Precond(nn.Module):
     sigma_data = 0.5
     """Standard deviation of the images, for the weight of a loss. EDM's own coefficients depend on it, too."""
     D, pfgmpp = math.inf, False
+    unet_dtype: torch.dtype | None = None
+    """What the U-Net computes in; None: float16 on CUDA with use_fp16, otherwise the weights' precision."""
 
     def __init__(
         self,
@@ -572,7 +574,7 @@ class Precond(nn.Module):
         **model_kwargs: Any,
     ) -> Tensor:
         dtype = torch.float64 if self._weights_dtype() == torch.float64 else torch.float32
-        half = self.use_fp16 and not force_fp32 and x.device.type in ("cuda", "meta")
+        lower = self._lower(x.device.type) if dtype == torch.float32 and not force_fp32 else None
         x = x.to(dtype)
         sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device).reshape(-1, 1, 1, 1)
         if self.label_dim == 0:
@@ -583,7 +585,7 @@ class Precond(nn.Module):
             class_labels = class_labels.to(dtype).reshape(-1, self.label_dim)
 
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
-        F_x = self.model((c_in * x).to(torch.float16 if half else dtype), c_noise.flatten(), class_labels, **model_kwargs)
+        F_x = self.model((c_in * x).to(lower or dtype), c_noise.flatten(), class_labels, **model_kwargs)
         denoised: Tensor = c_skip * x + c_out * F_x[:, : self.img_channels].to(dtype)
         return denoised
 
@@ -596,6 +598,13 @@ class Precond(nn.Module):
     def init_kwargs(self) -> dict[str, Any]:
         """The constructor's keyword arguments. With `init_args` and the state dict they define this network completely."""
         return dict(self._init_kwargs)
+
+    def _lower(self, device: str) -> torch.dtype | None:
+        """The precision below float32 that the U-Net computes in; float16 is for CUDA only (and for counting)."""
+        wanted = self.unet_dtype or (torch.float16 if self.use_fp16 else torch.float32)
+        if wanted == torch.float32 or (wanted == torch.float16 and device not in ("cuda", "meta")):
+            return None
+        return wanted
 
     def _weights_dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype

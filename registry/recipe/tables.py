@@ -102,6 +102,13 @@ def whole_batches(kimg: float, batch: int) -> int:
 OnNonfinite = Literal["replace", "stop", "rollback"]
 
 
+Precision = Literal["fp32", "tf32", "bf16", "fp16"] | None
+PRECISION = (
+    "of the networks' passes in training: fp32; tf32 (float32 on CUDA's tensor cores); bf16; fp16 (CUDA only; give eps = 1e-6); "
+    "default: fp32, or fp16 if the network's file or fp16 in its table says so"
+)
+
+
 class TrainConfig(Config):
     """[train]: the loop (IPFM Algorithm 1); names and defaults as in EDM and SiD."""
 
@@ -124,6 +131,8 @@ class TrainConfig(Config):
         description="full keeps all activations for the backward pass; lean computes them again, one network at a time; least one "
         "block at a time, too: less memory, more time, the same numbers",
     )
+    precision: Precision = Field(None, description=PRECISION)
+    compile: bool = Field(False, description="compile the networks with torch.compile: a minute or more at the start, then faster")
     clip: Positive | None = Field(None, description="the student's gradient, after the scaling, is shortened to this norm")
     gclip: Positive | None = Field(None, description="the same for the generator's gradient")
     augment: float = Field(
@@ -157,6 +166,8 @@ class PretrainConfig(Config):
     lr_decay: float = Field(0.0, ge=0, le=1, description="last share of the run in which the rate falls to 0 (cosine)")
     betas: Betas = Field((0.9, 0.999), description="Adam's betas")
     eps: Positive = Field(1e-8, description="Adam's epsilon")
+    precision: Precision = Field(None, description=PRECISION)
+    compile: bool = Field(False, description="compile the network with torch.compile: a minute or more at the start, then faster")
     clip: Positive | None = Field(None, description="largest norm of the gradient; a longer one is shortened")
     augment: float = Field(0.0, ge=0, le=1, description="EDM's augmentation: probability of each operation (EDM on CIFAR-10: 0.12)")
     ema_halflife_kimg: float = Field(500.0, ge=0, allow_inf_nan=False, description="half-life of the average")

@@ -143,7 +143,7 @@ def distillations(recipe: Recipe, plugins: Plugins) -> tuple[Domain, Callable[[i
         images = RealImages(Images(black, classes, "black"), labels, META)
 
     def make(batch: int, at_a_time: int) -> Run:
-        train = recipe.train.model_copy(update={"batch": batch, "batch_gpu": at_a_time, "augment": 0.0})
+        train = recipe.train.model_copy(update={"batch": batch, "batch_gpu": at_a_time, "augment": 0.0, "compile": False})
         generator = build_generator(replace(recipe, generator=config), teacher, noise)
         run = loop.Distillation(teacher, noise, loss, train, META, generator, images, recipe.warmup)
         run.nimg = run.game_start + batch  # the first iteration looks at values
@@ -159,7 +159,7 @@ def pretrainings(recipe: PretrainRecipe) -> tuple[Domain, Callable[[int, int], R
     noise: Noise = recipe.noise.make(domain)
 
     def make(batch: int, at_a_time: int) -> Run:
-        train = recipe.train.model_copy(update={"batch": batch, "batch_gpu": at_a_time, "augment": 0.0})
+        train = recipe.train.model_copy(update={"batch": batch, "batch_gpu": at_a_time, "augment": 0.0, "compile": False})
         net.zero_grad(set_to_none=True)
         return pretraining.Pretraining(net, noise, data, train, META)
 

@@ -7,6 +7,7 @@ ema          the generator's average
 kernels      the perturbation kernel x_r = x + sigma·s·z, and the laws of noise levels
 losses       the weights, the denoising loss, and the game that SiD and IPFM share
 data         real images, for a teacher's training and for losses that want them
+passes       how networks compute in a step: precision, compiled or not, with how much memory
 recompute    activations that are computed again in the backward pass: less memory
 cost         what a step costs, counted without values
 pretraining  a teacher from images: the student's step, fed with data

@@ -20,7 +20,7 @@ from registry.recipe.tables import TrainConfig, WarmupConfig, whole_batches
 from registry.train.data import RealImages, augmented
 from registry.train.ema import EMA
 from registry.train.generator import Generator
-from registry.train.recompute import recomputed, recomputing
+from registry.train.passes import Passes
 from registry.train.step import Learner, checked, cosine_rate, mode, own_image_numbers
 from registry.train.warmup import Pairs, regression_loss
 
@@ -61,6 +61,7 @@ class Distillation:
         self.regression = Learner(
             generator, train.batch, self.warmup.lr, self.warmup.betas, train.eps, clip=train.gclip, net=generator.net
         )
+        self.passes = Passes(train)
         self.average = EMA(generator.net, train.ema_halflife_kimg, train.ema_rampup_ratio)
         self.nimg = 0
         """Images so far, those of the warm-up included."""
@@ -119,8 +120,7 @@ def iterations(run: Distillation) -> Iterator[None]:
 def regression(run: Distillation) -> None:
     """Warm-up: one step of the generator on pairs of a start and the teacher's image from there (`registry.train.warmup`)."""
     assert run.pairs is not None
-    again = recomputed(run.train.memory, run.regression.net)
-    with mode(run.regression.model, train=True), recomputing(*again):
+    with mode(run.regression.model, train=True), run.passes(run.regression.net):
         for rng, _ in run.parts("warmup"):
             run.regression.accumulate(regression_loss(run.regression.net, run.pairs.batch(rng)))
     run.regression.step(cosine_rate(run.nimg / run.regression_end, 1.0))
@@ -161,8 +161,8 @@ def generator_step(run: Distillation, rate: float = 1.0) -> None:
 def student_gradient(run: Distillation, name: str) -> None:
     """The student's loss on the generator's images, augmented or as they are, and its gradient."""
     student, generator = run.student, run.generator
-    again = recomputed(run.train.memory, student.net)
-    with mode(generator.model, train=False), mode(student.modules, train=True), recomputing(*again):
+    passes = run.passes(student.net, others=(generator.net,))
+    with mode(generator.model, train=False), mode(student.modules, train=True), passes:
         for rng, real in run.parts(name):
             with torch.no_grad():
                 x, labels = generator(rng)
@@ -175,8 +175,8 @@ def student_gradient(run: Distillation, name: str) -> None:
 def generator_gradient(run: Distillation) -> None:
     """The generator's loss, teacher and student held fixed, and its gradient. No image is augmented."""
     student, generator = run.student, run.generator
-    again = recomputed(run.train.memory, run.teacher, student.net, generator.net)
-    with mode(generator.model, train=True), mode(student.modules, train=False, grad=False), recomputing(*again):
+    passes = run.passes(run.teacher, student.net, generator.net)
+    with mode(generator.model, train=True), mode(student.modules, train=False, grad=False), passes:
         for rng, real in run.parts("generator"):
             x, labels = generator(rng)
             # The gradient reaches the generator through x, where that of an image with a non-finite loss is set to 0.
