@@ -237,7 +237,12 @@ def test_a_pipe_that_is_named_like_a_state_is_not_waited_for(run_folder: Path, h
 
 
 DAMAGED_LINES = [b"[1]", b"5", b"null", b'{"Progress/kimg": null}', b'{"Progress/kimg": {"mean": "x"}}', b'{"Gap/all": 5}', b"\xff", b'{"a',
-                 b'{"results": 1}', b'{"results": {"frechet": "x"}}', b'{"kimg": []}', b"[" * 100_000]  # fmt: skip
+                 b'{"results": 1}', b'{"results": {"frechet": "x"}}', b'{"kimg": []}', b"[" * 100_000, b"{}", b'{"kimg": 0.001}', b'{"Loss/student": {"mean": 1.0}}', b'{"results": {}, "kimg": 0.001}',
+                 b'{"Progress/kimg": {"mean": 1' + b"0" * 400 + b"}}", b'{"results": {"sliced_w2": 0.1}, "metric": "x", "kimg": 0.001}',
+                 b'{"Progress/kimg": {"mean": 1.0}, "Images/variance": {"mean": 1' + b"0" * 400 + b"}}",
+                 b'{"results": {"sliced_w2": 0.1}, "metric": "x", "kimg": 0.001, "snapshot_pkl": 3}',
+                 b'{"results": {"sliced_w2": 0.0}, "metric": "x", "kimg": 0.001, "snapshot_pkl": "../../teacher.pt"}']  # fmt: skip
+OTHER_COLUMN = b'{"results": {"other": 0.1}, "metric": "x", "kimg": 0.001, "snapshot_pkl": "x.pkl"}\n'
 
 
 def test_a_state_that_may_not_be_read_is_not_called_damaged(
@@ -281,6 +286,8 @@ def test_damaged_lines_of_statistics_are_passed_over(run_folder: Path, here: Her
     for name in ("stats.jsonl", METRIC):
         whole = (run_folder / name).read_bytes()
         (run_folder / name).write_bytes(b"\n".join([*DAMAGED_LINES, whole]) + b"\n".join(DAMAGED_LINES))
+    with open(run_folder / METRIC, "ab") as file:
+        file.write(b"\n" + OTHER_COLUMN)
     sets = ("--set", "train.duration_kimg=5.12", "--set", "log.snapshot_ticks=1")
     done = here("--recipe", tmp_path / "short.toml", "--resume", "auto", *sets)
     assert done.returncode == 0, done.stderr

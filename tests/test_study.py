@@ -119,6 +119,42 @@ def test_nothing_is_run_twice_and_reports_at_equal_time_need_no_runs(copied: Pat
     assert "s of training" in (copied / "table.md").read_text()
 
 
+HUGE = "1" + "0" * 400
+EDITED = {
+    "attempt.json": ('"seconds": ', f'"seconds": {HUGE}, "before": '),
+    "quality.json": ('"evaluations": ', f'"evaluations": {HUGE}, "before": '),
+    "stats.jsonl": ('"Progress/kimg": {', f'"Progress/kimg": {{"mean": {HUGE}, "before": {{}}}}, "Progress/before": {{'),
+    "quality.json, a name": ('"generator"', '"gene\\u001b[31mrator"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", EDITED)
+def test_a_report_of_files_that_were_edited_is_no_bug_and_prints_no_control_characters(
+    what: str, copied: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copied.parents[1])
+    old, new = EDITED[what]
+    files = [p for p in copied.rglob(what.partition(",")[0]) if old in p.read_text()]
+    assert files
+    for path in files:
+        path.write_text(path.read_text().replace(old, new))
+    done = here("study", str(copied), "--report-only")
+    assert done.returncode in (0, 1) and "bug" not in done.stderr, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_a_run_that_was_interrupted_while_it_was_loading_is_still_to_be_made(
+    copied: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copied.parents[1])
+    (attempt,) = copied.glob("cells/*fails*/*/attempt.json")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        attempt.write_text(json.dumps(json.loads(attempt.read_text()) | {"exit": -number}))
+        assert here("study", str(copied), "--report-only").returncode == 0
+        found = {cell["labels"][0]: cell["status"] for cell in json.loads((copied / "study.json").read_text())["cells"]}
+        assert found["fails"] == "unfinished"
+
+
 def test_a_run_that_another_study_has_made_is_copied(
     toys: Path, tmp_path: Path, plugins: Plugins, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:

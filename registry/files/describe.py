@@ -47,7 +47,7 @@ class Description:
     def verdict(self) -> str:
         """Whether the file is safe to open here, and with the loader of the project that wrote it."""
         if self.dangerous:
-            bad = [f"{shown(module)}.{shown(name)}" for module, name, executes in self.globals if executes]
+            bad = [".".join(shown(part) for part in names if part) for *names, executes in self.globals if executes]
             return f"DANGEROUS: loading it elsewhere would run {', '.join(bad[:5])}; distill refuses it"
         if any((module, name) == RUNS_SOURCE for module, name, _ in self.globals):
             return "safe with distill; the original loader would execute the Python source that the file carries"

@@ -18,7 +18,7 @@ from torch import Tensor
 from registry.core import seal
 from registry.core.errors import UserError
 from registry.core.text import shown
-from registry.edm.pickles import PickleError, list_globals
+from registry.edm.pickles import PickleError, disguised_program, list_globals
 from registry.files.atomic import write_atomically
 from registry.files.bounds import SCHEMAS, NetworkFile, check_entries
 from registry.files.locate import open_path
@@ -144,6 +144,8 @@ def save_safetensors(path: Path, weights: Mapping[str, Tensor], content: Mapping
 
 def executed_as_pickle(path: Path) -> list[tuple[str, str, bool]]:
     """What would be executed if a file of safetensors were opened as a pickle: its first bytes may be instructions, too."""
+    if program := disguised_program(path):
+        return [(*program, True)]
     try:
         return [entry for entry in list_globals(path) if entry[2]]
     except PickleError:
@@ -155,7 +157,7 @@ def load_safetensors(path: Path, source: object, shapes_only: bool = False, seal
     from safetensors import SafetensorError, safe_open
 
     if bad := executed_as_pickle(path):
-        raise UserError(f"{source}: opened as a pickle it would run {shown('.'.join(bad[0][:2]))}")
+        raise UserError(f"{source}: opened as a pickle it would run {shown('.'.join(filter(None, bad[0][:2])))}")
     sealed = check_seal(path, source) if sealed is None else sealed
     try:
         with safe_open(path, framework="pt") as file:

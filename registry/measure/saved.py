@@ -9,6 +9,17 @@ from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
 from registry.files.json_files import STRICT, Number
 
 Values = Annotated[list[Number], Field(min_length=1)]
+Evaluations = Annotated[int, Field(ge=0, le=10**9)]
+
+
+def harmless(name: str) -> str:
+    """A name that is printed as it is. Raises ValueError."""
+    if not name.isprintable() or len(name) > 200:
+        raise ValueError("is no name")
+    return name
+
+
+Name = Annotated[str, AfterValidator(harmless)]
 
 
 def named(protocol: dict[str, Any]) -> dict[str, Any]:
@@ -22,16 +33,16 @@ class Saved(BaseModel):
 
     model_config = STRICT
     protocols: dict[str, Annotated[dict[str, Any], AfterValidator(named)]] = {}
-    higher_is_better: list[str] = []
+    higher_is_better: list[Name] = []
 
 
 class SavedRow(BaseModel):
     """A row of a table."""
 
     model_config = STRICT
-    name: str
-    evaluations: int | None
-    values: dict[str, Values]
+    name: Name
+    evaluations: Evaluations | None
+    values: dict[Name, Values]
 
 
 class Quality(Saved):
@@ -40,7 +51,7 @@ class Quality(Saved):
     rows: list[SavedRow] = Field(min_length=1)
     nimg: int | None = None
     """Images of the run when it was measured; earlier versions did not say."""
-    columns: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
+    columns: dict[Name, Annotated[list[Name], Field(min_length=1)]] = {}
     """By metric."""
 
 
@@ -54,8 +65,8 @@ class Summary(BaseModel):
 class Evaluated(Saved):
     """The result of `distill evaluate`."""
 
-    results: dict[str, dict[str, Summary]]
-    evaluations: int | None
+    results: dict[Name, dict[Name, Summary]]
+    evaluations: Evaluations | None
     network: str
 
 

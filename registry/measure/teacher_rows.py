@@ -21,7 +21,7 @@ from registry.files.json_files import STRICT, kept
 from registry.files.locate import shipped
 from registry.measure.measuring import measured
 from registry.measure.rows import Metrics, Row
-from registry.measure.saved import SavedRow
+from registry.measure.saved import Name, SavedRow
 from registry.recipe.resolved import plain
 from registry.recipe.tables import EvalConfig
 from registry.sample.heun import depends_on, heun_samples
@@ -34,7 +34,7 @@ class Kept(BaseModel):
     model_config = STRICT
     measured: dict[str, Any]
     row: SavedRow
-    date: str
+    date: Name
     versions: dict[str, Any]
 
 
@@ -53,7 +53,7 @@ def teacher_rows(
     rows, said = list[Row](), dict[str, None]()
     for steps in config.teacher_steps:
         key = json.dumps(row_depends_on(teacher, noise, metrics, config, steps), sort_keys=True)
-        if key in kept:
+        if key in kept and fits(kept[key]["row"], metrics, config, steps):
             rows.append(Row(**kept[key]["row"]))
             rows[-1].note = f"measured {kept[key]['date']}"
             continue
@@ -70,6 +70,13 @@ def teacher_rows(
     for line in said:
         journal.log(line)
     return rows
+
+
+def fits(row: dict[str, Any], metrics: Metrics, config: EvalConfig, steps: int) -> bool:
+    """Whether a saved row is one of these measurements: a file can be edited."""
+    columns = [column for _, metric in metrics for column in metric.columns]
+    whole = all(len(row["values"].get(column, ())) == config.repeats for column in columns)
+    return bool(whole and (row["name"], row["evaluations"]) == ("teacher", 2 * steps - 1))
 
 
 def places(teacher: Teacher, own: bool) -> tuple[Path | None, Path | None]:

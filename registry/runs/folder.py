@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from registry.core import distributed
 from registry.core.errors import SettingError, UserError
 from registry.files.atomic import is_temporary, write_atomically
-from registry.files.json_files import NoRecord, content
+from registry.files.json_files import LARGEST, NoRecord, content
 from registry.recipe.resolved import Tables, dumps
 from registry.show.journal import Journal
 
@@ -130,7 +130,9 @@ class RunFolder:
 
     def forget_after(self, kimg: float, snapshot_due: bool = False) -> None:
         """Drop lines of statistics that a resumed run will write again: later ones, and those of a snapshot that is still due."""
-        for path in self.path.glob("*.jsonl") if self.writes else []:
+        for path in (self.path / STATISTICS, *self.path.glob("metric-*.jsonl")) if self.writes else ():
+            if not path.is_file():
+                continue
             again = [kimg] if snapshot_due and path.name != STATISTICS else []
             kept = "".join(line + "\n" for line, entry in _lines(path) if _kimg(entry) <= kimg and _kimg(entry) not in again)
             if kept.encode() != path.read_bytes():
@@ -181,13 +183,22 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _is_whole(entry: Any) -> bool:
-    """Whether this is what a run writes: numbers at some thousands of images."""
+    """Whether this is what a run writes: statistics or a measurement, numbers within bounds, at some thousands of images."""
     if not isinstance(entry, dict):
         return False
-    statistics = [{"mean": None} | value if isinstance(value, dict) else {"": None} for key, value in entry.items() if "/" in key]
-    results = entry.get("results", {})
-    numbers = [number for values in (*statistics, results) for number in (values.values() if isinstance(values, dict) else [None])]
-    return all(isinstance(number, int | float) for number in (*numbers, entry.get("kimg", 0), entry.get("train_seconds", 0)))
+    measured, statistics = entry.get("results"), [value for key, value in entry.items() if "/" in key]
+    if measured is None or statistics:
+        numbers = [value.get("mean") if isinstance(value, dict) else None for value in (entry.get("Progress/kimg"), *statistics)]
+    else:
+        names = [entry.get("metric"), entry.get("snapshot_pkl")]
+        if not (isinstance(measured, dict) and all(isinstance(name, str) and Path(name).name == name for name in names)):
+            return False
+        numbers = [entry.get("kimg"), *measured.values()]
+    return all(_is_number(number) for number in (*numbers, entry.get("train_seconds", 0)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not LARGEST < abs(value) < float("inf")
 
 
 def _kimg(entry: dict[str, Any]) -> float:

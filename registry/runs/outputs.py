@@ -72,7 +72,7 @@ def keep_best(folder: RunFolder, choice: Choice, metric: Metric) -> None:
     if not folder.writes:
         return
     column = metric.columns[0]
-    found = [e for e in alike(folder.lines(f"metric-{choice.name}.jsonl")) if not math.isnan(e["results"][column])]
+    found = [e for e in measurements(folder, choice, column) if not math.isnan(e["results"][column])]
     if not found:
         return
     sign = -1 if column in metric.higher else 1
@@ -83,6 +83,11 @@ def keep_best(folder: RunFolder, choice: Choice, metric: Metric) -> None:
     if snapshot.is_file() and not (note.is_file() and note.read_bytes() == content):
         folder.write(f"network-snapshot-best{snapshot.suffix}", snapshot.read_bytes())
         folder.write(note.name, content)
+
+
+def measurements(folder: RunFolder, choice: Choice, column: str) -> list[dict[str, Any]]:
+    """The lines of a metric that have this column and can be compared."""
+    return alike([line for line in folder.lines(f"metric-{choice.name}.jsonl") if column in line.get("results", {})])
 
 
 def alike(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -98,7 +103,8 @@ def draw_curves(folder: RunFolder, losses: tuple[str, ...], metrics: Metrics) ->
     panels: list[Any] = [(f"{name}'s loss", {name: course(stats, f"Loss/{name}")}, False) for name in losses]
     panels.append(("gap", {band: course(stats, f"Gap/{band}") for band in ("all", *BANDS)}, True))
     for choice, metric in metrics:
-        lines, column = alike(folder.lines(f"metric-{choice.name}.jsonl")), metric.columns[0]
+        column = metric.columns[0]
+        lines = measurements(folder, choice, column)
         panels.append((column, {column: ([e["kimg"] for e in lines], [e["results"][column] for e in lines])}, True))
     folder.picture(lambda: save_curves(folder.path / "curves.png", panels, folder.path.name))
 

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from registry.core.errors import Diverged, Mistakes, SettingError, UserError
+from registry.core.interruption import SIGNALS
 from registry.files.atomic import write_atomically
 from registry.files.json_files import kept
 from registry.files.locate import locate_recipe
@@ -32,8 +33,8 @@ from registry.study.grid import Combination, combinations
 Command = Callable[[str, Combination, int, Path, bool], list[str]]
 """From recipe, combination, seed, folder and whether to resume to the command line of the run, which a user could type."""
 
-INTERRUPTED = (129, 130, 138, 143)
-"""Exit codes of a run that was asked to stop."""
+INTERRUPTED = tuple(code for number in SIGNALS for code in (128 + number, -number))
+"""Exit codes of a run that was asked to stop; a process that is still loading is ended by the signal itself."""
 
 
 class Status(StrEnum):
@@ -56,10 +57,10 @@ class Note(TypedDict, total=False):
     exit: int | None
     """None while it runs."""
     error: str
-    seconds: float
+    seconds: Annotated[float, Field(ge=0, le=1e12)]
     """Of all attempts."""
     pid: int | None
-    made_with: dict[str, Any]
+    made_with: dict[str, str | None]
     copied_from: str
 
 

@@ -27,6 +27,7 @@ arrays.py        stage 3: the values that numpy's globals stand for
 handlers.py      stage 3: which function handles which global of the allow-list
 contents.py      `read_pickle`: all three stages, for a whole file
 globals_in.py    `list_globals`: what a file refers to, by stage 1 alone
+disguise.py      `disguised_program`: whether a file of another format is a pickle, too
 edm_network.py   `network_of`: a network of ours from a record
 """
 
@@ -34,6 +35,7 @@ from __future__ import annotations
 
 from registry.edm.pickles.allowlist import RUNS_SOURCE, Global
 from registry.edm.pickles.contents import read_pickle
+from registry.edm.pickles.disguise import disguised_program
 from registry.edm.pickles.edm_network import NEWEST_VERSION, network_of
 from registry.edm.pickles.globals_in import list_globals
 from registry.edm.pickles.records import Inert, Persistent
@@ -47,6 +49,7 @@ __all__ = [
     "Inert",
     "Persistent",
     "PickleError",
+    "disguised_program",
     "list_globals",
     "network_of",
     "read_pickle",

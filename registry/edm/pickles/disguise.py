@@ -1,0 +1,67 @@
+"""Whether a file of another format would name code if it were opened as a pickle: its first bytes may be instructions, too.
+
+Loaders differ in what they take: how much, in which encoding, how many pickles in a row. So nothing is interpreted here. The
+instructions are gone through one by one, whatever they would do, up to the first bytes that are none: no loader gets beyond these.
+"""
+
+from __future__ import annotations
+
+import mmap
+import pickletools
+import re
+from pathlib import Path
+
+from registry.edm.pickles.allowlist import Global
+
+MOST_INSTRUCTIONS = 100_000
+"""A file that holds more before its first bytes that are no instructions is no accident."""
+LENGTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4, pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+           pickletools.TAKEN_FROM_ARGUMENT8U: 8}  # fmt: skip
+"""Bytes of the length that stands before an argument."""
+INSTRUCTIONS = {code.code: code for code in pickletools.opcodes}
+NAME = re.compile(rb"[\w.<>]+")
+
+
+def disguised_program(path: Path) -> Global | None:
+    """Module and name of what would be run, or no module and a few words; None for nothing. Raises OSError."""
+    with open(path, "rb") as file:
+        if not file.seek(0, 2):
+            return None
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return _named(content)
+
+
+def _named(content: mmap.mmap) -> Global | None:
+    at = texts = 0
+    for _ in range(MOST_INSTRUCTIONS):
+        code = INSTRUCTIONS.get(chr(content[at])) if at < len(content) else None
+        if code is None:
+            return None
+        at += 1
+        lines = code.name in ("GLOBAL", "INST")
+        end = _end(content, at, code, 2 if lines else 1)
+        if end is None:
+            return None
+        names = content[at:end].split(b"\n")[:2] if lines else []
+        if lines and all(NAME.fullmatch(name.rstrip(b"\r")) for name in names):
+            module, name = (name.decode("latin-1").rstrip("\r") for name in names)
+            return Global(module, name)
+        texts += code.arg is not None and ("string" in code.arg.name or "unicode" in code.arg.name)
+        if code.name == "STACK_GLOBAL" and texts >= 2:
+            return Global("", "what its strings name")
+        at = end
+    return Global("", f"a program of more than {MOST_INSTRUCTIONS:,} instructions")
+
+
+def _end(content: mmap.mmap, at: int, code: pickletools.OpcodeInfo, lines: int) -> int | None:
+    """Where the instruction's argument ends; None if it is cut off."""
+    size = code.arg.n if code.arg is not None else 0
+    if size == pickletools.UP_TO_NEWLINE:
+        for _ in range(lines):
+            at = content.find(b"\n", at) + 1
+            if not at:
+                return None
+        return at
+    if width := LENGTHS.get(size):
+        size = width + int.from_bytes(content[at : at + width], "little")
+    return at + size if at + size <= len(content) else None

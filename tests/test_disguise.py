@@ -1,0 +1,105 @@
+"""Files of safetensors that are programs if they are opened as pickles: named as such, and never read."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from registry.core import seal
+from registry.core.errors import UserError
+from registry.edm.pickles import disguised_program
+from registry.files.formats import load_network, save_network
+from tests.conftest import tiny_network
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
+MAGIC = 0x1950A86A20F9469CFC6C
+"""What old files of torch.save begin with, a pickle of its own."""
+
+
+def old_torch_file(path: Path) -> Any:
+    """The suffix would tell torch what it is."""
+    return torch.load(path.rename(path.with_suffix(".bin")), weights_only=False)
+
+
+def program(mark: Path) -> bytes:
+    return b"cos\nsystem\n(S'touch " + os.fsencode(mark) + b"'\ntR."
+
+
+PROGRAMS: dict[str, tuple[Callable[[bytes], bytes], Callable[[Path], Any]]] = {
+    "at once": (lambda run: b"0" + run, lambda path: pickle.loads(path.read_bytes())),
+    "after a million instructions": (
+        lambda run: b"0" + b"N0" * 500_005 + run, lambda path: pickle.loads(path.read_bytes()),
+    ),
+    "behind torch's mark as text": (
+        lambda run: b"0L%dL\n." % MAGIC + run, old_torch_file,
+    ),
+    "behind torch's mark, twice": (
+        lambda run: b"0\x8a\x0a" + pickle.encode_long(MAGIC) + b"2." + run, old_torch_file,
+    ),
+    "behind a text in Latin-1": (
+        lambda run: b"0S'\xe9'\n0" + run, lambda path: pickle.loads(path.read_bytes(), encoding="latin1"),
+    ),
+    "named by strings": (
+        lambda run: b"0\x8c\x02os\x8c\x06system\x93" + run.partition(b"system\n")[2], lambda path: pickle.loads(path.read_bytes()),
+    ),
+}  # fmt: skip
+
+
+def disguised(path: Path, tail: bytes) -> None:
+    """A sealed file of ours whose header a pickle takes for one line of text ('V'), and whose first tensor holds the tail."""
+    save_network(path, "generator", tiny_network(), {"D": 128.0})
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header, data = json.loads(raw[8 : 8 + length]), raw[8 + length :]
+    ours = json.loads(header["__metadata__"]["distill"]) | {"seal": seal.TEXT}
+    longer = {
+        "__metadata__": {"distill": json.dumps(ours)},
+        "x": {"dtype": "U8", "shape": [len(tail)], "data_offsets": [0, len(tail)]},
+    }
+    for name, entry in header.items():
+        if name != "__metadata__":
+            longer[name] = entry | {"data_offsets": [at + len(tail) for at in entry["data_offsets"]]}
+    text = json.dumps(longer).encode()
+    size = len(text) + 1 + (ord("V") - len(text) - 1) % 256
+    path.write_bytes(size.to_bytes(8, "little") + text + b" " * (size - len(text) - 1) + b"\n" + tail + data)
+    with open(path, "r+b") as file:
+        seal.seal(file)
+
+
+@pytest.mark.parametrize("case", PROGRAMS)
+def test_a_program_in_a_file_of_safetensors_is_found(case: str, here: Here, tmp_path: Path) -> None:
+    make, load = PROGRAMS[case]
+    path, mark = tmp_path / "net.safetensors", tmp_path / "ran"
+    disguised(path, make(program(mark)))
+    done = here("inspect", path)
+    assert done.returncode == 3, (done.stdout, done.stderr)
+    assert "DANGEROUS" in done.stdout
+    with pytest.raises(UserError, match="opened as a pickle it would run"):
+        load_network(str(path))
+    assert not mark.exists()
+    with suppress(Exception):  # what comes after the program need not be readable
+        load(path)
+    assert mark.exists(), "the test's file is no program"
+
+
+def test_harmless_files_are_no_programs(tmp_path: Path) -> None:
+    """Headers of every length, and so with every first byte, before tensors of random bytes."""
+    rng = random.Random(0)
+    for first in range(256):
+        text = json.dumps({"__metadata__": {"a": "b" * 300}}).encode()
+        size = len(text) + (first - len(text)) % 256
+        path = tmp_path / "file"
+        path.write_bytes(size.to_bytes(8, "little") + text + b" " * (size - len(text)) + rng.randbytes(20_000))
+        assert disguised_program(path) is None, first
+    (tmp_path / "empty").touch()
+    assert disguised_program(tmp_path / "empty") is None
