@@ -42,7 +42,7 @@ def main(folder: Path, target: Path) -> None:
         return generator.sample(SEEDS)
 
     snapshots = sorted(p for p in folder.glob("network-snapshot-*.pkl") if "best" not in p.name)
-    warm_up = whole_batches(recipe.warmup.kimg, recipe.train.batch)
+    warm_up = whole_batches(recipe.warmup.kimg, recipe.train.batch) * recipe.train.batch
     warm = next(p for p in snapshots if int(p.stem.rpartition("-")[2]) == warm_up // 1000)
     real = load_images("digits").x()
     rows = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,6 +230,15 @@ def test_data_sets_that_cannot_be_read(case: str, tmp_path: Path) -> None:
     assert len(load_images(str(tmp_path))) == 2
     prepare(tmp_path)
     with pytest.raises(UserError, match=wanted):
+        load_images(str(tmp_path))
+
+
+def test_empty_images_do_not_fill_the_memory(tmp_path: Path) -> None:
+    """Each is small enough to be an image; all of them together are 300 times their files."""
+    Image.new("RGB", (1024, 1024)).save(tmp_path / "0.png")
+    for i in range(1, 60):
+        shutil.copy(tmp_path / "0.png", tmp_path / f"{i}.png")
+    with pytest.raises(UserError, match="times the memory that they take in the file: they are empty"):
         load_images(str(tmp_path))
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,6 +104,19 @@ def test_whose_draws_a_seed_stands_for(rng: Rng, streams: type[Streams], tmp_pat
     with torch.no_grad():
         torch.testing.assert_close(start[0], net(start[1], torch.tensor(2.5), start[2]))
     assert sampler.settings["rng"] == {"distill": "philox"}.get(rng, rng)
+
+
+@pytest.mark.parametrize("seeds", [[], [-1], [2**64], [1.5], ["1"]], ids=str)
+def test_what_is_no_seed_is_refused(seeds: list[Any]) -> None:
+    with pytest.raises(UserError, match=r"^seeds"):
+        open_sampler("digits_d128", nfe=1)(seeds)
+
+
+def test_seeds_may_be_numpys_or_torchs() -> None:
+    sampler = open_sampler("digits_d128", nfe=1)
+    wanted, others = sampler([3, 2**63]), sampler([3, 4])
+    assert torch.equal(sampler(np.array([3, 2**63], dtype=np.uint64)), wanted)  # type: ignore[arg-type]
+    assert torch.equal(sampler(torch.tensor([3, 4])), others)  # type: ignore[arg-type]
 
 
 def test_a_pfgmpp_teacher_gives_the_scripts_images_for_a_seed() -> None:

@@ -276,6 +276,26 @@ def test_no_data_set_is_opened(recipe_file: Write, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_what_the_caller_has_set_in_torch_changes_no_run(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = str(recipe_file())
+
+    def weights(number: int) -> dict[str, Tensor]:
+        return distill(recipe, outdir=str(tmp_path / str(number))).generator.net.state_dict()
+
+    wanted = weights(0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = [weights(1)]
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for i, context in enumerate((torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)), 2):
+        with context:
+            found.append(weights(i))
+    for other in found:
+        assert all(torch.equal(other[name], wanted[name]) for name in wanted)
+
+
 def test_a_batch_stays_in_train_and_the_plugins_loss(tmp_path: Path) -> None:
     """In one iteration, images are local variables in just five files of train/ and in the plugin's loss, apart from networks."""
     game, seen = distillation(), set()

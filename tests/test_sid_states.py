@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from registry.builtin.noise import GaussianNoise
 from registry.core.contracts import Teacher
 from registry.core.errors import UserError
 from registry.core.streams import Streams
+from registry.edm.pickles import read_pickle
 from registry.edm.sid_states import read_sid_state
 from registry.files.formats import load_network, save_network
 from registry.files.handover import hand_over
@@ -161,6 +163,21 @@ def test_a_state_that_does_not_fit_is_refused_before_anything_is_written(
     assert wanted in message
     assert not (tmp_path / "runs").exists()
     assert len(list((tmp_path / "foreign").iterdir())) == 1
+
+
+def test_a_flipped_bit_in_a_state_without_a_seal_is_noticed(changed: Callable[..., Path]) -> None:
+    """A zip file has a checksum of every member."""
+    path = changed()
+    read_pickle(path)
+    with zipfile.ZipFile(path) as archive:
+        tensors = [member for member in archive.infolist() if "/data/" in member.filename]
+        largest = max(tensors, key=lambda member: member.file_size)
+        values = archive.read(largest)
+    content = bytearray(path.read_bytes())
+    content[content.index(values) + len(values) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged: the checksum of its member"):
+        read_pickle(path)
 
 
 def test_the_state_that_is_spoilt_above_fits(changed: Callable[..., Path], recipe_file: Callable[..., Path]) -> None:

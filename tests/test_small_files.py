@@ -93,14 +93,17 @@ def test_a_table_of_results_is_one_or_is_refused(text: str, tmp_path: Path) -> N
 def test_text_from_files_is_escaped_in_tables(tmp_path: Path, cli: Cli) -> None:
     evil = "\x1b[2J\x1b]0;hi\x07[/b][link=x]\u202e"
     content = {
-        "results": {"a": {evil: {"values": [1.0, 2.0]}}}, "evaluations": 1, "network": evil,
-        "protocols": {evil: {"metric": "m" + evil, evil: evil, "list": [evil]}}, "higher_is_better": [evil],
+        "results": {"a": {"[/b]": {"values": [1.0, 2.0]}}}, "evaluations": 1, "network": evil,
+        "protocols": {evil: {"metric": "m" + evil, evil: evil, "list": [evil]}},
     }  # fmt: skip
     (tmp_path / "evil.json").write_text(json.dumps(content))
     done = cli("table", tmp_path / "evil.json")
     assert done.returncode == 0, done.stderr
     assert not {"\x1b", "\x07", "\u202e"} & set(done.stdout)
     assert "[/b]" in done.stdout.replace("\n", "")
+    (tmp_path / "evil.json").write_text(json.dumps(content | {"results": {"a": {evil: {"values": [1.0, 2.0]}}}}))
+    line = error_line(cli("table", tmp_path / "evil.json"))
+    assert "neither a result" in line and line.isprintable()
 
 
 def test_means_of_numbers_that_are_too_large_are_infinite() -> None:
@@ -142,11 +145,11 @@ def test_damaged_lines_are_passed_over(tmp_path: Path) -> None:
         NESTED,
         '{"kimg": 1, "results": 1}',
         '{"a": 1}',
+        '{"Loss/x": {"mean": 1, "num": 2}}',
     ]
-    (tmp_path / "stats.jsonl").write_text(
-        "\n".join([*lines, '{"Loss/x": {"mean": 1, "num": 2}}']) + "\n\xff\xfe", encoding="latin-1"
-    )
-    assert readable_lines(tmp_path / "stats.jsonl") == [{"a": 1}, {"Loss/x": {"mean": 1, "num": 2}}]
+    whole = {"Loss/x": {"mean": 1, "num": 2}, "Progress/kimg": {"mean": 3}}
+    (tmp_path / "stats.jsonl").write_text("\n".join([*lines, json.dumps(whole)]) + "\n\xff\xfe", encoding="latin-1")
+    assert readable_lines(tmp_path / "stats.jsonl") == [whole]
     os.mkfifo(tmp_path / "pipe.jsonl")
     assert readable_lines(tmp_path / "pipe.jsonl") == []
 

@@ -37,7 +37,7 @@ from registry.recipe.resolved import Recipe
 PR_SET_PDEATHSIG = 1
 BUG = 70
 """The exit code if the fault is ours (EX_SOFTWARE)."""
-NO_MEMORY = re.compile("out of memory|can't allocate memory")
+NO_MEMORY = re.compile("out of memory|can't allocate memory|failed to map segment")
 PARENT = "DISTILL_LAUNCHER"
 """In the environment of a launched process: the process that launched it."""
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
@@ -210,7 +210,7 @@ def reason(error: BaseException) -> tuple[str, int]:
     match error:
         case MemoryError():
             return "there is not enough memory", 1
-        case RuntimeError() if NO_MEMORY.search(text):
+        case RuntimeError() | ImportError() if NO_MEMORY.search(text):
             return f"there is not enough memory; a smaller batch_gpu needs less ({text[:100]})", 1
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EIO, filename=None):
             return f"the output cannot be written: {error.strerror}", 1

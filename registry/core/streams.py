@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class Streams:
 
     def __init__(self, seeds: Iterable[int], device: torch.device | str = "cpu", purpose: str = "sample") -> None:
         self.device = torch.device(device)
-        self.seeds = list(seeds)
+        self.seeds = [index(seed) for seed in seeds]
         digest = blake2b(purpose.encode(), digest_size=8).digest()
         self._key = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
         self._draws = 0
@@ -120,7 +121,7 @@ class TorchStreams(Streams):
     """
 
     def __init__(self, seeds: Iterable[int], device: torch.device | str = "cpu") -> None:
-        self.device, self.seeds = torch.device(device), list(seeds)
+        self.device, self.seeds = torch.device(device), [index(seed) for seed in seeds]
         self._generators = [torch.Generator().manual_seed(seed % 2**32) for seed in self.seeds]
 
     def normal(self, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:

@@ -27,6 +27,9 @@ MOST_CLASSES = 100_000
 MOST_BYTES, MOST_RATIO, SMALL = 2**28, 30, 2**22
 """Of a ZIP's member when it is unpacked: bytes; times what it takes in the file, if it is not small."""
 
+MOST_EMPTY, EMPTY_RATIO = 2**27, 100
+"""Bytes of all images in memory, that may be many times those in the files: what is written on pictures is hard to pack."""
+
 
 @dataclass(frozen=True)
 class Images:
@@ -118,9 +121,11 @@ def _read(origin: str, names: list[str], read: Callable[[str], bytes]) -> Images
     if not pictures:
         raise UserError(f"{origin}: no images in it ({', '.join(IMAGES)})")
     arrays: list[np.ndarray] = []
+    packed = unpacked = 0
     for name in pictures:
         try:
-            array = np.asarray(grey_or_rgb(open_picture(read(name))))
+            content = read(name)
+            array = np.asarray(grey_or_rgb(open_picture(content)))
         except Exception as error:
             reason = re.sub(r"<_io.BytesIO object at \w+>", "it", shown(error)) or type(error).__name__
             raise UserError(f"{origin}: {shown(name)} is not a readable image: {reason}") from None
@@ -130,6 +135,11 @@ def _read(origin: str, names: list[str], read: Callable[[str], bytes]) -> Images
         if arrays and array.shape != arrays[0].shape:
             raise UserError(
                 f"{origin}: {name} has shape {array.shape}, {pictures[0]} has {arrays[0].shape}; all must have the same shape"
+            )
+        packed, unpacked = packed + len(content), unpacked + array.nbytes
+        if unpacked > max(MOST_EMPTY, EMPTY_RATIO * packed):
+            raise UserError(
+                f"{origin}: its images take {unpacked / packed:,.0f} times the memory that they take in the file: they are empty"
             )
         arrays.append(array.astype(np.uint8))
     return Images(torch.from_numpy(np.stack(arrays)), _classes(origin, names, pictures, read), origin)

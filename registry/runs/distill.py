@@ -21,7 +21,7 @@ from registry.runs.checkpoints import Stateful
 from registry.runs.folder import RunFolder
 from registry.runs.health import check_images, check_unchanged, fingerprint
 from registry.runs.outputs import draw_curves, draw_samples, measure_snapshot, snapshot_name, write_network, write_table
-from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train
+from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train, usual_torch
 from registry.sample.pairs import teacher_pairs
 from registry.show.journal import Journal
 from registry.train import loop
@@ -38,6 +38,7 @@ class Result:
     folder: Path
 
 
+@usual_torch()
 def distill(
     recipe: str | Recipe,
     *,

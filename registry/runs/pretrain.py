@@ -26,7 +26,7 @@ from registry.runs.building import build_metrics, check_target, parameter_count,
 from registry.runs.built import check_noise
 from registry.runs.health import check_images
 from registry.runs.outputs import draw_curves, draw_samples, snapshot_name, write_network, write_table
-from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train
+from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train, usual_torch
 from registry.sample.heun import heun_samples
 from registry.show.journal import Journal
 from registry.train import pretraining
@@ -34,6 +34,7 @@ from registry.train.data import RealImages
 from registry.train.step import mode
 
 
+@usual_torch()
 def pretrain(
     recipe: str | PretrainRecipe,
     *,

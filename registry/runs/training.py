@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,6 +87,21 @@ class Saved:
     def overdue(self) -> bool:
         """Whether the last state is older than [log] state_minutes. Rank 0 decides."""
         return distributed.rank() == 0 and time.monotonic() - self.saved_at > 60 * self.tables["log"]["state_minutes"]
+
+
+@contextmanager
+def usual_torch() -> Iterator[None]:
+    """Gradients on, no autocast, float32 by default: whatever the caller has set does not change a run."""
+    default = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        stack.callback(torch.set_default_dtype, default)
+        torch.set_default_dtype(torch.float32)
+        yield
 
 
 def prepare(recipe: Recipe | PretrainRecipe, resume: str | None) -> tuple[torch.device, Found]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any, Literal
 
 import torch
@@ -52,6 +53,7 @@ class Sampler:
     @torch.no_grad()
     def labelled(self, seeds: Sequence[int], labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Images as above, and their labels (None if the network has no classes). Raises UserError if an image is not finite."""
+        check_seeds(seeds)
         images, drawn = self.draw(self.streams(seeds, self.device), None if labels is None else labels.to(self.device))
         finite = images.flatten(1).isfinite().all(1).tolist()
         if not all(finite):
@@ -70,6 +72,19 @@ class Sampler:
         if not 0 <= class_ < classes:
             raise SettingError("class_", f"{self.domain.origin} has the classes 0 to {classes - 1}", class_)
         return torch.nn.functional.one_hot(torch.full((n,), class_), classes).float()
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Check that these are whole numbers from 0 to 2^64 − 1, and at least one. Raises SettingError."""
+    if not len(seeds):
+        raise SettingError("seeds", "there are none")
+    for seed in seeds:
+        try:
+            whole = 0 <= index(seed) < 2**64
+        except TypeError:
+            whole = False
+        if not whole:
+            raise SettingError("seeds", "must be whole numbers from 0 to 2^64 − 1", seed)
 
 
 def open_sampler(

@@ -11,7 +11,7 @@ from registry.edm.pickles.file_data import FileData
 from registry.edm.pickles.handlers import HANDLERS
 from registry.edm.pickles.rebuild import Rebuilder
 from registry.edm.pickles.refusals import PickleError, blaming
-from registry.edm.pickles.torch_files import STREAM_MARK, ZIP_START, read_stream, zip_members
+from registry.edm.pickles.torch_files import STREAM_MARK, ZIP_START, check_sums, read_stream, zip_members
 from registry.edm.pickles.unpickle import unpickle
 
 
@@ -29,6 +29,8 @@ def read_pickle(path: str | Path, tensors: bool = True) -> dict[str, Any]:
 
 def _content(file: io.BufferedReader, tensors: bool) -> dict[str, Any]:
     raw, spans, size = _notes(file)
+    if tensors and spans:
+        check_sums(file)
     content = Rebuilder(FileData(file, size, spans, tensors), HANDLERS).value(raw)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise PickleError(f"holds a {type(content).__name__}, not a dictionary of networks by name")

@@ -18,6 +18,16 @@ STREAM_MARK = 0x1950A86A20F9469CFC6C
 """An older stream begins with this number, pickled."""
 
 
+def check_sums(file: BinaryIO) -> None:
+    """Check the checksums of a zip file's members; other kinds of file have none. Raises PickleError."""
+    file.seek(0)
+    if file.read(4) != ZIP_START:
+        return
+    with zipfile.ZipFile(file) as archive:
+        if bad := archive.testzip():
+            raise PickleError(f"is damaged: the checksum of its member {shown(bad)} is wrong")
+
+
 def zip_members(file: BinaryIO, size: int) -> tuple[range, dict[str, range]]:
     """Where the pickle is in a zip file of torch.save, and the storages by key. Members are stored, never compressed."""
     with zipfile.ZipFile(file) as archive:
