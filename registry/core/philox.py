@@ -71,7 +71,7 @@ def gamma(xp: Any, concentration: float, words: Words, boost: Any) -> Any:
 
 
 def log(xp: Any, x: Any) -> Any:
-    """ln x of normal, positive float64 values, to about 1e-15."""
+    """ln x of normal, positive float64 values, to about 1e-12."""
     bits = x.view(xp.int64)
     exponent = (bits - SQRT_HALF) >> EXPONENT
     m = (bits - (exponent << EXPONENT)).view(xp.float64)  # in [√½, √2)
@@ -80,7 +80,7 @@ def log(xp: Any, x: Any) -> Any:
 
 
 def cos_and_sin(xp: Any, word: Any) -> tuple[Any, Any]:
-    """cos and sin of the angle 2π·word/2^32 − π, to about 1e-15."""
+    """cos and sin of the angle 2π·word/2^32 − π, to about 1e-12."""
     quarter = (xp.asarray(word, dtype=xp.float64) - 2.0**31) * (math.pi / 2**33)  # of the angle: in [−π/4, π/4)
     square = quarter * quarter
     cos, sin = series(COS_SERIES, square), quarter * series(SIN_SERIES, square)
