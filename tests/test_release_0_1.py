@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from registry.core.errors import UserError
+from registry.core.streams import Streams, TorchStreams
 from registry.files.formats import load_network
 from registry.plugins.loading import Plugins
 from registry.recipe.reading import resolve
@@ -29,7 +32,7 @@ def test_a_snapshot_has_the_same_facts_and_gives_the_same_images(file: str) -> N
     assert facts.others["steps"] == 2
     assert facts.table("noise")["use"] == "electrostatic"
     wanted = np.load(OLD / "generator_samples.npz")["arr_0"]
-    images = open_sampler(str(OLD / file))(range(8))
+    images = open_sampler(str(OLD / file), rng="torch")(range(8))
     pixels = (images * 127.5 + 128).clip(0, 255).permute(0, 2, 3, 1).numpy()
     assert np.abs(pixels - wanted).max() < 1.01  # rounding to uint8
 
@@ -37,11 +40,20 @@ def test_a_snapshot_has_the_same_facts_and_gives_the_same_images(file: str) -> N
 @pytest.mark.parametrize("file", ["training-state-000002.pt", "network-snapshot-1.000000-000002.pt"])
 def test_a_state_and_a_snapshot_of_a_plugins_network_are_sampled(file: str) -> None:
     wanted = np.load(OLD / "toy_samples.npz")["arr_0"]
-    found = open_sampler(str(OLD / RUN / file))(range(8)).permute(0, 2, 3, 1).numpy()
+    found = open_sampler(str(OLD / RUN / file), rng="torch")(range(8)).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-def test_a_run_continues_from_its_state_to_the_same_result(tmp_path: Path, plugins: Plugins) -> None:
+def drawn_as_then(purpose: str, indices: Iterable[int], device: torch.device | str = "cpu") -> Streams:
+    """The draws of version 0.1: torch's generators, with seeds from a hash."""
+    hashes = (blake2b(f"{purpose}/{i}".encode(), digest_size=4).digest() for i in indices)
+    return TorchStreams((int.from_bytes(digest, "little") for digest in hashes), device)
+
+
+def test_a_run_continues_from_its_state_to_the_same_result_with_the_draws_of_then(
+    tmp_path: Path, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Streams, "derived", drawn_as_then)
     folder = tmp_path / "00001-toy"
     shutil.copytree(OLD / RUN, folder)
     (folder / "training-state-000002.pt").unlink()

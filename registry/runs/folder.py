@@ -190,7 +190,7 @@ def _is_whole(entry: Any) -> bool:
     if measured is None or statistics:
         numbers = [value.get("mean") if isinstance(value, dict) else None for value in (entry.get("Progress/kimg"), *statistics)]
     else:
-        names = [entry.get("metric"), entry.get("snapshot_pkl")]
+        names = [entry[key] for key in ("metric", "snapshot_pkl") if key in entry]
         if not (isinstance(measured, dict) and all(isinstance(name, str) and Path(name).name == name for name in names)):
             return False
         numbers = [entry.get("kimg"), *measured.values()]

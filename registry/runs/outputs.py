@@ -87,7 +87,8 @@ def keep_best(folder: RunFolder, choice: Choice, metric: Metric) -> None:
 
 def measurements(folder: RunFolder, choice: Choice, column: str) -> list[dict[str, Any]]:
     """The lines of a metric that have this column and can be compared."""
-    return alike([line for line in folder.lines(f"metric-{choice.name}.jsonl") if column in line.get("results", {})])
+    lines = [line for line in folder.lines(f"metric-{choice.name}.jsonl") if {"results", "metric", "snapshot_pkl"} <= line.keys()]
+    return alike([line for line in lines if column in line["results"]])
 
 
 def alike(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -29,9 +29,9 @@ def read_pickle(path: str | Path, tensors: bool = True) -> dict[str, Any]:
 
 def _content(file: io.BufferedReader, tensors: bool) -> dict[str, Any]:
     raw, spans, size = _notes(file)
+    content = Rebuilder(FileData(file, size, spans, tensors), HANDLERS).value(raw)
     if tensors and spans:
         check_sums(file)
-    content = Rebuilder(FileData(file, size, spans, tensors), HANDLERS).value(raw)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise PickleError(f"holds a {type(content).__name__}, not a dictionary of networks by name")
     return content
