@@ -177,7 +177,7 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if _is_whole(entry):
+        if _is_whole(entry) and not (path.name == STATISTICS and "results" in entry):
             found.append((line, entry))
     return found
 
