@@ -16,7 +16,6 @@ from registry.files.formats import load_network
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe
-from registry.recipe.tables import TrainConfig
 from registry.runs.plan import plan
 from registry.train.passes import Passes
 from tests.conftest import environment, error_line, tiny_network
@@ -52,7 +51,7 @@ def test_the_network_is_in_bf16_inside_and_its_images_are_not() -> None:
     net, seen = tiny_network(), list[torch.dtype]()
     net.model.dec["8x8_aux_conv"].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     x, sigma = torch.randn(2, 1, 8, 8), torch.tensor([0.5, 2.0])
-    with Passes(TrainConfig(duration_kimg=1, precision="bf16"))(net):
+    with Passes("bf16")(net):
         low = net(x, sigma)
     high = net(x, sigma)
     assert seen == [torch.bfloat16, torch.float32]
@@ -77,7 +76,7 @@ class Foreign(nn.Module):
 def test_networks_of_others_compute_under_autocast(memory: str) -> None:
     net, seen = Foreign(), list[torch.dtype]()
     net.layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    with Passes(TrainConfig(duration_kimg=1, precision="bf16", memory=memory))(net, net):
+    with Passes("bf16", memory=memory)(net, net):
         images = net(torch.randn(2, 1, 8, 8, requires_grad=True), torch.ones(2))
         images.sum().backward()
     assert set(seen) == {torch.bfloat16} and images.dtype == torch.float32
@@ -89,9 +88,9 @@ def test_tensor_cores_are_used_inside_only() -> None:
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     for precision, inside in (("tf32", (True, True)), ("fp32", (False, False)), (None, before)):
-        with Passes(TrainConfig(duration_kimg=1, precision=precision))(Foreign()):
+        with Passes(precision)(Foreign()):
             assert (matmul.allow_tf32, cudnn.allow_tf32) == inside
-        with pytest.raises(ZeroDivisionError), Passes(TrainConfig(duration_kimg=1, precision=precision))(Foreign()):
+        with pytest.raises(ZeroDivisionError), Passes(precision)(Foreign()):
             _ = 1 / 0
         assert (matmul.allow_tf32, cudnn.allow_tf32) == before
 

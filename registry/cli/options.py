@@ -56,6 +56,12 @@ sampler_options = options(
         default="distill",
         help="Draws for a seed: ours, those of EDM's script on a CPU, or PFGM++'s.",
     ),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "tf32", "bf16", "fp16"]),
+        help="What the network computes in.  [default: as it was saved]",
+    ),
+    click.option("--compile", is_flag=True, help="Compile the network with torch.compile: a minute at the start, then faster."),
     click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
 )
 """What is sampled, and how: the arguments of registry.sample.sampler.open_sampler."""

@@ -119,6 +119,15 @@ class Noise(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsLevelRatio(Protocol):
+    """A noise that knows the densities of its two laws of noise levels, for [train] shared_pass."""
+
+    def level_ratio(self, sigma: Tensor) -> Tensor:
+        """The density of the student's law over that of the generator's, at levels [B] of the latter: [B]."""
+        ...
+
+
 class RealBatch(NamedTuple):
     """As many real images as generated ones: x [B, C, H, W] in [−1, 1], labels [B, label_dim] or None."""
 
@@ -148,6 +157,24 @@ class Loss(Protocol):
     ) -> Tensor:
         """What the generator minimises; the gradient reaches it through x [B, C, H, W]."""
         ...
+
+
+@runtime_checkable
+class SharesPass(Protocol):
+    """A loss that computes both sides from the same evaluations, for [train] shared_pass. `registry.api.DenoisingGame` is one."""
+
+    def shared(
+        self, teacher: Denoiser, student: Denoiser, x: Tensor, labels: Tensor | None, noise: Noise, rng: Streams
+    ) -> tuple[Tensor, Tensor]:
+        """The values of `student` and of `generator`, both [B, C, H, W], at levels of the generator's law. Of the first, only the
+        gradient of the student's weights counts, of the second, only that of x."""
+        ...
+
+
+def derived_from(component: object, method: str, *others: str) -> bool:
+    """Whether a method takes account of what these others do: none of them was overridden below the class that defines it."""
+    place = {name: next((i for i, c in enumerate(type(component).__mro__) if name in vars(c)), -1) for name in (method, *others)}
+    return 0 <= place[method] <= min(place[name] for name in others)
 
 
 def hidden_network(loss: Loss) -> str | None:

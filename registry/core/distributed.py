@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed as dist
-from torch import nn
 
 from registry.core.errors import Interrupted, Lost, SettingError, UserError
 from registry.core.interruption import signalled
@@ -96,16 +95,19 @@ def answered() -> Iterator[None]:
         raise Lost(f"process {rank()} of {world_size()}: another process has ended, or does not answer ({reason})") from error
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up each parameter's gradient over all processes, in one message."""
-    if world_size() == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    with answered():
-        dist.all_reduce(flat)
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+class Sum:
+    """Adds up a tensor over all processes, in place, while other work goes on."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+        with answered():
+            self.work = dist.all_reduce(values, async_op=True)
+
+    def wait(self) -> torch.Tensor:
+        """The sum."""
+        with answered():
+            self.work.wait()
+        return self.values
 
 
 def sum_(values: torch.Tensor) -> torch.Tensor:

@@ -133,6 +133,15 @@ class TrainConfig(Config):
     )
     precision: Precision = Field(None, description=PRECISION)
     compile: bool = Field(False, description="compile the networks with torch.compile: a minute or more at the start, then faster")
+    reuse_samples: bool = Field(
+        False,
+        description="the student learns from the images of the generator's own step: one evaluation less, and another algorithm",
+    )
+    shared_pass: bool = Field(
+        False,
+        description="the student's last step and the generator's use the same images and evaluations: two less, and another "
+        "algorithm",
+    )
     clip: Positive | None = Field(None, description="the student's gradient, after the scaling, is shortened to this norm")
     gclip: Positive | None = Field(None, description="the same for the generator's gradient")
     augment: float = Field(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from registry.core.contracts import Domain, KnowsLevels, Loss, Metric, Noise, Teacher, hidden_network
+from registry.core.contracts import Domain, KnowsLevels, Loss, Metric, Noise, Teacher, derived_from, hidden_network
 from registry.core.errors import SettingError, UserError
 from registry.core.levels import generator_levels, spaced
 from registry.core.settings import NoiseConfig
@@ -46,7 +46,26 @@ def build(recipe: Recipe, plugins: Plugins, teacher: Teacher | None = None) -> t
             f"plugin {recipe.loss.owner!r}: its loss {recipe.loss.name!r} has a network in .{hidden} but is not a torch.nn.Module, "
             "so that network would not learn"
         )
+    check_shared_pass(recipe, noise, loss)
     return teacher, noise, loss
+
+
+def check_shared_pass(recipe: Recipe, noise: Noise, loss: Loss) -> None:
+    """Loss and noise must know how two steps share their evaluations. Raises SettingError."""
+    if not recipe.train.shared_pass:
+        return
+    problem = None
+    if not derived_from(loss, "shared", "student", "generator"):
+        problem = f"loss {recipe.loss.name!r} does not say how its two sides share their evaluations"
+    elif not derived_from(noise, "level_ratio", "student_sigma", "generator_sigma"):
+        problem = f"noise {recipe.noise.name!r} does not say how its two laws of noise levels compare"
+    elif recipe.train.augment:
+        problem = "the student cannot be shown augmented images, for the generator's are not augmented; set augment = 0"
+    elif recipe.train.reuse_samples:
+        problem = "the images are shared already; leave reuse_samples out"
+    if problem:
+        with settings_of(recipe.train):
+            raise SettingError("shared_pass", problem, True)
 
 
 def check_augment(recipe: Recipe, teacher: Teacher) -> None:

@@ -103,7 +103,7 @@ def plan(
 
         most = largest(sizes, fits) if memory else None
     images = at_a_time * min(2, own // at_a_time)
-    times = {"student": recipe.train.student_steps} if isinstance(recipe, Recipe) else {}
+    times = {"student": recipe.train.student_steps - recipe.train.shared_pass} if isinstance(recipe, Recipe) else {}
     return Plan(
         parameters=sum(p.numel() for p in network(run).parameters()),
         evaluation=evaluation(network(run), domain),
@@ -169,8 +169,21 @@ def pretrainings(recipe: PretrainRecipe) -> tuple[Domain, Callable[[int, int], R
 def gradients(run: Run) -> dict[str, Callable[[], object]]:
     """The steps of an iteration, each up to its gradient."""
     if isinstance(run, loop.Distillation):
-        return {"student": partial(loop.student_gradient, run, "student0"), "generator": partial(loop.generator_gradient, run)}
+        student: dict[str, Callable[[], object]] = {"student": partial(loop.student_gradient, run, "student0")}
+        if run.train.reuse_samples:
+            return {"student and generator": partial(reusing, run)}
+        if run.train.shared_pass:
+            return (student if run.train.student_steps > 1 else {}) | {"both": partial(loop.shared_gradient, run)}
+        return student | {"generator": partial(loop.generator_gradient, run)}
     return {"denoiser": partial(pretraining.denoiser_gradient, run)}
+
+
+def reusing(run: loop.Distillation) -> None:
+    """Both steps, since the generator's images and their graph are alive in the student's, too."""
+    images = loop.reused(run)
+    for i in range(run.train.student_steps):
+        loop.student_gradient(run, f"student{i}", images)
+    loop.generator_gradient(run, images)
 
 
 def network(run: Run) -> nn.Module:

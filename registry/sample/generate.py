@@ -7,10 +7,12 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,16 +117,31 @@ def sample_missing(
 ) -> None:
     """Make the missing images in batches, taking turns with the other processes, and write each batch when it is done."""
     batches = [missing[i : i + batch] for i in range(0, len(missing), batch)]
-    with journal.progress("generating", len(missing)) as bar:
+    # PNGs are packed in threads, while the device works on the next batch.
+    with ThreadPoolExecutor(os.cpu_count()) as pool, journal.progress("generating", len(missing)) as bar:
+        writing: list[Future[None]] = []
         for i in range(distributed.rank(), len(batches), distributed.world_size()):
             images, labels = sampler.labelled(batches[i], sampler.one_hot(class_, len(batches[i])))
             pixels = as_pixels(images)
             if set(formats) - {"png"}:
                 write_part(outdir / PARTS, batches[i], pixels, None if labels is None else labels.argmax(1).cpu().numpy())
+            written(writing)
             if "png" in formats:
-                for seed, image in zip(batches[i], pixels, strict=True):
-                    write_png(png(outdir, seed, many), image)
+                paths = [png(outdir, seed, many) for seed in batches[i]]
+                writing = [pool.submit(write_png, path, image) for path, image in zip(paths, pixels, strict=True)]
             bar.at(min((i + distributed.world_size()) * batch, len(missing)))
+        written(writing)
+
+
+def written(files: list[Future[None]]) -> None:
+    """Wait until these are written. Raises UserError for the first that cannot be; the others that have not begun are left."""
+    try:
+        for file in files:
+            file.result()
+    except UserError:
+        for file in files:
+            file.cancel()
+        raise
 
 
 def prepare(

@@ -20,9 +20,11 @@ from registry.edm.networks import Precond
 from registry.files.formats import load_network, weights_hash
 from registry.files.kinds import Kind
 from registry.plugins.loading import load_plugins
+from registry.recipe.tables import Precision
 from registry.sample.heun import heun_images, level_range
 from registry.sample.origin import copy_of_teacher, domain_of, kind_of, levels_of, noise_of
 from registry.train.generator import Generator
+from registry.train.passes import Passes
 
 MOST_STEPS = 10_000
 Rng = Literal["distill", "torch", "pfgmpp"]
@@ -98,13 +100,16 @@ def open_sampler(
     sigma_init: float | None = None,
     D: float | None = None,
     rng: Rng = "distill",
+    precision: Precision = None,
+    compile: bool = False,
     device: str = "auto",
 ) -> Sampler:
     """A sampler for the network in a file. What the file states (kind, D, noise levels) needs no argument.
 
     A teacher is sampled with Heun's method, in `steps` steps or `nfe` = 2·steps − 1 evaluations; a generator with the noise
     levels that it was trained with. `kind` (or `sampler`), `sigma_init` (2.5, as in SiD) and `D` are for foreign files, which may
-    not state them. Raises UserError if an argument contradicts the file.
+    not state them. `precision` (fp32, tf32, bf16, fp16) and `compile` say how the network computes, by default as it was saved.
+    Raises UserError if an argument contradicts the file.
     """
     plugins = load_plugins()
     net, facts = load_network(
@@ -119,17 +124,31 @@ def open_sampler(
         "noise": type(noise).__name__, "rng": "philox" if rng == "distill" else rng,
         "fp16": isinstance(net, Precond) and net.use_fp16 and place.type == "cuda",
     }  # fmt: skip
+    settings |= {"precision": precision} if precision else {}
     start = pfgmpp_start if rng == "pfgmpp" and math.isfinite(domain.D) else no_start  # at D = inf, PFGM++'s are torch's
     streams = Streams if rng == "distill" else TorchStreams
     doubt = facts.kind_in_doubt(network) if sampler == "auto" else None
     if kind_of(network, facts, sampler) == "denoiser":
         n = heun_steps(domain.image_shape[1], steps, nfe)
         settings |= {"kind": "teacher", "sampler": "heun", "steps": n, "levels": [*level_range(net, noise), noise.rho]}
-        return Sampler(teacher_draw(net, noise, domain, n, start), 2 * n - 1, domain, place, settings, doubt, streams)
-    sigmas = levels_of(facts, noise)
-    check_generator_steps(network, sigmas, steps, nfe, doubt)
-    settings |= {"kind": "generator", "sampler": "generator", "sigmas": list(sigmas)}
-    return Sampler(generator_draw(net, noise, domain, sigmas, start), len(sigmas), domain, place, settings, doubt, streams)
+        draw, evaluations = teacher_draw(net, noise, domain, n, start), 2 * n - 1
+    else:
+        sigmas = levels_of(facts, noise)
+        check_generator_steps(network, sigmas, steps, nfe, doubt)
+        settings |= {"kind": "generator", "sampler": "generator", "sigmas": list(sigmas)}
+        draw, evaluations = generator_draw(net, noise, domain, sigmas, start), len(sigmas)
+    draw = within(Passes(precision, compile), net, draw) if precision or compile else draw
+    return Sampler(draw, evaluations, domain, place, settings, doubt, streams)
+
+
+def within(passes: Passes, net: nn.Module, draw: Draw) -> Draw:
+    """Draw with the network's passes computed like this."""
+
+    def call(streams: Streams, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        with passes(others=(net,)):
+            return draw(streams, labels)
+
+    return call
 
 
 Start = Callable[[Streams, Domain, float], Tensor | None]

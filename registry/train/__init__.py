@@ -2,6 +2,7 @@
 
 loop         the distillation, IPFM's and SiD's Algorithm 1: read this first
 step         a network that learns: accumulate parts of a batch, then step; all guards against non-finite values
+reduction    gradients summed over processes, while the backward pass runs
 generator    G: the network applied to noise, once or K times
 ema          the generator's average
 kernels      the perturbation kernel x_r = x + sigma·s·z, and the laws of noise levels

@@ -55,6 +55,16 @@ class Kernel(ABC):
         t = rng.uniform().double() * self.t_max / 1000
         return karras_sigma(t, self.sigma_min, self.sigma_max, self.rho).float()
 
+    def level_ratio(self, sigma: Tensor) -> Tensor:
+        """The density of the student's law over that of the generator's at levels of the latter: [B] (its mean is 1, but for the
+        student's levels above the generator's highest)."""
+        ln = sigma.double().log()
+        student = torch.exp(-(((ln - self.P_mean) / self.P_std) ** 2) / 2) / (self.P_std * math.sqrt(2 * math.pi))
+        low, high = (level ** (1 / self.rho) for level in (self.sigma_min, self.sigma_max))
+        generator = (ln / self.rho).exp() / (self.rho * (high - low) * self.t_max / 1000)
+        ratio: Tensor = (student / generator).to(sigma.dtype)
+        return ratio
+
 
 def log_kernel(distance2: Tensor, sigma: Tensor, N: int, D: float) -> Tensor:
     """ln p_r(x_r | x) up to a constant, for |x_r − x|² = distance2; stable for every D, inf included.

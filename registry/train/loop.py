@@ -10,18 +10,19 @@ Algorithm 1 of IPFM and of SiD, one iteration:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from registry.core.contracts import Loss, Noise, Teacher
+from registry.core.contracts import Loss, Noise, SharesPass, Teacher
 from registry.core.streams import Streams
 from registry.recipe.tables import TrainConfig, WarmupConfig, whole_batches
 from registry.train.data import RealImages, augmented
 from registry.train.ema import EMA
 from registry.train.generator import Generator
 from registry.train.passes import Passes
-from registry.train.step import Learner, checked, cosine_rate, mode, own_image_numbers
+from registry.train.step import Learner, checked, cosine_rate, own_image_numbers
 from registry.train.warmup import Pairs, regression_loss
 
 
@@ -61,7 +62,7 @@ class Distillation:
         self.regression = Learner(
             generator, train.batch, self.warmup.lr, self.warmup.betas, train.eps, clip=train.gclip, net=generator.net
         )
-        self.passes = Passes(train)
+        self.passes = Passes(train.precision, train.compile, train.memory)
         self.average = EMA(generator.net, train.ema_halflife_kimg, train.ema_rampup_ratio)
         self.nimg = 0
         """Images so far, those of the warm-up included."""
@@ -120,7 +121,7 @@ def iterations(run: Distillation) -> Iterator[None]:
 def regression(run: Distillation) -> None:
     """Warm-up: one step of the generator on pairs of a start and the teacher's image from there (`registry.train.warmup`)."""
     assert run.pairs is not None
-    with mode(run.regression.model, train=True), run.passes(run.regression.net):
+    with run.regression.mode(train=True), run.passes(run.regression.net):
         for rng, _ in run.parts("warmup"):
             run.regression.accumulate(regression_loss(run.regression.net, run.pairs.batch(rng)))
     run.regression.step(cosine_rate(run.nimg / run.regression_end, 1.0))
@@ -139,46 +140,91 @@ def student_alone(run: Distillation) -> None:
 def iteration(run: Distillation) -> None:
     """Student, generator, average. (The average's ramp-up counts the images before this batch.)"""
     rate = cosine_rate((run.nimg - run.game_start) / (run.total - run.game_start), run.train.lr_decay)
-    for i in range(run.train.student_steps):
-        student_step(run, f"student{i}", rate)
-    generator_step(run, rate)
+    images = reused(run) if run.train.reuse_samples else None
+    for i in range(run.train.student_steps - run.train.shared_pass):
+        student_step(run, f"student{i}", rate, images)
+    if run.train.shared_pass:
+        shared_step(run, rate)
+    else:
+        generator_step(run, rate, images)
     run.average.update(run.train.batch, run.nimg)
     run.nimg += run.train.batch
 
 
-def student_step(run: Distillation, name: str, rate: float = 1.0) -> None:
+def student_step(run: Distillation, name: str, rate: float = 1.0, images: list[Images] | None = None) -> None:
     """(1): the student learns to denoise the generator's images."""
-    student_gradient(run, name)
+    student_gradient(run, name, images)
     run.student.step(rate)
 
 
-def generator_step(run: Distillation, rate: float = 1.0) -> None:
+def generator_step(run: Distillation, rate: float = 1.0, images: list[Images] | None = None) -> None:
     """(2): the generator learns from teacher and student."""
-    generator_gradient(run)
+    generator_gradient(run, images)
     run.generator.step(rate)
 
 
-def student_gradient(run: Distillation, name: str) -> None:
+def shared_step(run: Distillation, rate: float = 1.0) -> None:
+    """(1) and (2) at once, from the same evaluations: the generator learns from the student as it was before its step."""
+    shared_gradient(run)
+    run.student.step(rate)
+    run.generator.step(rate)
+
+
+class Images(NamedTuple):
+    """A part of the generator's images for its own step, with their graph."""
+
+    x: Tensor
+    labels: Tensor | None
+    rng: Streams
+    real: tuple[Any, ...]
+
+
+def images_to_learn_from(run: Distillation) -> Iterator[Images]:
+    """The generator's images in its own step, part by part."""
+    for rng, real in run.parts("generator"):
+        x, labels = run.generator(rng)
+        yield Images(x, labels, rng, real)
+
+
+def reused(run: Distillation) -> list[Images]:
+    """All of them, with their graphs, before the student's step."""
+    with run.generator.mode(train=True), run.passes(run.generator.net, run.student.net):
+        return list(images_to_learn_from(run))
+
+
+def student_gradient(run: Distillation, name: str, images: list[Images] | None = None) -> None:
     """The student's loss on the generator's images, augmented or as they are, and its gradient."""
     student, generator = run.student, run.generator
     passes = run.passes(student.net, others=(generator.net,))
-    with mode(generator.model, train=False), mode(student.modules, train=True), passes:
-        for rng, real in run.parts(name):
+    with generator.mode(train=False), student.mode(train=True), passes:
+        for i, (rng, real) in enumerate(run.parts(name)):
             with torch.no_grad():
-                x, labels = generator(rng)
+                x, labels = generator(rng) if images is None else (images[i].x.detach(), images[i].labels)
                 f, x, real = augmented(student.net, x, real, run.train.augment, rng)
             # The loss perturbs x; its draws follow the generator's in the same streams.
             values = run.loss.student(f, x, labels, run.noise, rng, *real)
             student.accumulate(checked(values, x, "student", run.nimg == run.regression_end))
 
 
-def generator_gradient(run: Distillation) -> None:
+def generator_gradient(run: Distillation, images: list[Images] | None = None) -> None:
     """The generator's loss, teacher and student held fixed, and its gradient. No image is augmented."""
     student, generator = run.student, run.generator
     passes = run.passes(run.teacher, student.net, generator.net)
-    with mode(generator.model, train=True), mode(student.modules, train=False, grad=False), passes:
-        for rng, real in run.parts("generator"):
-            x, labels = generator(rng)
+    with generator.mode(train=True), student.mode(train=False, grad=False), passes:
+        for x, labels, rng, real in images or images_to_learn_from(run):
             # The gradient reaches the generator through x, where that of an image with a non-finite loss is set to 0.
             values = run.loss.generator(run.teacher, student.net, x, labels, run.noise, rng, *real)
             generator.accumulate(checked(values, x, "generator", run.nimg == run.game_start), x)
+
+
+def shared_gradient(run: Distillation) -> None:
+    """Both losses from the same evaluations, and both gradients: the student's in its weights, the generator's through x."""
+    student, generator, loss = run.student, run.generator, run.loss
+    assert isinstance(loss, SharesPass)
+    with generator.mode(train=True), student.mode(train=True), run.passes(run.teacher, student.net, generator.net):
+        for x, labels, rng, real in images_to_learn_from(run):
+            leaf = x.detach().requires_grad_()
+            values, of_generator = loss.shared(run.teacher, student.net, leaf, labels, run.noise, rng, *real)
+            first = run.nimg == run.game_start
+            student.accumulate(checked(values, x, "shared", first), shared=True)
+            generator.accumulate(checked(of_generator, x, "shared", first), x, leaf)

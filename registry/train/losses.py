@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from registry.core.contracts import Denoiser, Noise
+from registry.core.contracts import Denoiser, KnowsLevelRatio, Noise
 from registry.core.streams import Streams
 
 
@@ -53,6 +53,20 @@ class DenoisingGame(ABC):
     def student(self, student: Denoiser, x: Tensor, labels: Tensor | None, noise: Noise, rng: Streams) -> Tensor:
         """The denoising loss on generated images (inner problem of SiD Eq. 22 and IPFM Eq. 21)."""
         return denoising_loss(student, x, labels, noise, rng, self.sigma_data)
+
+    def shared(
+        self, teacher: Denoiser, student: Denoiser, x: Tensor, labels: Tensor | None, noise: Noise, rng: Streams
+    ) -> tuple[Tensor, Tensor]:
+        """The student's loss and the generator's from one evaluation of each network, at levels of the generator's law.
+
+        The first is weighted by the ratio of the two laws, so its mean is that of `student`.
+        """
+        sigma = noise.generator_sigma(rng)
+        x_r = noise.perturb(x, sigma, rng)
+        f_star, f = teacher(x_r, sigma, labels), student(x_r, sigma, labels)
+        assert isinstance(noise, KnowsLevelRatio)
+        weight = noise.level_ratio(sigma) * edm_weight(sigma.to(f.dtype), self.sigma_data)
+        return weight.reshape(-1, 1, 1, 1) * (f - x) ** 2, generator_weight(x, f_star) * self.objective(x, f_star, f)
 
     def generator(
         self, teacher: Denoiser, student: Denoiser, x: Tensor, labels: Tensor | None, noise: Noise, rng: Streams

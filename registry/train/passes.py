@@ -1,4 +1,4 @@
-"""How the passes of networks are computed in a training step: in which precision, compiled or not, with how much memory."""
+"""How the passes of networks are computed: in which precision, compiled or not, with how much memory."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from torch import Tensor, nn
 
 from registry.core.errors import SettingError
 from registry.edm.networks import Precond
-from registry.recipe.tables import PretrainConfig, TrainConfig
 from registry.train.recompute import recomputed, recomputing, restored
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Passes:
-    """Networks compute as [train] precision, compile and memory say, but only inside of this context.
+    """Networks compute in this precision, compiled or not, with so much memory, but only inside of this context.
 
-    Weights, averages and what is saved stay as they are: float32, under the names that they have, and not compiled.
+    Weights, averages and what is saved stay as they are: float32, under the names that they have, and not compiled. Without a
+    precision, networks compute as they are made.
     """
 
-    def __init__(self, train: TrainConfig | PretrainConfig) -> None:
-        self.precision, self.compile = train.precision, train.compile
-        self.memory = train.memory if isinstance(train, TrainConfig) else "full"
+    def __init__(self, precision: str | None = None, compile: bool = False, memory: str = "full") -> None:
+        if precision not in (None, *DTYPES):
+            raise SettingError("precision", f"must be one of {', '.join(DTYPES)}", precision)
+        self.precision, self.compile, self.memory = precision, compile, memory
         self._compiled = dict[nn.Module, Callable[..., Any]]()
 
     @contextmanager

@@ -14,7 +14,7 @@ from registry.train.data import RealImages, augmented
 from registry.train.ema import EMA
 from registry.train.losses import denoising_loss
 from registry.train.passes import Passes
-from registry.train.step import Learner, cosine_rate, mode, own_image_numbers
+from registry.train.step import Learner, cosine_rate, own_image_numbers
 
 
 class Pretraining:
@@ -23,7 +23,7 @@ class Pretraining:
     def __init__(self, net: nn.Module, noise: Noise, data: RealImages, train: PretrainConfig, device: torch.device) -> None:
         self.noise, self.data, self.train, self.device = noise, data, train, device
         self.denoiser = Learner(net.to(device), train.batch, train.lr, train.betas, train.eps, clip=train.clip)
-        self.passes = Passes(train)
+        self.passes = Passes(train.precision, train.compile)
         self.average = EMA(net, train.ema_halflife_kimg, train.ema_rampup_ratio)
         self.nimg = 0
         self.rollbacks = 0
@@ -54,7 +54,7 @@ def iteration(run: Pretraining) -> None:
 def denoiser_gradient(run: Pretraining) -> None:
     """The denoising loss of real images, augmented or as they are, and its gradient."""
     denoiser, train = run.denoiser, run.train
-    with mode(denoiser.net, train=True), run.passes(denoiser.net):
+    with denoiser.mode(train=True), run.passes(denoiser.net):
         for numbers in own_image_numbers(run.nimg, train.batch, train.batch_gpu):
             again = f"/{run.rollbacks}" if run.rollbacks else ""
             rng = Streams.derived(f"{train.seed}/data{again}", numbers, run.device)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from registry.core import distributed
 from registry.core.errors import Diverged, UserError
+from registry.train.reduction import GradientSum
 
 
 class Adam(torch.optim.Adam):
@@ -66,18 +67,30 @@ class Learner:
         self.parameters = list(self.modules.parameters())
         self.optimiser = Adam(self.parameters, lr=lr, betas=betas, eps=eps, fused=True)
         self.tally = Tally(next(self.net.parameters()).device)
+        self.mode = Mode(self.modules)
+        self.seen = 0  # images of this step so far, of this process
+        self.over_processes: GradientSum | None = None
         self.sums = torch.zeros(2, device=self.tally.device)  # of this step: the loss, images dropped
 
     def __call__(self, *args: Any) -> Any:
         return self.model(*args)
 
-    def accumulate(self, values: Tensor, x: Tensor | None = None) -> None:
-        """Add a part of the batch: its unreduced loss [b, C, H, W], and its images x if the gradient goes through them."""
+    def accumulate(self, values: Tensor, x: Tensor | None = None, leaf: Tensor | None = None, shared: bool = False) -> None:
+        """Add a part of the batch: its unreduced loss [b, C, H, W], and its images x if the gradient goes through them.
+
+        `leaf`: the loss was computed from this copy of x. `shared`: another loss has used the same evaluations, so the gradient is
+        that of this learner's weights only, and the activations are kept for the other.
+        """
         reduced, finite = reduce(values, self.batch)
         if x is not None:
             shield(x, finite)
+        self.seen += len(values)
         try:
-            (self.scaling * reduced).backward()
+            with self.summing(last=self.seen * distributed.world_size() >= self.batch):
+                if x is not None and leaf is not None:
+                    x.backward(*torch.autograd.grad(self.scaling * reduced, leaf))
+                else:
+                    (self.scaling * reduced).backward(inputs=self.parameters if shared else None, retain_graph=shared)
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
@@ -85,13 +98,26 @@ class Learner:
             raise UserError(f"{what} (unless memory is 'full', a part of a network must not write to its input)") from None
         self.sums = self.sums + torch.stack([reduced.detach(), (~finite).sum()])
 
+    @contextmanager
+    def summing(self, last: bool) -> Iterator[None]:
+        """For a backward pass: with the `last` of a step the gradients are summed over processes, each as soon as it is there."""
+        if distributed.world_size() == 1:
+            yield
+            return
+        if self.over_processes is None:
+            self.over_processes = GradientSum(self.parameters)
+        with self.over_processes.completing() if last else nullcontext():
+            yield
+
     def step(self, rate: float = 1.0) -> None:
         """One Adam step at `rate` times the learning rate, on what all processes have accumulated. Raises UserError without any."""
         if all(p.grad is None for p in self.parameters):
             raise UserError("no weight got a gradient: the loss's values do not depend on the network that learns from them")
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr * rate
-        distributed.sum_gradients(self.parameters)
+        if self.over_processes is not None:
+            self.over_processes.finish()
+        self.seen = 0
         self.tally.repaired += repair_gradients(self.parameters)
         norm = shorten_gradients(self.parameters, self.clip)
         self.optimiser.step()
@@ -224,22 +250,39 @@ def cosine_rate(progress: float, decay: float) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (progress - (1 - decay)) / decay)
 
 
-@contextmanager
-def mode(net: nn.Module, train: bool | None = None, grad: bool | None = None) -> Iterator[nn.Module]:
-    """The network in train or eval mode, with or without gradients of its parameters. Both are restored afterwards."""
-    training = [(m, m.training) for m in net.modules()]
-    requires = [(p, p.requires_grad) for p in net.parameters()]
-    try:
-        if train is not None:
-            net.train(train)
-        if grad is not None:
-            net.requires_grad_(grad)
-        yield net
-    finally:
-        for m, was in training:
-            m.training = was
-        for p, did in requires:
-            p.requires_grad_(did)
+class Mode:
+    """Switches a network to train or eval mode, and its parameters' gradients on or off; both are restored afterwards.
+
+    Its modules and parameters are listed once: a training loop switches four times an iteration.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self.modules, self.parameters = list(net.modules()), list(net.parameters())
+
+    @contextmanager
+    def __call__(self, train: bool | None = None, grad: bool | None = None) -> Iterator[nn.Module]:
+        training = [module.training for module in self.modules]
+        requires = [parameter.requires_grad for parameter in self.parameters]
+        try:
+            if train is not None and len({*training, train}) > 1:
+                self.net.train(train)
+            if grad is not None:
+                for parameter in self.parameters:
+                    parameter.requires_grad = grad
+            yield self.net
+        finally:
+            for module, was in zip(self.modules, training, strict=True):
+                if module.training != was:
+                    module.training = was
+            if grad is not None:
+                for parameter, did in zip(self.parameters, requires, strict=True):
+                    parameter.requires_grad = did
+
+
+def mode(net: nn.Module, train: bool | None = None, grad: bool | None = None) -> AbstractContextManager[nn.Module]:
+    """`Mode`, for once."""
+    return Mode(net)(train, grad)
 
 
 def own_image_numbers(first: int, batch: int, batch_gpu: int | None) -> Iterator[range]:
