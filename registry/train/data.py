@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from registry.core.contracts import Denoiser, RealBatch
 from registry.core.streams import Streams
@@ -17,6 +18,7 @@ class RealImages:
     def __init__(self, images: Images, labels: bool, device: torch.device) -> None:
         self.images, self.labels, self.device = images, labels, device
         self.x = images.x().to(device)
+        self.classes = images.classes.to(device) if labels and images.classes is not None else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -24,8 +26,8 @@ class RealImages:
     def batch(self, rng: Streams) -> RealBatch:
         """One image for each of the B streams: x [B, C, H, W] in [−1, 1], and one-hot labels [B, label_dim] or None."""
         index = rng.integers(len(self.images))
-        labels: Tensor | None = self.images.one_hot(index.cpu()) if self.labels else None
-        return RealBatch(self.x[index], None if labels is None else labels.to(self.device))
+        labels = None if self.classes is None else one_hot(self.classes[index], self.images.label_dim).to(torch.float32)
+        return RealBatch(self.x[index], labels)
 
 
 def augmented(

@@ -45,7 +45,7 @@ class Pairs(NamedTuple):
         K, P = self.starts.shape[:2]
         pair = rng.integers(P)
         level = rng.integers(K) if K > 1 else torch.zeros_like(pair)
-        sigma = torch.tensor(self.sigmas, device=pair.device)[level]
+        sigma = torch.stack([torch.full((), s, device=pair.device) for s in self.sigmas])[level]
         labels = None if self.labels is None else self.labels[pair]
         return PairBatch(self.starts[level, pair], sigma, labels, self.images[level, pair])
 
