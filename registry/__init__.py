@@ -1,8 +1,18 @@
-"""distill: few-step generators from diffusion (EDM) and electrostatic (PFGM++) teachers.
+"""distill: generators of one to four evaluations from diffusion (EDM) and electrostatic (PFGM++) teachers.
 
-`import registry` does not import torch; the functions below do, when they are first used.
+    from registry import distill, load_generator, load_teacher
 
-The folders, from the ground up; each imports only from those above it in this list:
+    result = distill("quickstart")                        # a recipe's path, a shipped name, a run folder, a dict of tables
+    pictures = result.generator.pil(16)                   # one image for each of the seeds 0 to 15
+    generator = load_generator(result.folder)             # or any file: .pkl of EDM, SiD, PFGM++; .safetensors; .pt
+    images = generator.sample(seeds=[3, 7])               # [2, C, H, W] in about [-1, 1]
+    teacher = load_teacher("digits_d128").images(4)       # uint8 [4, H, W, C]
+
+`distill` distils a teacher into a generator, `pretrain` trains a teacher from images; `Sampler` is what both loaders give. All
+errors that you can mend are `UserError`. `registry.api` is for plugins, `registry.testing` for their tests.
+
+`import registry` does not import torch; these functions do, when they are first used. The folders, from the ground up; each imports
+only from those above it in this list:
 
 core     errors, settings, contracts, streams, levels of sigma, processes
 plugins  what a package registers, and its guarded loading
@@ -25,28 +35,47 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from registry.core.errors import UserError
-from registry.plugins.loading import load_plugins
+from registry.core.errors import Diverged, Interrupted, UserError
+from registry.core.version import version
 
 if TYPE_CHECKING:
-    from registry.runs.distill import distill
+    from registry.runs.distill import Result, distill
     from registry.runs.pretrain import pretrain
-    from registry.sample.sampler import open_sampler
+    from registry.sample.opening import load_generator, load_teacher
+    from registry.sample.sampler import Sampler
 
-__all__ = ["UserError", "distill", "load_plugins", "open_sampler", "pretrain"]
+    __version__: str
+
+__all__ = [
+    "Diverged",
+    "Interrupted",
+    "Result",
+    "Sampler",
+    "UserError",
+    "__version__",
+    "distill",
+    "load_generator",
+    "load_teacher",
+    "pretrain",
+]
 
 _NEED_TORCH = {
     "distill": "registry.runs.distill",
+    "Result": "registry.runs.distill",
     "pretrain": "registry.runs.pretrain",
-    "open_sampler": "registry.sample.sampler",
+    "load_generator": "registry.sample.opening",
+    "load_teacher": "registry.sample.opening",
+    "Sampler": "registry.sample.sampler",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _NEED_TORCH:
         return getattr(importlib.import_module(_NEED_TORCH[name]), name)
+    if name == "__version__":
+        return version()
     raise AttributeError(f"module 'registry' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*globals(), *__all__})

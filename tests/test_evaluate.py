@@ -31,7 +31,7 @@ from registry.measure.inception import (
     open_inception,
     read_statistics,
 )
-from registry.sample.sampler import open_sampler
+from registry.sample.opening import open_sampler
 from tests.conftest import environment, error_line, golden, grey_images
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]

@@ -25,7 +25,9 @@ from registry.edm.latents import pfgmpp_latents
 from registry.files.formats import load_network, save_network
 from registry.sample.generate import parse_seeds, read_parts, write_part
 from registry.sample.heun import heun
-from registry.sample.sampler import Rng, heun_steps, open_sampler
+from registry.sample.opening import open_sampler
+from registry.sample.sampler import Rng
+from registry.sample.steps import heun_steps
 from registry.show.pictures import to_uint8
 from tests.conftest import HERE, environment, error_line, golden, tiny_network
 
@@ -123,7 +125,7 @@ def test_a_pfgmpp_teacher_gives_the_scripts_images_for_a_seed() -> None:
     """The golden teacher, its script's latents and Heun's method: by hand and with the sampler."""
     source = str(GOLDEN / "teacher_pfgmpp_ncsnpp.pkl")
     sampler = open_sampler(source, nfe=5, rng="pfgmpp")
-    assert (sampler.evaluations, sampler.domain.image_shape, sampler.settings["kind"]) == (5, (3, 16, 16), "teacher")
+    assert (sampler.nfe, sampler.domain.image_shape, sampler.settings["kind"]) == (5, (3, 16, 16), "teacher")
     net, facts = load_network(source)
     wanted = heun(net, pfgmpp_latents([3, 1], (3, 16, 16), 80, facts.dimension()), heun_levels(3))
     torch.testing.assert_close(sampler([3, 1]).double(), wanted, rtol=0, atol=1e-5)
@@ -132,7 +134,7 @@ def test_a_pfgmpp_teacher_gives_the_scripts_images_for_a_seed() -> None:
 
 def test_a_sid_snapshot_is_a_one_step_generator_without_a_flag() -> None:
     sampler = open_sampler(str(GOLDEN / "network-snapshot-1.200000-000512.pkl"))
-    assert (sampler.evaluations, sampler.settings["kind"], sampler.settings["sigmas"]) == (1, "generator", [2.5])
+    assert (sampler.nfe, sampler.settings["kind"], sampler.settings["sigmas"]) == (1, "generator", [2.5])
     net, _ = load_network(GOLDEN / "network-snapshot-1.200000-000512.pkl")
     z = 2.5 * Streams([5]).normal(sampler.domain.image_shape)
     with torch.no_grad():

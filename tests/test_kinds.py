@@ -15,7 +15,7 @@ from registry.files.formats import load_network, save_network
 from registry.files.kinds import guess_kind, is_published
 from registry.files.locate import locate, newest_network
 from registry.runs.distill import distill
-from registry.sample.sampler import open_sampler
+from registry.sample.opening import open_sampler
 from tests.conftest import HERE, error_line, tiny_network
 from tests.pickle_writer import persistent, write
 
@@ -110,7 +110,7 @@ def test_sids_snapshots_are_generators_unless_the_user_knows_better(here: Here, 
 
 def test_a_published_name_leaves_no_doubt(repickled: Callable[[str], Path]) -> None:
     sampler = open_sampler(str(repickled(EDM)))
-    assert (sampler.settings["kind"], sampler.evaluations, sampler.doubt) == ("teacher", 35, None)
+    assert (sampler.settings["kind"], sampler.nfe, sampler.doubt) == ("teacher", 35, None)
 
 
 def test_what_the_user_says_must_not_contradict_the_file(here: Here, tmp_path: Path, repickled: Callable[[str], Path]) -> None:

@@ -25,7 +25,7 @@ from registry.files.formats import load_network, save_network
 from registry.files.teachers import teacher_from_file
 from registry.runs.distill import distill
 from registry.sample.heun import heun_samples, teacher_levels
-from registry.sample.sampler import open_sampler
+from registry.sample.opening import open_sampler
 from tests.conftest import HERE, golden, tiny_network, tiny_preconditioned
 from tests.pickle_writer import persistent, refusal, write
 

@@ -18,7 +18,7 @@ from registry.plugins.loading import Plugins
 from registry.recipe.reading import resolve
 from registry.recipe.resolved import Recipe
 from registry.runs.distill import distill
-from registry.sample.sampler import open_sampler
+from registry.sample.opening import open_sampler
 from tests.conftest import HERE
 
 OLD = HERE / "golden" / "release_0.1"

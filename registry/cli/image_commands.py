@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def opened(**options: Any) -> Sampler:
     """The network's sampler; says so if the kind of network is only assumed."""
     from registry.core import distributed
-    from registry.sample.sampler import open_sampler
+    from registry.sample.opening import open_sampler
 
     sampler = open_sampler(**options)
     if sampler.doubt and distributed.rank() == 0:

@@ -31,7 +31,7 @@ def preview(recipe: Recipe | PretrainRecipe) -> None:
         click.echo(f"\n# {warm_up:,} iterations of the warm-up and {game:,} of the game, of {batch} images", nl=False)
     else:
         click.echo(f"\n# {game:,} iterations of {batch} images", nl=False)
-    click.echo(f"; runs in {recipe.log.outdir}/NNNNN-{recipe.path.stem}")
+    click.echo(f"; runs in {recipe.log.outdir}/NNNNN-{recipe.name}")
     source = plain(recipe.teacher.config).get("source") if isinstance(recipe, Recipe) else None
     if source is not None:
         click.echo(f"# the teacher: {whereabouts(source)}")

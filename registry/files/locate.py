@@ -89,7 +89,7 @@ def published(name: str) -> Published | None:
 
 
 def open_path(source: str, sha256: str | None = None) -> Path:
-    """The path of a located source. A URL is downloaded or found in the cache. Raises UserError."""
+    """The path of a located source; in a folder, its newest network. A URL is fetched, or found in the cache. Raises UserError."""
     from registry.files.downloads import fetch  # here, since urllib takes a moment to load and most commands do not need it
 
     if is_url(source):
@@ -97,6 +97,8 @@ def open_path(source: str, sha256: str | None = None) -> Path:
     if found := published(source):
         return fetch(found.url, sha256) if found.url else _downloaded_by_hand(found)
     path = Path(source).expanduser()
+    if newest := newest_network(path):
+        return newest
     return path if path.is_file() else _shipped_file(source, ".pt") or path
 
 
@@ -155,16 +157,20 @@ def locate_study(name: str) -> Path:
     return _locate_toml(str(folder / "study.toml") if folder.is_dir() else name, "study", [*(shipped() / STUDIES).glob("*.toml")])
 
 
+RECIPE = "recipe.toml"
+"""The resolved recipe in a run's folder."""
 STUDIES = "studies"
 """The folder of the shipped studies, among the recipes."""
 
 
 def _locate_toml(name: str, what: str, files: list[Path]) -> Path:
     path = Path(name).expanduser()
-    if path.is_file():
-        return path
     if not name.strip():
         raise UserError(f"a {what} without a name")
+    if what == "recipe" and (path / RECIPE).is_file():  # of a run
+        return path / RECIPE
+    if path.is_file():
+        return path
     found = _shipped_file(name, ".toml", files)
     if found:
         return found

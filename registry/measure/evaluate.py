@@ -54,7 +54,7 @@ def evaluate(
     if save_reference is not None:
         keep_reference(metrics, save_reference, journal)
 
-    row, start = Row("measured", sampler.evaluations), time.monotonic()
+    row, start = Row("measured", sampler.nfe), time.monotonic()
     for repeat, (found, seconds) in enumerate(repeats("network", sampler, metrics, config, journal)):
         row.add(found)
         numbers = "  ".join(f"{name} {found[column]:.5g}" for column, name in headings(metrics, config.samples).items())
@@ -63,7 +63,7 @@ def evaluate(
             with open(path.with_suffix(".jsonl"), "a", encoding="utf-8") as lines:
                 for choice, metric in metrics:
                     line = entry(choice, metric, found, config.samples, network, seconds)
-                    line |= {"seeds": span(seeds(config, repeat)), "evaluations": sampler.evaluations}
+                    line |= {"seeds": span(seeds(config, repeat)), "evaluations": sampler.nfe}
                     line |= {"sampler": sampler.settings, "timestamp": time.time()}
                     lines.write(json.dumps(line) + "\n")
 
@@ -83,7 +83,7 @@ def result(sampler: Sampler, config: EvalConfig, metrics: Metrics, row: Row) -> 
         "results": {label(c, m, config.samples): {k: summary(row.values[k]) for k in m.columns} for c, m in metrics},
         "samples": config.samples,
         "seeds": [span(seeds(config, repeat)) for repeat in range(config.repeats)],
-        "evaluations": sampler.evaluations,
+        "evaluations": sampler.nfe,
         "sampler": sampler.settings,
         "reference": config.reference,
         "metrics": {choice.name: compared_with(metric) for choice, metric in metrics},

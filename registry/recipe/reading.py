@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -102,19 +102,37 @@ def resolve(
     Precedence: `sets` and flags > [swap.LOSS] > recipe > defaults. Raises UserError with all that is wrong. `sets` may be a mapping
     from a setting to the option that it was given by, which an error then names.
     """
+    given = sets if isinstance(sets, Mapping) else dict.fromkeys(sets, "set")
+    over = [Override(*parse_set(text), f"--{option} {text}") for text, option in given.items()]
+    over += [Override(["train", "seed"], seed, f"--seed {seed}")] if seed is not None else []
+    over += [Override(["log", "outdir"], outdir, f"--outdir {outdir}")] if outdir is not None else []
+    return laid_over(read_recipe(name, plugins), over, loss, f"--loss {loss}")
+
+
+class Override(NamedTuple):
+    """A value that takes the place of a recipe's, and how it was given, for errors about it."""
+
+    keys: list[str]
+    value: Any
+    origin: str
+
+
+def read_recipe(name: str, plugins: Plugins) -> Reading:
+    """The recipe at a path, or shipped under a bare name, not yet checked. Raises UserError."""
     path = locate_recipe(name)
     reading = Reading(path, read_tables(path), plugins)
     if isinstance(reading.tables.get("recipe"), str):
         raise UserError(f"{path}: is a study, not a recipe; to check it: distill study {path} --dry-run")
+    return reading
+
+
+def laid_over(reading: Reading, overrides: Iterable[Override], loss: str | None, origin: str) -> AnyRecipe:
+    """The resolved recipe, with another loss, if one is given (in the way of `origin`), and these values over it."""
     if loss is not None:
         reading.swap(loss)
-        reading.origins["loss", "use"] = f"--loss {loss}"
-    for text, option in (sets if isinstance(sets, Mapping) else dict.fromkeys(sets, "set")).items():
-        reading.override(*parse_set(text), f"--{option} {text}")
-    if seed is not None:
-        reading.override(["train", "seed"], seed, f"--seed {seed}")
-    if outdir is not None:
-        reading.override(["log", "outdir"], outdir, f"--outdir {outdir}")
+        reading.origins["loss", "use"] = origin
+    for override in overrides:
+        reading.override(*override)
     if "classifier" in reading.tables:
         return reading.features()
     return reading.pretrain() if "network" in reading.tables else reading.distill()
@@ -288,7 +306,7 @@ class Reading:
                 self.wrong(choice.kind, ("use",), f"= {choice.name!r}: {reason}")
         self.finish()
         assert teacher and noise and loss and generator and warmup and train and log and evaluation
-        return Recipe(self.path, teacher, noise, loss, data, generator, warmup, train, log, evaluation, metrics)
+        return Recipe(self.path, teacher, noise, loss, data, generator, warmup, train, log, evaluation, metrics, swaps)
 
     def data_as_wanted(self, loss: Choice | None) -> None:
         """[data] must be there if the loss wants real images, and only then."""

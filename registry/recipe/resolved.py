@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pydantic import BaseModel
 from registry.core.contracts import Domain
 from registry.core.errors import SettingError, UserError
 from registry.core.settings import Config
+from registry.files.locate import RECIPE
 from registry.plugins.component import Component
 from registry.recipe.tables import (
     ClassifierConfig,
@@ -112,6 +114,13 @@ class Recipe:
     log: LogConfig
     eval: EvalConfig
     metrics: tuple[Choice, ...]
+    swap: Tables = field(default_factory=dict)
+    """What comes along with another loss; kept, so that the recipe in a run's folder can be swapped, too."""
+
+    @property
+    def name(self) -> str:
+        """Of its run folders."""
+        return name_of(self.path)
 
     def tables(self) -> Tables:
         """The resolved recipe as plain tables: what is written to the run folder and reads back to the same recipe."""
@@ -125,6 +134,7 @@ class Recipe:
             "train": plain(self.train),
             "log": plain(self.log),
             "eval": eval_tables(self.eval, self.metrics),
+            **({"swap": self.swap} if self.swap else {}),
         }
 
 
@@ -140,6 +150,11 @@ class PretrainRecipe:
     log: LogConfig
     eval: EvalConfig
     metrics: tuple[Choice, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its run folders."""
+        return name_of(self.path)
 
     def tables(self) -> Tables:
         """See Recipe.tables."""
@@ -171,7 +186,13 @@ AnyRecipe = Recipe | PretrainRecipe | FeaturesRecipe
 
 def training_tables(recipe: Recipe | PretrainRecipe) -> Tables:
     """The part of the recipe that a network's file holds: all but where the run was logged and how it was measured."""
-    return {name: table for name, table in recipe.tables().items() if name not in ("log", "eval")}
+    return {name: table for name, table in recipe.tables().items() if name not in ("log", "eval", "swap")}
+
+
+def name_of(path: Path) -> str:
+    """The name of a recipe: its file's, or for the recipe.toml of a run folder NNNNN-NAME that NAME."""
+    run = re.fullmatch(r"\d{5,}-(.+)", path.absolute().parent.name)
+    return run[1] if path.name == RECIPE and run else path.stem
 
 
 def eval_tables(config: EvalConfig, metrics: Iterable[Choice]) -> Tables:

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from registry.core import distributed
 from registry.core.errors import UserError
+from registry.core.surroundings import random_states, restore_random_states
 from registry.files.bounds import STATE
 from registry.files.formats import blueprint
 from registry.files.plain import load, save
@@ -76,20 +75,7 @@ def restore_state(path: Path, content: Mapping[str, Any], parts: Mapping[str, St
     return int(content["nimg"])
 
 
-def random_states() -> dict[str, Any]:
-    """torch's global random states of this process: the CPU's, and its CUDA device's if it has one."""
-    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
-    return {"torch": torch.get_rng_state(), "cuda": cuda}
-
-
-def restore_random_states(states: Mapping[str, Any]) -> None:
-    """The opposite of `random_states`."""
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"][0])
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: tuple[str, ...] = ("log", "eval")) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: tuple[str, ...] = ("log", "eval", "swap")) -> list[str]:
     """What a resumed run does differently from the one that wrote its state."""
     found = []
     for table in sorted({*old, *new} - set(ignore)):

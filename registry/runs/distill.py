@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,21 +10,25 @@ from pathlib import Path
 import torch
 
 from registry.core import distributed
-from registry.core.contracts import Noise, Teacher
+from registry.core.contracts import Domain, Noise, Teacher
+from registry.core.surroundings import torch_left_alone, usual_torch
+from registry.files.formats import weights_hash
 from registry.measure.measuring import floor_row, measured
 from registry.measure.rows import Metrics, Row
 from registry.measure.teacher_rows import teacher_rows
 from registry.plugins.loading import load_plugins
-from registry.recipe.reading import expect, resolve
-from registry.recipe.resolved import Recipe
+from registry.recipe.arguments import Given, Sets, recipe_of
+from registry.recipe.resolved import Recipe, Tables
 from registry.runs.building import build, build_generator, build_metrics, generator_facts, parameter_count, real_images
 from registry.runs.checkpoints import Stateful
 from registry.runs.folder import RunFolder
 from registry.runs.health import check_images, check_unchanged, fingerprint
 from registry.runs.outputs import draw_curves, draw_samples, measure_snapshot, snapshot_name, write_network, write_table
-from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train, usual_torch
+from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train
 from registry.sample.pairs import teacher_pairs
+from registry.sample.sampler import Sampler
 from registry.show.journal import Journal
+from registry.show.notebook import html_table
 from registry.train import loop
 from registry.train.generator import Generator
 from registry.train.signs import signs
@@ -31,34 +36,49 @@ from registry.train.signs import signs
 
 @dataclass
 class Result:
-    """The result of a distillation: the generator (with its averaged weights), the rows of the table, and the run folder."""
+    """What a distillation gives."""
 
-    generator: Generator
+    generator: Sampler
+    """The generator with its averaged weights, ready to sample: the run's last snapshot."""
     rows: list[Row]
+    """The table: the generator, its teacher with several numbers of evaluations, and real images against real images."""
     folder: Path
+    """The run's folder."""
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the table, and images of the generator."""
+        columns = list(self.rows[0].values) if self.rows else []
+        cells = [
+            [row.name, "" if row.evaluations is None else str(row.evaluations), *(row.text(column) for column in columns)]
+            for row in self.rows
+        ]
+        below = html_table(["", "evaluations", *columns], cells) if self.rows else ""
+        return self.generator._repr_html_() + below
 
 
+@torch_left_alone()
 @usual_torch()
 def distill(
-    recipe: str | Recipe,
+    recipe: Given | Recipe,
     *,
-    sets: tuple[str, ...] | list[str] = (),
+    sets: Sets = (),
     loss: str | None = None,
     seed: int | None = None,
-    outdir: str | None = None,
-    resume: str | None = None,
+    outdir: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
     fresh_teacher: bool = False,
     journal: Journal | None = None,
 ) -> Result:
-    """Distil a teacher as a recipe says: the path of a recipe, the bare name of a shipped one, or a resolved one.
+    """Distil a teacher as a recipe says (SiD Algorithm 1, IPFM Algorithm 1), and give the generator, its table and its folder.
 
-    `sets`, `loss`, `seed` and `outdir` override the recipe, as on the command line; `resume` is "auto" or the path of a training
-    state or run folder; `fresh_teacher` measures the teacher again. Raises UserError before anything is written if something
-    is wrong, and Interrupted after a signal, when a state has been saved.
+    `recipe` is the path of a recipe, the name of a shipped one, a run folder, or a dict of tables. Over it are laid: `loss`, with
+    what the recipe swaps with it; `seed` and `outdir` (where run folders are made); and `sets`, such as {"train.batch": 64}.
+    `resume` is "auto" or the path of a training state or run folder; `fresh_teacher` measures the teacher again. torch's settings
+    and random state are left as they were. Raises UserError before anything is written if something is wrong, Diverged if nothing
+    is left to learn from, and Interrupted after a signal, when a state has been saved.
     """
     plugins = load_plugins()
-    if not isinstance(recipe, Recipe):
-        recipe = expect(resolve(recipe, plugins, sets, loss, seed, outdir), Recipe)
+    recipe, resume = recipe_of(Recipe, recipe, plugins, sets, loss, seed, outdir), None if resume is None else os.fspath(resume)
     device, found = prepare(recipe, resume)
     journal = journal or Journal()
 
@@ -98,7 +118,14 @@ def distill(
         train(partial(loop.iterations, run), run, recipe, folder, run.learners, saved, snapshot, seen, run.milestones)
         rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher)
     journal.log(f"the run is in {folder.path}")
-    return Result(generator, rows, folder.path)
+    return Result(sampler_of(generator, teacher, saved.tables, folder.path), rows, folder.path)
+
+
+def sampler_of(generator: Generator, teacher: Teacher, tables: Tables, folder: Path) -> Sampler:
+    """The generator as it is now, ready to sample."""
+    domain = Domain(D=teacher.D, image_shape=teacher.image_shape, label_dim=teacher.label_dim, origin=str(folder))
+    settings = {"network": str(folder), "weights": weights_hash(generator.net)}
+    return Sampler(generator.net, generator.noise, domain, sigmas=generator.sigmas, settings=settings, recipe=tables)
 
 
 def signs_and_teacher(run: loop.Distillation, before: int) -> dict[str, float]:

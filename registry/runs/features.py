@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from registry.core.errors import Diverged, SettingError
@@ -10,21 +11,20 @@ from registry.edm.datasets import load_images
 from registry.files.formats import save_network
 from registry.measure import classifier
 from registry.plugins.loading import load_plugins
-from registry.recipe.reading import expect, resolve
+from registry.recipe.arguments import Given, Sets, recipe_of
 from registry.recipe.resolved import FeaturesRecipe, settings_of
 from registry.runs.building import check_target
 from registry.show.journal import Journal
 
 
 def train_features(
-    recipe: str | FeaturesRecipe, *, sets: tuple[str, ...] | list[str] = (), save: str, journal: Journal | None = None
+    recipe: Given | FeaturesRecipe, *, sets: Sets = (), save: str | os.PathLike[str], journal: Journal | None = None
 ) -> Path:
     """Train the feature network of the Fréchet distance as a recipe says, and save it. See `distill` for the arguments.
 
     Raises UserError, and Diverged if the network gives values that are not finite.
     """
-    if not isinstance(recipe, FeaturesRecipe):
-        recipe = expect(resolve(recipe, load_plugins(), sets), FeaturesRecipe)
+    recipe = recipe_of(FeaturesRecipe, recipe, load_plugins(), sets)
     journal, path, config = journal or Journal(), Path(save), recipe.classifier
     check_target(path)
     images = load_images(recipe.data.source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ from torch import nn
 from registry.core import distributed
 from registry.core.contracts import Domain, Noise, Teacher
 from registry.core.errors import UserError
+from registry.core.surroundings import torch_left_alone, usual_torch
 from registry.core.version import versions
 from registry.edm import augment
 from registry.edm.architectures import build_network
@@ -20,13 +22,13 @@ from registry.files.formats import save_network, weights_hash
 from registry.measure.measuring import floor_row
 from registry.measure.teacher_rows import teacher_rows
 from registry.plugins.loading import load_plugins
-from registry.recipe.reading import expect, resolve
+from registry.recipe.arguments import Given, Sets, recipe_of
 from registry.recipe.resolved import TABLE_NAMES, PretrainRecipe, training_tables
 from registry.runs.building import build_metrics, check_target, parameter_count, real_images
 from registry.runs.built import check_noise
 from registry.runs.health import check_images
 from registry.runs.outputs import draw_curves, draw_samples, snapshot_name, write_network, write_table
-from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train, usual_torch
+from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train
 from registry.sample.heun import heun_samples
 from registry.show.journal import Journal
 from registry.train import pretraining
@@ -34,23 +36,24 @@ from registry.train.data import RealImages
 from registry.train.step import mode
 
 
+@torch_left_alone()
 @usual_torch()
 def pretrain(
-    recipe: str | PretrainRecipe,
+    recipe: Given | PretrainRecipe,
     *,
-    sets: tuple[str, ...] | list[str] = (),
+    sets: Sets = (),
     seed: int | None = None,
-    outdir: str | None = None,
-    resume: str | None = None,
-    save: str | None = None,
+    outdir: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    save: str | os.PathLike[str] | None = None,
     journal: Journal | None = None,
 ) -> Path:
     """Train a teacher from images as a recipe says, and give the path of its file. See `distill` for the arguments.
 
     `save` is where a copy of the finished teacher goes, with its measured rows beside it.
     """
-    if not isinstance(recipe, PretrainRecipe):
-        recipe = expect(resolve(recipe, load_plugins(), sets, None, seed, outdir), PretrainRecipe)
+    recipe = recipe_of(PretrainRecipe, recipe, load_plugins(), sets, None, seed, outdir)
+    resume = None if resume is None else os.fspath(resume)
     if save:
         check_target(Path(save))
     device, found = prepare(recipe, resume)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,21 +89,6 @@ class Saved:
         return distributed.rank() == 0 and time.monotonic() - self.saved_at > 60 * self.tables["log"]["state_minutes"]
 
 
-@contextmanager
-def usual_torch() -> Iterator[None]:
-    """Gradients on, no autocast, float32 by default: whatever the caller has set does not change a run."""
-    default = torch.get_default_dtype()
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        stack.callback(torch.set_default_dtype, default)
-        torch.set_default_dtype(torch.float32)
-        yield
-
-
 def prepare(recipe: Recipe | PretrainRecipe, resume: str | None) -> tuple[torch.device, Found]:
     """The device, and the state to resume from, if any, which rank 0 finds for all. Raises UserError."""
     with settings_of(recipe.log):
@@ -111,7 +96,7 @@ def prepare(recipe: Recipe | PretrainRecipe, resume: str | None) -> tuple[torch.
     device = start_device(recipe.train)
     own = recipe.tables()
     distributed.agree(own | {"train": own["train"] | {"device": ""}})  # the one that may differ
-    found = distributed.by_rank0(lambda: find_state(resume, Path(recipe.log.outdir), recipe.path.stem, recipe.tables()))
+    found = distributed.by_rank0(lambda: find_state(resume, Path(recipe.log.outdir), recipe.name, recipe.tables()))
     return device, found
 
 
@@ -145,7 +130,7 @@ def start_or_resume(
     state = found.state
     if state is None:
         with settings_of(recipe.log):
-            folder = RunFolder.new(Path(recipe.log.outdir), recipe.path.stem, journal)
+            folder = RunFolder.new(Path(recipe.log.outdir), recipe.name, journal)
         if resume:
             journal.log(f"nothing to resume in {recipe.log.outdir}; starting anew")
     elif distributed.by_rank0(lambda: holds_modules(state)):
@@ -215,7 +200,7 @@ def start_from_foreign(recipe: Recipe | PretrainRecipe, run: Training, saved: Sa
         with settings_of(recipe.train):
             raise SettingError("duration_kimg", f"{state} is at {run.nimg / 1000:g} kimg already; give more", run.total / 1000)
     with settings_of(recipe.log):
-        folder = RunFolder.new(Path(recipe.log.outdir), recipe.path.stem, journal)
+        folder = RunFolder.new(Path(recipe.log.outdir), recipe.name, journal)
     for line in lines:
         journal.log(line)
     return folder
@@ -240,7 +225,7 @@ def train(
     ticks = Ticks(folder, learners, recipe.log.tick_kimg, run.device, signs)
     length = math.ceil(run.total / 1000 * 10) / 10
     check_agreement(saved.parts, run.nimg)
-    with folder.journal.progress(recipe.path.stem, length, lines=False) as bar:
+    with folder.journal.progress(recipe.name, length, lines=False) as bar:
         if saved.snapshot_due:
             make(snapshot, saved, folder, run)
         while True:

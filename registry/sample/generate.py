@@ -19,7 +19,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image
 from torch import Tensor
 
 from registry.core import distributed
@@ -29,7 +28,7 @@ from registry.files.json_files import ANYTHING, NoRecord, read_record
 from registry.files.npz import read_npz
 from registry.sample.sampler import Sampler
 from registry.show.journal import Journal
-from registry.show.pictures import save_image, save_samples, to_uint8
+from registry.show.pictures import as_picture, as_pixels, save_image, save_samples
 
 Format = Literal["png", "npz", "grid"]
 MOST_IN_A_GRID = 1024
@@ -102,7 +101,7 @@ def generate(
     if gathering:
         distributed.by_rank0(lambda: gather(outdir, seeds, form, formats, planar))
         lock.release()
-    journal.log(f"{len(seeds)} images ({sampler.evaluations} evaluation{'s' * (sampler.evaluations > 1)} each) in {outdir}")
+    journal.log(f"{len(seeds)} images ({sampler.nfe} evaluation{'s' * (sampler.nfe > 1)} each) in {outdir}")
 
 
 def sample_missing(
@@ -214,12 +213,6 @@ def is_there(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def as_pixels(images: Tensor) -> np.ndarray:
-    """Images [n, C, H, W] in [−1, 1] as uint8 [n, H, W, C]; points in the plane keep their values."""
-    array = images if images.shape[1:] == (2, 1, 1) else to_uint8(images)
-    return array.permute(0, 2, 3, 1).cpu().numpy()
-
-
 def from_pixels(pixels: np.ndarray) -> Tensor:
     """The inverse of `as_pixels`: images that give exactly these pixels."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
@@ -228,7 +221,7 @@ def from_pixels(pixels: np.ndarray) -> Tensor:
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write one image [H, W, C]."""
-    save_image(path, Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), durable=False)
+    save_image(path, as_picture(pixels), durable=False)
 
 
 def write_part(folder: Path, seeds: Sequence[int], pixels: np.ndarray, labels: np.ndarray | None) -> None:

@@ -20,6 +20,17 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images * 127.5 + 128).clip(0, 255).to(torch.uint8)
 
 
+def as_pixels(images: Tensor) -> np.ndarray:
+    """Images [n, C, H, W] in [−1, 1] as uint8 [n, H, W, C]; points in the plane keep their values."""
+    array = images if images.shape[1:] == (2, 1, 1) else to_uint8(images)
+    return array.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def as_picture(pixels: np.ndarray) -> Image.Image:
+    """One image [H, W, C] of 1 or 3 channels."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
 def grid(images: Tensor, columns: int, gap: int = 1, min_pixels: int = 512) -> Image.Image:
     """Images [n, C, H, W] in [−1, 1] as a grid. Small grids are enlarged by a whole factor without smoothing."""
     pixels = to_uint8(images.cpu())

@@ -143,7 +143,8 @@ def prepare(study: Study, outdir: Path, plugins: Plugins, command: Command) -> t
 
 def identity(tables: Tables) -> Tables:
     """What must be the same for a cell's results to be used again: the whole recipe, but for where the run is."""
-    return tables | {"log": {key: value for key, value in tables["log"].items() if key != "outdir"}}
+    own = {name: table for name, table in tables.items() if name != "swap"}
+    return own | {"log": {key: value for key, value in tables["log"].items() if key != "outdir"}}
 
 
 def check_distinct(cells: list[Cell]) -> None:

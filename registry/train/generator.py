@@ -55,8 +55,8 @@ class Generator(nn.Module):
     def chain(self, rng: Streams, labels: Tensor | None = None, z: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """All K applications in turn: images [B, C, H, W] and their labels. z [B, C, H, W] is drawn if not given."""
         x_k = self.noise.prior(self.image_shape, self.sigmas[0], rng) if z is None else z
-        if labels is None:
-            labels = rng.one_hot(self.label_dim)
+        drawn = rng.one_hot(self.label_dim)  # also if labels are given: the draws that follow are the same (EDM)
+        labels = drawn if labels is None else labels
         for k in range(self.steps - 1):
             x = self.apply_net(x_k, self.level(k, x_k), labels, self.recompute)
             x_k = self.noise.perturb(x, self.level(k + 1, x), rng)

@@ -1,0 +1,64 @@
+"""torch's settings and random states, which belong to the caller: they change nothing of our work, and our work changes nothing of
+them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def usual_torch() -> Iterator[None]:
+    """Gradients on, no autocast, float32 on the CPU by default, whatever the caller has set; as it was afterwards."""
+    default = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.callback(torch.set_default_dtype, default)
+        torch.set_default_dtype(torch.float32)
+        yield
+
+
+@contextmanager
+def torch_left_alone() -> Iterator[None]:
+    """torch's random states, and how CUDA computes products and convolutions, are afterwards as they were."""
+    before, flags = random_states(), cuda_flags()
+    try:
+        yield
+    finally:
+        restore_random_states(before)
+        set_cuda_flags(*flags)
+
+
+def random_states() -> dict[str, Any]:
+    """torch's global random states of this process: the CPU's, and its CUDA device's if it has one."""
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """The opposite of `random_states`."""
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"][0])
+
+
+def cuda_flags() -> tuple[bool, bool, bool, bool]:
+    """TF32 in products and in convolutions; sums of float16 in float16; whether the fastest convolutions are looked for."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    return matmul.allow_tf32, cudnn.allow_tf32, matmul.allow_fp16_reduced_precision_reduction, cudnn.benchmark
+
+
+def set_cuda_flags(matmul_tf32: bool, cudnn_tf32: bool, reduced: bool, benchmark: bool) -> None:
+    """The opposite of `cuda_flags`."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul.allow_tf32, cudnn.allow_tf32 = matmul_tf32, cudnn_tf32
+    matmul.allow_fp16_reduced_precision_reduction, cudnn.benchmark = reduced, benchmark
