@@ -100,8 +100,7 @@ def distill(
             saved.clock.start()  # making pairs is a part of the training
             run.pairs = teacher_pairs(teacher, noise, generator.sigmas, recipe.warmup.pairs, recipe.warmup.nfe, device, journal)
             saved.clock.stop(device)
-        what = f"{introduction(recipe, teacher, noise, generator)} on {device}{processes()}"
-        for line in (what, *teacher.remarks, *phases(run)):
+        for line in (introduction(recipe, teacher, noise, generator, device), *teacher.remarks, *phases(run)):
             journal.log(line)
         shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
 
@@ -157,13 +156,14 @@ def final_table(
     return rows
 
 
-def introduction(recipe: Recipe, teacher: Teacher, noise: Noise, generator: Generator) -> str:
+def introduction(recipe: Recipe, teacher: Teacher, noise: Noise, generator: Generator, device: torch.device) -> str:
     """What is distilled, and how, in a line."""
     steps = f", {generator.steps} steps at sigma = {', '.join(f'{s:.4g}' for s in generator.sigmas)}" if generator.steps > 1 else ""
     start = f", beginning with the generator {Path(recipe.generator.init).name}" if recipe.generator.init else ""
     return (
         f"distilling {Path(teacher.origin).name} (D = {noise.D:g}, {'×'.join(map(str, teacher.image_shape))}, "
-        f"{parameter_count(generator.net)} parameters) with loss {recipe.loss.name!r} and noise {recipe.noise.name!r}{steps}{start}"
+        f"{parameter_count(generator.net)} parameters) with loss {recipe.loss.name!r} and noise {recipe.noise.name!r}{steps}{start} "
+        f"on {device}{processes()}"
     )
 
 
