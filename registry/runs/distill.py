@@ -162,8 +162,8 @@ def introduction(recipe: Recipe, teacher: Teacher, noise: Noise, generator: Gene
     start = f", beginning with the generator {Path(recipe.generator.init).name}" if recipe.generator.init else ""
     return (
         f"distilling {Path(teacher.origin).name} (D = {noise.D:g}, {'×'.join(map(str, teacher.image_shape))}, "
-        f"{parameter_count(generator.net)} parameters) with loss {recipe.loss.name!r} and noise {recipe.noise.name!r}{steps}{start} "
-        f"on {device}{processes()}"
+        f"{parameter_count(generator.net)} parameters) with loss {recipe.loss.name!r} and noise {recipe.noise.name!r}{steps}{start}"
+        f" on {device}{processes()}"
     )
 
 
