@@ -23,6 +23,7 @@ show     the log, progress, pictures
 train    the loop (read train/loop.py first), the step, the generator, kernels, losses
 sample   seeds -> images
 measure  images -> numbers, tables
+report   the page of a run, and of several
 runs     a recipe from beginning to end
 study    many runs, compared
 api      all that a plugin imports; `testing` has the checks for its tests

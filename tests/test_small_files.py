@@ -19,11 +19,11 @@ from pydantic import TypeAdapter
 from registry.core.errors import UserError
 from registry.edm.pickles import PickleError, read_pickle
 from registry.files.json_files import ANYTHING, MOST_BYTES, NoRecord, Number, content, kept, parse_record, read_record
+from registry.files.json_lines import readable_lines
 from registry.measure.comparison import read_results
 from registry.measure.rows import Row, mean, spread
 from registry.measure.saved import QUALITY
 from registry.measure.teacher_rows import keep, read_kept
-from registry.runs.folder import readable_lines
 from registry.runs.states import recorded_tables
 from registry.sample.generate import images_in, parts_in, write_part
 from registry.sample.pairs import kept as kept_pairs

@@ -9,6 +9,7 @@ image_commands     generate, evaluate
 process_commands   launch
 file_commands      inspect, convert, dataset
 study_commands     study
+report_commands    report, runs
 plugin_commands    plugins
 """
 
@@ -19,6 +20,7 @@ from registry.cli import (  # noqa: F401  (each adds its commands)
     image_commands,
     plugin_commands,
     process_commands,
+    report_commands,
     run_commands,
     study_commands,
 )

@@ -64,19 +64,19 @@ class Images:
         return torch.nn.functional.one_hot(self.classes[index], self.label_dim).to(torch.float32)
 
 
-def load_images(source: str) -> Images:
-    """Load `digits`, or a folder or uncompressed ZIP of square images in EDM's layout. Raises UserError."""
+def load_images(source: str, most: int | None = None) -> Images:
+    """Load `digits`, or a folder or uncompressed ZIP of square images in EDM's layout, or `most` of these. Raises UserError."""
     if source == "digits":
         return _digits()
     path = Path(source).expanduser()
     if path.is_dir():
         files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
-        return _read(str(path), list(files), lambda name: files[name].read_bytes())
+        return _read(str(path), list(files), lambda name: files[name].read_bytes(), most)
     if path.is_file() and zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:
                 check_members(archive, path)
-                return _read(str(path), sorted(archive.namelist()), archive.read)
+                return _read(str(path), sorted(archive.namelist()), archive.read, most)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, UnicodeDecodeError, EOFError, zlib.error) as error:
             raise UserError(f"{source}: is not a ZIP of images, or is damaged: {shown(error)}") from None
     if path.exists():
@@ -116,8 +116,9 @@ def grey_or_rgb(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode in ("1", "F", "LA") else "RGB")
 
 
-def _read(origin: str, names: list[str], read: Callable[[str], bytes]) -> Images:
+def _read(origin: str, names: list[str], read: Callable[[str], bytes], most: int | None = None) -> Images:
     pictures = [n for n in names if n.lower().endswith(IMAGES)]
+    pictures = pictures[:: max(len(pictures) // most, 1)][:most] if most else pictures
     if not pictures:
         raise UserError(f"{origin}: no images in it ({', '.join(IMAGES)})")
     arrays: list[np.ndarray] = []

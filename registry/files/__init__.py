@@ -5,6 +5,7 @@ locate      finds the path for what the user typed: beside the recipe, shipped, 
 paths       kinds of paths as settings, and the settings of a teacher that is read from a file
 downloads   fetches URLs into the cache
 json_files  small files of ours, read with a schema
+json_lines  statistics and measurements, a line each, as runs write them
 finite      whether tensors are finite
 bounds      what a file of ours may ask for
 facts       what a file says about its network

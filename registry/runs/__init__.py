@@ -15,5 +15,5 @@ checkpoints   training states: saved, restored exactly
 states        which state a run goes on from
 health        whether a run still learns anything
 foreign       going on from a training state of SiD
-folder        the run folder, and the lines of its statistics
+folder        the run folder, which one run writes into
 """

@@ -19,11 +19,20 @@ from registry.measure.teacher_rows import teacher_rows
 from registry.plugins.loading import load_plugins
 from registry.recipe.arguments import Given, Sets, recipe_of
 from registry.recipe.resolved import Recipe, Tables
+from registry.report.render import REPORT
 from registry.runs.building import build, build_generator, build_metrics, generator_facts, parameter_count, real_images
 from registry.runs.checkpoints import Stateful
 from registry.runs.folder import RunFolder
 from registry.runs.health import check_images, check_unchanged, fingerprint
-from registry.runs.outputs import draw_curves, draw_samples, measure_snapshot, snapshot_name, write_network, write_table
+from registry.runs.outputs import (
+    draw_curves,
+    draw_reference,
+    draw_samples,
+    measure_snapshot,
+    snapshot_name,
+    write_network,
+    write_table,
+)
 from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train
 from registry.sample.pairs import teacher_pairs
 from registry.sample.sampler import Sampler
@@ -113,10 +122,11 @@ def distill(
 
         if run.nimg == 0:
             draw_samples(folder, "fakes_init.png", generator.sample(shown), recipe.log.grid, teacher.images)
+            draw_reference(folder, teacher, noise, generator.steps, recipe)
         seen = partial(signs_and_teacher, run, fingerprint(run.teacher.state_dict()))
         train(partial(loop.iterations, run), run, recipe, folder, run.learners, saved, snapshot, seen, run.milestones)
         rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher)
-    journal.log(f"the run is in {folder.path}")
+    journal.log(f"the run is in {folder.path}; its page: {folder.path / REPORT}")
     return Result(sampler_of(generator, teacher, saved.tables, folder.path), rows, folder.path)
 
 

@@ -1,4 +1,4 @@
-"""The run folder, and the lines of statistics in it."""
+"""The run folder, which one run writes into."""
 
 from __future__ import annotations
 
@@ -15,13 +15,9 @@ from filelock import FileLock, Timeout
 from registry.core import distributed
 from registry.core.errors import SettingError, UserError
 from registry.files.atomic import is_temporary, write_atomically
-from registry.files.json_files import LARGEST, NoRecord, content
+from registry.files.json_lines import STATISTICS, kimg_of, read_lines, whole_lines
 from registry.recipe.resolved import Tables, dumps
 from registry.show.journal import Journal
-
-STATISTICS = "stats.jsonl"
-MOST_LINES = 2**30
-"""Bytes of a JSON-lines file: far more than a run writes in months."""
 
 
 def new_run_folder(outdir: Path, description: str) -> Path:
@@ -134,7 +130,8 @@ class RunFolder:
             if not path.is_file():
                 continue
             again = [kimg] if snapshot_due and path.name != STATISTICS else []
-            kept = "".join(line + "\n" for line, entry in _lines(path) if _kimg(entry) <= kimg and _kimg(entry) not in again)
+            lines = whole_lines(path)
+            kept = "".join(line + "\n" for line, entry in lines if kimg_of(entry) <= kimg and kimg_of(entry) not in again)
             if kept.encode() != path.read_bytes():
                 write_atomically(path, kept.encode())
 
@@ -144,7 +141,7 @@ class RunFolder:
             if is_temporary(path):
                 path.unlink(missing_ok=True)
 
-    def picture(self, draw: Callable[[], None]) -> None:
+    def picture(self, draw: Callable[[], object]) -> None:
         """Draw a picture. If the plotting library is missing, say so once and go on."""
         if not self.writes:
             return
@@ -154,53 +151,3 @@ class RunFolder:
             if str(error) not in self._reported:
                 self._reported.add(str(error))
                 self.journal.log(f"no picture: {error}")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The entries of a JSON-lines file, but for one that was cut off."""
-    return [entry for _, entry in _lines(path)]
-
-
-def readable_lines(path: Path) -> list[dict[str, Any]]:
-    """The same; none if the file cannot be read."""
-    try:
-        return read_lines(path)
-    except (OSError, NoRecord):
-        return []
-
-
-def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The lines of a JSON-lines file with their content, but for those that were cut off or are damaged."""
-    found = []
-    for line in content(path, MOST_LINES).decode(errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if _is_whole(entry) and not (path.name == STATISTICS and "results" in entry):
-            found.append((line, entry))
-    return found
-
-
-def _is_whole(entry: Any) -> bool:
-    """Whether this is what a run writes: statistics or a measurement, numbers within bounds, at some thousands of images."""
-    if not isinstance(entry, dict):
-        return False
-    measured, statistics = entry.get("results"), [value for key, value in entry.items() if "/" in key]
-    if measured is None or statistics:
-        numbers = [value.get("mean") if isinstance(value, dict) else None for value in (entry.get("Progress/kimg"), *statistics)]
-    else:
-        names = [entry[key] for key in ("metric", "snapshot_pkl") if key in entry]
-        if not (isinstance(measured, dict) and all(isinstance(name, str) and Path(name).name == name for name in names)):
-            return False
-        numbers = [entry.get("kimg"), *measured.values()]
-    return all(_is_number(number) for number in (*numbers, entry.get("train_seconds", 0)))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not LARGEST < abs(value) < float("inf")
-
-
-def _kimg(entry: dict[str, Any]) -> float:
-    value = entry.get("Progress/kimg", entry.get("kimg", 0))
-    return float(value["mean"] if isinstance(value, dict) else value)

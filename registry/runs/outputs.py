@@ -5,31 +5,74 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from rich.text import Text
 from torch import Tensor, nn
 
 from registry.core import distributed
-from registry.core.contracts import Metric
+from registry.core.contracts import Metric, Noise, Teacher
+from registry.core.text import shown
 from registry.core.version import versions
+from registry.edm.datasets import load_images
 from registry.edm.networks import Precond
 from registry.files.formats import save_network
 from registry.measure.measuring import Sample, measure
 from registry.measure.protocol import in_words, protocols
 from registry.measure.rows import Metrics, Row, entry, headings, summary, table
-from registry.recipe.resolved import Choice, Tables
+from registry.recipe.resolved import Choice, Recipe, Tables
 from registry.recipe.tables import EvalConfig
+from registry.report.render import write_report
 from registry.runs.folder import RunFolder
+from registry.sample.heun import heun_samples
+from registry.sample.steps import heun_steps
 from registry.show.figures import save_curves
 from registry.show.pictures import save_samples
 from registry.train.signs import BANDS
+
+MOST_OF_TEACHER = 256
+"""Images in the teacher's grids, which take many evaluations."""
 
 
 def draw_samples(folder: RunFolder, name: str, images: Tensor, columns: int, real: Tensor | None = None) -> None:
     """A grid of samples, or points in the plane against the real ones."""
     folder.picture(lambda: save_samples(folder.path / name, images, columns, real))
+
+
+def draw_reference(folder: RunFolder, teacher: Teacher, noise: Noise, steps: int, recipe: Recipe) -> None:
+    """real.png and teacher-N.png: real images where the recipe names them, and the teacher's of the generator's seeds, with all its
+    evaluations and with about as many as the generator takes."""
+    columns, shape = recipe.log.grid, teacher.image_shape
+    n = min(columns**2, MOST_OF_TEACHER)
+
+    def sampled(nfe: int) -> Tensor:
+        parts = [range(i, min(i + recipe.eval.batch, n)) for i in range(0, n, recipe.eval.batch)]
+        return torch.cat([heun_samples(teacher.denoiser, noise, teacher, part, (nfe + 1) // 2) for part in parts])
+
+    for nfe in (2 * heun_steps(shape[1], None, None) - 1, steps + 1 - steps % 2):  # Heun takes an odd number
+        folder.picture(partial(draw, folder.path / f"teacher-{nfe:03d}.png", partial(sampled, nfe), columns))
+    source = recipe.data.source if recipe.data else recipe.eval.reference
+    if teacher.images is not None:
+        folder.picture(partial(save_samples, folder.path / "real.png", teacher.images[:n], columns))
+    elif source and source != "teacher" and not source.endswith(".npz"):
+        folder.picture(partial(draw, folder.path / "real.png", lambda: load_images(source, n).x()[:n], columns))
+
+
+def draw(path: Path, images: Callable[[], Tensor], columns: int) -> None:
+    """A grid of images that are made when it is drawn."""
+    save_samples(path, images(), columns)
+
+
+def draw_page(folder: RunFolder) -> None:
+    """report.html. Nothing that goes wrong with it ends a run."""
+    try:
+        folder.picture(partial(write_report, folder.path))
+    except Exception as error:
+        folder.journal.log(f"WARNING the page of the run cannot be made: {shown(error, 200)}")
 
 
 def snapshot_name(nimg: int, tables: Tables) -> str:
@@ -99,7 +142,7 @@ def alike(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def draw_curves(folder: RunFolder, losses: tuple[str, ...], metrics: Metrics) -> None:
-    """curves.png: every learner's loss, and the first column of every metric, over kimg."""
+    """report.html, and curves.png: every learner's loss, and the first column of every metric, over kimg."""
     stats = folder.lines()
     panels: list[Any] = [(f"{name}'s loss", {name: course(stats, f"Loss/{name}")}, False) for name in losses]
     panels.append(("gap", {band: course(stats, f"Gap/{band}") for band in ("all", *BANDS)}, True))
@@ -108,6 +151,7 @@ def draw_curves(folder: RunFolder, losses: tuple[str, ...], metrics: Metrics) ->
         lines = measurements(folder, choice, column)
         panels.append((column, {column: ([e["kimg"] for e in lines], [e["results"][column] for e in lines])}, True))
     folder.picture(lambda: save_curves(folder.path / "curves.png", panels, folder.path.name))
+    draw_page(folder)
 
 
 def course(stats: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
@@ -134,3 +178,4 @@ def write_table(folder: RunFolder, rows: list[Row], metrics: Metrics, config: Ev
         "versions": versions(),
     }
     folder.write("quality.json", (json.dumps(content, indent=1) + "\n").encode())
+    draw_page(folder)

@@ -19,6 +19,7 @@ from registry.core.errors import Diverged, Mistakes, SettingError, UserError
 from registry.core.interruption import SIGNALS
 from registry.files.atomic import write_atomically
 from registry.files.json_files import kept
+from registry.files.json_lines import STATISTICS, readable_lines
 from registry.files.locate import locate_recipe
 from registry.measure.saved import QUALITY, Quality
 from registry.plugins.loading import Plugins
@@ -26,7 +27,6 @@ from registry.recipe.reading import expect, read_tables, resolve
 from registry.recipe.resolved import Recipe, Tables, dumps
 from registry.recipe.tables import StudyConfig
 from registry.runs.checkpoints import differences
-from registry.runs.folder import STATISTICS, readable_lines
 from registry.study.definition import Study
 from registry.study.grid import Combination, combinations
 

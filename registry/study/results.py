@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from registry.files.json_files import kept
+from registry.files.json_lines import STATISTICS, readable_lines
 from registry.measure.saved import QUALITY
-from registry.runs.folder import STATISTICS, readable_lines
 from registry.study.cells import Cell, Note, Status, kimg, last_line, status
 from registry.study.statistics import Curve
 

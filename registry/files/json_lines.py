@@ -1,0 +1,64 @@
+"""JSON lines as runs write them, in EDM's form: statistics at ticks, and measurements at snapshots."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from registry.files.json_files import LARGEST, NoRecord, content
+
+STATISTICS = "stats.jsonl"
+MOST_LINES = 2**30
+"""Bytes of a JSON-lines file: far more than a run writes in months."""
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The entries of a JSON-lines file, but for one that was cut off."""
+    return [entry for _, entry in whole_lines(path)]
+
+
+def readable_lines(path: Path) -> list[dict[str, Any]]:
+    """The same; none if the file cannot be read."""
+    try:
+        return read_lines(path)
+    except (OSError, NoRecord):
+        return []
+
+
+def whole_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The lines of a JSON-lines file with their content, but for those that were cut off or are damaged."""
+    found = []
+    for line in content(path, MOST_LINES).decode(errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if is_whole_line(entry) and not (path.name == STATISTICS and "results" in entry):
+            found.append((line, entry))
+    return found
+
+
+def is_whole_line(entry: Any) -> bool:
+    """Whether this is what a run writes: statistics or a measurement, numbers within bounds, at some thousands of images."""
+    if not isinstance(entry, dict):
+        return False
+    measured, statistics = entry.get("results"), [value for key, value in entry.items() if "/" in key]
+    if measured is None or statistics:
+        numbers = [value.get("mean") if isinstance(value, dict) else None for value in (entry.get("Progress/kimg"), *statistics)]
+    else:
+        names = [entry[key] for key in ("metric", "snapshot_pkl") if key in entry]
+        if not (isinstance(measured, dict) and all(isinstance(name, str) and Path(name).name == name for name in names)):
+            return False
+        numbers = [entry.get("kimg"), *measured.values()]
+    return all(_is_number(number) for number in (*numbers, entry.get("train_seconds", 0)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not LARGEST < abs(value) < float("inf")
+
+
+def kimg_of(entry: dict[str, Any]) -> float:
+    """Thousands of images of a line."""
+    value = entry.get("Progress/kimg", entry.get("kimg", 0))
+    return float(value["mean"] if isinstance(value, dict) else value)

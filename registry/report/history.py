@@ -1,0 +1,186 @@
+"""What a run's folder holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from registry.core.errors import UserError
+from registry.files.json_files import ANYTHING, kept
+from registry.files.json_lines import STATISTICS, readable_lines
+from registry.files.locate import RECIPE
+from registry.measure.saved import QUALITY, Quality
+from registry.plugins.component import Component
+from registry.plugins.loading import Plugins
+from registry.recipe.reading import read_tables
+from registry.recipe.tables import EvalConfig, GeneratorConfig, LogConfig, PretrainConfig, TrainConfig, WarmupConfig
+
+MOST_SNAPSHOTS = 24
+"""Pictures of a page's slider."""
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class History:
+    """A run as its folder shows it."""
+
+    path: Path
+    tables: dict[str, Any]
+    """The resolved recipe; empty if it cannot be read."""
+    statistics: list[Line]
+    measurements: dict[str, list[Line]]
+    """By metric."""
+    quality: Quality | None
+    """The final table."""
+    pictures: dict[str, Path]
+    """{"real", "teacher-35", …}: grids of the same seeds."""
+    snapshots: list[tuple[float, Path]]
+    """Grids of the generator's images, by thousands of images."""
+    best: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, Any] = field(default_factory=dict)
+    running: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def kimg(self) -> float:
+        """Thousands of images so far."""
+        return max((float(line["Progress/kimg"]["mean"]) for line in self.statistics), default=0.0)
+
+    @property
+    def total(self) -> float | None:
+        """Thousands of images of the whole run, if its recipe says."""
+        train, warmup = self.table("train"), self.table("warmup")
+        if "duration_kimg" not in train:
+            return None
+        return float(train["duration_kimg"]) + float(warmup["kimg"] + warmup.get("student_kimg", 0) if warmup.get("kimg") else 0)
+
+    @property
+    def seconds(self) -> float:
+        """Of training, without measuring."""
+        return max((line.get("Timing/train_sec", {"mean": 0.0})["mean"] for line in self.statistics), default=0.0)
+
+    @property
+    def state(self) -> str:
+        """finished, running or stopped. A finished run may be resumed with more images."""
+        if self.quality and (self.quality.nimg is None or self.quality.nimg / 1000 >= self.kimg - 1e-6):
+            return "finished"
+        return "running" if self.running else "stopped"
+
+    @property
+    def is_pretraining(self) -> bool:
+        return "network" in self.tables
+
+    def table(self, name: str) -> dict[str, Any]:
+        found = self.tables.get(name, {})
+        return found if isinstance(found, dict) else {}
+
+    def last(self, key: str) -> float | None:
+        """The last value of a number of the statistics."""
+        return next((float(line[key]["mean"]) for line in reversed(self.statistics) if key in line), None)
+
+    def first_columns(self) -> dict[str, str]:
+        """The first column of every metric: {column: metric}."""
+        if self.quality and self.quality.columns:
+            return {columns[0]: metric for metric, columns in self.quality.columns.items()}
+        return {next(iter(lines[-1]["results"])): metric for metric, lines in self.measurements.items() if lines[-1]["results"]}
+
+    def higher(self, column: str) -> bool:
+        """Whether higher is better."""
+        return self.quality is not None and column in self.quality.higher_is_better
+
+
+def read_history(path: Path) -> History:
+    """The run in a folder. Raises UserError if there is none."""
+    if not path.is_dir() or not ((path / RECIPE).is_file() or (path / STATISTICS).is_file()):
+        what = "no run folder: it has neither recipe.toml nor stats.jsonl" if path.is_dir() else "no such folder"
+        raise UserError(f"{path}: {what}")
+    try:
+        tables = read_tables(path / RECIPE) if (path / RECIPE).is_file() else {}
+    except UserError:
+        tables = {}
+    names = {"real": "real.png", **{p.stem: p.name for p in sorted(path.glob("teacher-*.png"))}}
+    measured: dict[str, list[Line]] = {
+        p.stem.removeprefix("metric-"): [line for line in readable_lines(p) if {"kimg", "results"} <= line.keys()]
+        for p in sorted(path.glob("metric-*.jsonl"))
+    }
+    quality = kept(path / "quality.json", QUALITY)
+    whole = kept(path / "quality.json", ANYTHING) or {}
+    versions = whole.get("versions")
+    return History(
+        path=path,
+        tables=tables,
+        statistics=[line for line in readable_lines(path / STATISTICS) if "Progress/kimg" in line],
+        measurements={metric: lines for metric, lines in measured.items() if lines},
+        quality=quality,
+        pictures={name: path / file for name, file in names.items() if (path / file).is_file()},
+        snapshots=spread_out(sorted(grids(path)), MOST_SNAPSHOTS),
+        best=kept(path / "best.json", ANYTHING) or {},
+        versions=versions if isinstance(versions, dict) else {},
+        running=is_locked(path),
+    )
+
+
+def grids(path: Path) -> list[tuple[float, Path]]:
+    """The grids of a run, with thousands of images."""
+    found = [(0.0, path / "fakes_init.png")] if (path / "fakes_init.png").is_file() else []
+    return found + [(float(m[1]), p) for p in path.glob("fakes_*.png") if (m := re.fullmatch(r"fakes_(\d+)", p.stem))]
+
+
+def spread_out(values: list[Any], most: int) -> list[Any]:
+    """The first, the last, and as many between as there is room for."""
+    if len(values) <= most:
+        return values
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a run is writing into the folder."""
+    if not (path / "run.lock").is_file():
+        return False
+    lock = FileLock(path / "run.lock", timeout=0)
+    try:
+        with lock:
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
+
+
+def defaults(tables: Mapping[str, Any], plugins: Plugins) -> dict[str, dict[str, Any]]:
+    """The defaults of a recipe's tables, where they are known: {table: {key: value}}."""
+    own: dict[str, Any] = {
+        "train": PretrainConfig if "network" in tables else TrainConfig,
+        "generator": GeneratorConfig, "warmup": WarmupConfig, "log": LogConfig, "eval": EvalConfig,
+    }  # fmt: skip
+    for kind in ("teacher", "noise", "loss"):
+        table = tables.get(kind)
+        use = table.get("use") if isinstance(table, dict) else None
+        owners = plugins.owners(kind, use) if isinstance(use, str) else []
+        if owners and isinstance(owners[0].component, Component):
+            own[kind] = owners[0].component.config
+    return {
+        name: {key: info.default for key, info in config.model_fields.items() if not info.is_required()}
+        for name, config in own.items()
+    }
+
+
+def unlike_defaults(tables: Mapping[str, Any], plugins: Plugins) -> set[tuple[str, str]]:
+    """The settings (table, key) that are not as they would be by default."""
+    known = defaults(tables, plugins)
+    found = set()
+    for name, table in tables.items():
+        for key, value in table.items() if isinstance(table, dict) else ():
+            default = known.get(name, {}).get(key)
+            default = list(default) if isinstance(default, tuple) else default
+            if key != "use" and value != default:
+                found.add((name, key))
+    return found
