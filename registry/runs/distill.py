@@ -26,8 +26,8 @@ from registry.runs.folder import RunFolder
 from registry.runs.health import check_images, check_unchanged, fingerprint
 from registry.runs.outputs import (
     draw_curves,
-    draw_reference,
     draw_samples,
+    draw_start,
     measure_snapshot,
     snapshot_name,
     write_network,
@@ -121,8 +121,7 @@ def distill(
             draw_curves(folder, ("regression", "student", "generator"), metrics)
 
         if run.nimg == 0:
-            draw_samples(folder, "fakes_init.png", generator.sample(shown), recipe.log.grid, teacher.images)
-            draw_reference(folder, teacher, noise, generator.steps, recipe)
+            draw_start(folder, generator.sample(shown), teacher, noise, generator.steps, recipe)
         seen = partial(signs_and_teacher, run, fingerprint(run.teacher.state_dict()))
         train(partial(loop.iterations, run), run, recipe, folder, run.learners, saved, snapshot, seen, run.milestones)
         rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher)

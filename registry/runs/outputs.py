@@ -43,9 +43,10 @@ def draw_samples(folder: RunFolder, name: str, images: Tensor, columns: int, rea
     folder.picture(lambda: save_samples(folder.path / name, images, columns, real))
 
 
-def draw_reference(folder: RunFolder, teacher: Teacher, noise: Noise, steps: int, recipe: Recipe) -> None:
-    """real.png and teacher-N.png: real images where the recipe names them, and the teacher's of the generator's seeds, with all its
-    evaluations and with about as many as the generator takes."""
+def draw_start(folder: RunFolder, images: Tensor, teacher: Teacher, noise: Noise, steps: int, recipe: Recipe) -> None:
+    """fakes_init.png: the generator's images before training. And what to compare them with: real.png where the recipe names real
+    images, teacher-N.png of the same seeds, with all the teacher's evaluations and with about as many as the generator takes."""
+    draw_samples(folder, "fakes_init.png", images, recipe.log.grid, teacher.images)
     columns, shape = recipe.log.grid, teacher.image_shape
     n = min(columns**2, MOST_OF_TEACHER)
 
