@@ -9,7 +9,8 @@ image_commands     generate, evaluate
 process_commands   launch
 file_commands      inspect, convert, dataset
 study_commands     study
-report_commands    report, runs
+report_commands    report
+listing_commands   runs, recipes
 plugin_commands    plugins
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 from registry.cli import (  # noqa: F401  (each adds its commands)
     file_commands,
     image_commands,
+    listing_commands,
     plugin_commands,
     process_commands,
     report_commands,

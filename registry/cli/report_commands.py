@@ -1,4 +1,4 @@
-"""The commands that look at runs: report, runs."""
+"""The command that makes the page of runs."""
 
 from __future__ import annotations
 

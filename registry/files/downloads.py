@@ -47,12 +47,7 @@ def fetch(url: str, sha256: str | None = None) -> Path:
     The cache holds the file and, beside it, its length and hash from when the download finished. A file that does not match
     these, or `sha256`, is fetched again.
     """
-    folder = cache_folder()
-    try:
-        name = Path(urlsplit(url).path).name or "file"
-    except ValueError as error:
-        raise UserError(f"{url}: not an address: {error}") from None
-    path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
+    folder, path = cache_folder(), place_of(url)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
@@ -65,6 +60,15 @@ def fetch(url: str, sha256: str | None = None) -> Path:
             f"{url}: cannot be saved in {folder}: {error.strerror or error} (set DISTILL_CACHE_DIR to another folder)"
         ) from None
     return path
+
+
+def place_of(url: str) -> Path:
+    """Where in the cache a download is, or will be. Raises UserError."""
+    try:
+        name = Path(urlsplit(url).path).name or "file"
+    except ValueError as error:
+        raise UserError(f"{url}: not an address: {error}") from None
+    return cache_folder() / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
 
 
 def _is_whole(path: Path, sha256: str | None) -> bool:
