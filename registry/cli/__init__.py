@@ -11,6 +11,7 @@ file_commands      inspect, convert, dataset
 study_commands     study
 report_commands    report
 listing_commands   runs, recipes
+starting_commands  init
 plugin_commands    plugins
 """
 
@@ -24,6 +25,7 @@ from registry.cli import (  # noqa: F401  (each adds its commands)
     process_commands,
     report_commands,
     run_commands,
+    starting_commands,
     study_commands,
 )
 from registry.cli.group import main

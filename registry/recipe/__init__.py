@@ -5,5 +5,6 @@ resolved    Recipe, PretrainRecipe, FeaturesRecipe, and a recipe's choice of a c
 reading     a file and overrides -> a resolved recipe, or all that is wrong with it
 arguments   the same from Python's arguments: paths, names, dicts
 evaluation  the settings of an evaluation, from the options of a command
+starter     recipes to begin with, for a teacher or images of one's own
 problems    what is wrong with a setting, in words
 """

@@ -1,0 +1,83 @@
+"""The command that begins: init."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import click
+
+from registry.cli.group import main
+from registry.core.errors import SettingError, UserError
+from registry.files.atomic import write_atomically
+
+
+@main.command()
+@click.argument("name", required=False, metavar="[NAME]")
+@click.option("--teacher", metavar="FILE", help="A teacher to distil: any file that distill reads, a run folder, or a name.")
+@click.option("--data", metavar="FOLDER", help="Images to train a teacher on; with --teacher, images to measure with.")
+@click.option("--dim", "D", type=float, default=math.inf, help="D of the teacher to train.  [default: inf, a diffusion model]")
+def init(name: str | None, teacher: str | None, data: str | None, D: float) -> None:
+    """Write a starter recipe, with comments, for a teacher or for images of your own.
+
+    \b
+    distill init --teacher my_teacher.pkl           # my_teacher.toml: distil it
+    distill init flowers --data flowers.zip         # flowers.toml: train a teacher on images
+    """
+    from registry.recipe.starter import distillation, pretraining
+
+    if not (teacher or data):
+        raise click.UsageError("Give --teacher FILE, or --data FOLDER, or both.")
+    if not D > 0:
+        raise SettingError("D", "must be a positive number, or inf", D)
+    stem = name or Path(str(teacher or data)).name.split(":")[-1].partition(".")[0] or "recipe"
+    path = Path(stem if stem.endswith(".toml") else f"{stem}.toml")
+    if path.exists():
+        raise UserError(f"{path}: is there already; give another name")
+    found = located(data)
+    if teacher:
+        text = distillation(str(path), *facts_of(teacher, found), data=found)
+        command = f"distill --recipe {path}"
+    else:
+        assert found is not None
+        text = pretraining(str(path), found, D, *facts_of_images(found))
+        command = text.partition("#   ")[2].partition("\n")[0]
+    write_atomically(path, text.encode())
+    click.echo(f"{path} is written; look at it, and run it with:\n  {command}")
+
+
+def located(data: str | None) -> str | None:
+    """Where the images are. Raises UserError."""
+    from registry.files.locate import locate_data
+
+    try:
+        return None if data is None else locate_data(data)
+    except ValueError as error:
+        raise SettingError("data", str(error), data) from None
+
+
+def facts_of(teacher: str, data: str | None) -> tuple[str, float, tuple[int, int, int], int]:
+    """Where a teacher is, its D, its images' shape, and its classes. Raises UserError if the images have another shape."""
+    from registry.files.locate import published
+    from registry.files.teachers import outline
+    from registry.sample.opening import load_teacher
+
+    known = published(teacher)
+    if known and known.network:
+        made = outline(known)
+        source, D, shape, classes = teacher, made.D, made.image_shape, made.label_dim
+    else:
+        sampler = load_teacher(teacher)
+        source, D, shape, classes = sampler.domain.origin, sampler.D, sampler.image_shape, sampler.label_dim
+    if data is not None and (images := facts_of_images(data)[0]) != shape:
+        a, b = ("×".join(map(str, s)) for s in (images, shape))
+        raise SettingError("data", f"its images are {a}, the teacher's {b}", data)
+    return source, D, shape, classes
+
+
+def facts_of_images(data: str) -> tuple[tuple[int, int, int], int, bool]:
+    """The shape of images, how many there are, and whether they have classes. Raises UserError."""
+    from registry.edm.datasets import load_images
+
+    images = load_images(data)
+    return images.image_shape, len(images), images.classes is not None

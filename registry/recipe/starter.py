@@ -1,0 +1,57 @@
+"""Starter recipes for what a user has: text with comments, from the templates in recipes/starters/."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from registry.files.locate import shipped
+
+SMALL = 3 * 16 * 16
+"""Values of an image that is small: the settings that were tried on the digits."""
+
+
+def starter(template: str, **values: object) -> str:
+    """The text of a recipe."""
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    return environment.from_string((shipped() / "starters" / f"{template}.toml.j2").read_text(encoding="utf-8")).render(values)
+
+
+def distillation(file: str, source: str, D: float, image_shape: tuple[int, int, int], label_dim: int, data: str | None) -> str:
+    """A recipe that distils a teacher; `data` are real images to measure with."""
+    small = math.prod(image_shape) <= SMALL
+    return starter(
+        "distill", file=shlex.quote(file), name=Path(source).name, shape=shape(image_shape), D=number(D), classes=label_dim,
+        small=small, source=json.dumps(source, ensure_ascii=False), data=data and json.dumps(data, ensure_ascii=False),
+        samples=5000 if small else 10_000, command=f"distill --recipe {shlex.quote(file)}",
+    )  # fmt: skip
+
+
+def pretraining(file: str, source: str, D: float, image_shape: tuple[int, int, int], count: int, classes: bool) -> str:
+    """A recipe that trains a teacher on images: a network and a length that fit their size and number."""
+    resolution = image_shape[1]
+    level = 0 if resolution <= 16 else 1 if resolution <= 32 else 2
+    kimg = (800, 10_000, 200_000)[level]
+    saved = f"{Path(file).stem}.pt"
+    return starter(
+        "pretrain", name=Path(source).name, shape=shape(image_shape), D=number(D), count=f"{count:,}", saved=shlex.quote(saved),
+        folder=shlex.quote(source), data=json.dumps(source, ensure_ascii=False), labels=str(classes).lower(),
+        channels=(32, 64, 128)[level], mult=([1, 2], [1, 2, 2], [1, 2, 2, 2])[level], blocks=(1, 2, 4)[level],
+        attention=max(resolution // 2, 4) if level < 2 else 16, dropout=(0.05, 0.1, 0.13)[level],
+        kimg=kimg, rampup=f"{kimg / 100:g}",
+        halflife=f"{kimg / 40:g}", tick=f"{kimg / 100:g}", samples=min(max(count, 200), 5000), snapshot=min(max(count, 200), 1000),
+        command=f"distill pretrain --recipe {shlex.quote(file)} --save {shlex.quote(saved)}",
+    )  # fmt: skip
+
+
+def shape(image_shape: tuple[int, int, int]) -> str:
+    return "×".join(map(str, image_shape))
+
+
+def number(D: float) -> str:
+    """D as TOML has it."""
+    return "inf" if math.isinf(D) else f"{D:g}"
