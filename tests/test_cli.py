@@ -422,7 +422,10 @@ def test_the_options_of_the_command_are_frozen() -> None:
     common = {"--recipe", "--set", "--seed", "--outdir", "--resume", "--dry-run", "--debug"}
     assert options(main) == common | {"--loss", "--fresh-teacher", "--version"}
     assert isinstance(main, click.Group)
-    sampling = {"--network", "--key", "--kind", "--sampler", "--steps", "--nfe", "--sigma-init", "--dim", "--rng", "--device"}
+    sampling = {"--network", "--key", "--kind", "--sampler", "--steps", "--nfe", "--sigma-init", "--dim", "--rng", "--device"} | {
+        "--precision",
+        "--compile",
+    }
     assert {name: options(command) for name, command in main.commands.items()} == {
         "pretrain": common | {"--save"},
         "features": {"--recipe", "--set", "--save", "--debug"},
@@ -447,6 +450,10 @@ def test_the_options_of_the_command_are_frozen() -> None:
         "convert": {"--key", "--kind", "--as", "--debug"},
         "dataset": {"--resolution", "--crop", "--folder-labels", "--debug"},
         "plugins": {"--debug"},
+        "init": {"--teacher", "--data", "--dim", "--debug"},
+        "recipes": {"--debug"},
+        "runs": {"--debug"},
+        "report": {"--output", "--debug"},
         "launch": {"--processes", "--max-restarts", "--debug"},
         "study": {
             "--recipe",

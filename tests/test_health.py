@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ipfm_plugin.loss import IPFMLoss
-from registry.core.errors import Diverged, UserError
+from registry.core.errors import Diverged, Interrupted, UserError
 from registry.core.streams import Streams
 from registry.files.bounds import STATE
 from registry.files.formats import load_network, save_network
@@ -128,6 +130,38 @@ def test_a_rollback_goes_back_to_the_last_good_state_with_other_draws(recipe_fil
     assert load(folder / "training-state-000000.pt", STATE)["rollbacks"] == 1
     kimg = [line.split()[1] for line in log.splitlines() if line.startswith("kimg ") and "generator" in line]
     assert len((folder / "stats.jsonl").read_text().splitlines()) == 5 and len(kimg) >= 5
+
+
+def test_a_signal_to_a_run_that_learns_nothing_keeps_the_good_state(recipe_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them would have pushed out both good states (keep_states = 2)."""
+
+    class Signalled(Poisoned):
+        def generator(self, *args: Any) -> Tensor:
+            if self.step == 27:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return super().generator(*args)
+
+    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: Signalled(range(23, 10_000), 8))
+    with pytest.raises(Interrupted) as caught:
+        distill(str(recipe_file(*LONGER)), sets=["train.nonfinite=rollback", "log.snapshot_ticks=100"])
+    assert caught.value.code == 128 + signal.SIGUSR1
+    assert "where it had nothing left to learn from; the last good state is kept" in str(caught.value)
+    assert caught.value.state is not None
+    assert load(caught.value.state, STATE)["nimg"] == 160
+
+
+def test_a_signal_before_the_first_state_saves_one_even_so(recipe_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Signalled(Poisoned):
+        def generator(self, *args: Any) -> Tensor:
+            if self.step == 5:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return super().generator(*args)
+
+    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: Signalled(range(3, 10_000), 8))
+    with pytest.raises(Interrupted) as caught:
+        distill(str(recipe_file(*LONGER)), sets=["log.snapshot_ticks=100"])
+    assert caught.value.state is not None
+    assert load(caught.value.state, STATE)["nimg"] == 48
 
 
 def test_rollbacks_are_counted(here: Here, recipe_file: Write, poison: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import tempfile
@@ -13,6 +14,11 @@ from typing import BinaryIO, cast
 
 from registry.core.errors import SettingError, UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], durable: bool = True) -> None:
     """Write a file whole or not at all, by moving a temporary file in the same folder into place. Raises UserError.
@@ -22,7 +28,9 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], 
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        if durable:  # others are many
+            sweep(path.parent, path.name)
+        handle, temporary = own_temporary(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     try:
@@ -67,6 +75,39 @@ class _Target:
         except OSError as error:
             self.error = error
             raise
+
+
+def own_temporary(path: Path) -> tuple[int, str]:
+    """A new file beside `path`, open and locked: the lock goes with the process and says that it is in use. Raises OSError."""
+    while True:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        if lock(handle) is None or os.fstat(handle).st_nlink:  # another process may have swept it before it was locked
+            return handle, temporary
+        os.close(handle)
+
+
+def lock(handle: int) -> bool | None:
+    """Take the lock of an open file: whether it was free, or None if this disk has no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove what writes to files of this name in a folder left behind that were killed."""
+    for path in folder.glob(f".{glob.escape(name) if name != '*' else name}.????????"):
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)) if is_temporary(path) else None
+            if handle is not None:
+                if lock(handle):
+                    path.unlink()
+                os.close(handle)
 
 
 def is_temporary(path: Path) -> bool:

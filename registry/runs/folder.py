@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 import time
@@ -14,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from registry.core import distributed
 from registry.core.errors import SettingError, UserError
-from registry.files.atomic import is_temporary, write_atomically
+from registry.files.atomic import sweep, write_atomically
 from registry.files.json_lines import STATISTICS, kimg_of, read_lines, whole_lines
 from registry.recipe.resolved import Tables, dumps
 from registry.show.journal import Journal
@@ -136,10 +137,10 @@ class RunFolder:
                 write_atomically(path, kept.encode())
 
     def sweep(self) -> None:
-        """Remove what writes left behind that were killed."""
-        for path in self.path.glob(".*") if self.writes else []:
-            if is_temporary(path):
-                path.unlink(missing_ok=True)
+        """Remove what writes left behind that were killed, also in older folders of this recipe that nobody goes on from."""
+        for folder in (self.path, *self.path.parent.glob(f"[0-9]*-{glob.escape(self.path.name.partition('-')[2])}")):
+            if self.writes:
+                sweep(folder)
 
     def picture(self, draw: Callable[[], object]) -> None:
         """Draw a picture. If the plotting library is missing, say so once and go on."""

@@ -131,6 +131,7 @@ def start_or_resume(
     if state is None:
         with settings_of(recipe.log):
             folder = RunFolder.new(Path(recipe.log.outdir), recipe.name, journal)
+        folder.sweep()
         if resume:
             journal.log(f"nothing to resume in {recipe.log.outdir}; starting anew")
     elif distributed.by_rank0(lambda: holds_modules(state)):
@@ -250,7 +251,7 @@ def after_iteration(
     schedule: Schedule,
     ticks: Ticks,
 ) -> None:
-    """Do what is due. Raises Interrupted and Diverged. While no image is left to learn from, only a signal saves a state."""
+    """Do what is due. Raises Interrupted and Diverged. While no image is left to learn from, no state is saved."""
     due = schedule.due(run.nimg)
     signal, overdue = distributed.largest(signalled(), saved.overdue())
     if not (any(due) or signal or overdue):
@@ -261,7 +262,8 @@ def after_iteration(
     if due.tick:
         ticks.record(run.nimg, run.total, saved.clock.seconds)
     if signal:
-        raise at_a_state(saved.save(folder, run, due.snapshot), run, 128 + signal)
+        kept = None if well else newest_good(folder)  # a state of a run that learns nothing would take its place
+        raise at_a_state(kept or saved.save(folder, run, due.snapshot), run, 128 + signal, kept is None)
     with going_on(folder, due.end):
         if due.end or (well and (due.state or overdue)):
             saved.save(folder, run, due.snapshot)
@@ -324,8 +326,9 @@ def make(snapshot: Callable[[], None], saved: Saved, folder: RunFolder, run: Tra
         raise at_a_state(saved.save(folder, run, snapshot_due=True), run, stop.code) from None
 
 
-def at_a_state(state: Path, run: Training, code: int) -> Interrupted:
-    return Interrupted(f"interrupted at {run.nimg / 1000:.3f} kimg; the state is kept", code, str(state))
+def at_a_state(state: Path, run: Training, code: int, well: bool = True) -> Interrupted:
+    what = "the state is kept" if well else "where it had nothing left to learn from; the last good state is kept"
+    return Interrupted(f"interrupted at {run.nimg / 1000:.3f} kimg{';' if well else ','} {what}", code, str(state))
 
 
 @contextmanager

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import json
 import math
 import os
 import re
 import shutil
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +21,7 @@ from torch import Tensor
 
 from registry.core import distributed
 from registry.core.errors import SettingError, UserError
-from registry.files.atomic import check_folder, is_temporary, write_atomically
+from registry.files.atomic import check_folder, sweep, write_atomically
 from registry.files.json_files import ANYTHING, NoRecord, read_record
 from registry.files.npz import read_npz
 from registry.sample.sampler import Sampler
@@ -33,8 +31,6 @@ from registry.show.pictures import as_picture, as_pixels, save_image, save_sampl
 Format = Literal["png", "npz", "grid"]
 MOST_IN_A_GRID = 1024
 NOTE, PARTS = "generate.json", ".parts"
-OLD = 3600.0
-"""Seconds since a file was written to, after which nobody is writing it any more."""
 MOST_BYTES, MOST_COMPRESSED = 2**28, 100
 """Of the arrays in an .npz file that lies in the folder: so many bytes, or so many times the file."""
 
@@ -152,7 +148,8 @@ def prepare(
     one file at the end, and only one command at a time can do that.
     """
     claim(outdir, settings)
-    sweep(outdir)
+    for folder in (outdir, *outdir.glob("[0-9]*/")):
+        sweep(folder)
     begun = (outdir / PARTS).exists()
     if lock is not None:
         (outdir / PARTS).mkdir(exist_ok=True)
@@ -193,13 +190,6 @@ def claim(outdir: Path, settings: dict[str, Any]) -> None:
             changes = "; ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} now" for k in other)
             raise SettingError("outdir", f"has images made with other settings ({changes}); give another folder", str(outdir))
     write_atomically(note, (json.dumps(wanted, indent=1) + "\n").encode())
-
-
-def sweep(outdir: Path) -> None:
-    """Remove what killed commands were writing some time ago; other commands may be writing now."""
-    for path in itertools.chain(outdir.glob(".*"), outdir.glob("[0-9]*/.*")):
-        if is_temporary(path) and time.time() - path.stat().st_mtime > OLD:
-            path.unlink(missing_ok=True)
 
 
 def png(outdir: Path, seed: int, many: bool) -> Path:
