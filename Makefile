@@ -14,6 +14,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 quickstart: .venv/run.stamp
 	.venv/bin/distill --recipe recipes/quickstart.toml
+	@run=$$(ls -d runs/*-quickstart | tail -1); printf '%s\n' "" "Next, from here:" \
+	  "  .venv/bin/distill generate --network $$run --seeds 0-63 --format grid --outdir images" \
+	  "  .venv/bin/distill --recipe quickstart --loss sid" \
+	  "  .venv/bin/distill report runs/*-quickstart --output both.html"
 
 # Two workers on two cores, one thread each.
 test: .venv/test.stamp lint

@@ -53,6 +53,8 @@ MODES: dict[str, list[tuple[str, object]]] = {
 }
 """Settings of [train]."""
 PASSES = 11
+WARM = 3
+"""Rounds before the timed ones: a compiled network is compiled again when it is first called in another mode."""
 Times = dict[str, list[float]]
 """Seconds of every round, by what was timed."""
 ALPHA, SCALING, GENERATOR_SCALING = 1.2, 1.0, 100.0
@@ -265,7 +267,7 @@ def main(options: argparse.Namespace) -> None:
         other = ours(teacher, config.model_copy(update=dict(pair for name in mode.split("+") for pair in MODES[name])), device)
         ways[f"ours, {mode}"] = partial(loop.iteration, other)
     pieces = dict(parts(run, device))
-    for work in (*ways.values(), *pieces.values()):
+    for work in (*ways.values(), *pieces.values()) * WARM:
         seconds(work, device)
     times: Times = {name: [] for name in (*ways, *pieces)}
     for _ in range(options.rounds):
