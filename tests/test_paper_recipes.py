@@ -245,7 +245,7 @@ def test_three_iterations(
     assert (facts.D, facts.sigma_init, facts.others["steps"]) == (D_of(source), 2.5, 1 + len(few[:1]))
     assert (net.use_fp16, net.init_kwargs["dropout"]) == (PAPERS[name].fp16, PAPERS[name].dropout)
     assert {k: net.init_kwargs.get(k, 0) for k in NETWORKS[source]} == NETWORKS[source]
-    images = result.generator.sample([7])
+    images = result.generator.sample(seeds=[7])
     assert images.shape == (1, 3, net.img_resolution, net.img_resolution)
     assert images.isfinite().all()
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), result.generator.net.parameters(), strict=True))

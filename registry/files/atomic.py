@@ -103,7 +103,7 @@ def sweep(folder: Path, name: str = "*") -> None:
     """Remove what writes to files of this name in a folder left behind that were killed."""
     for path in folder.glob(f".{glob.escape(name) if name != '*' else name}.????????"):
         with suppress(OSError):
-            handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)) if is_temporary(path) else None
+            handle = os.open(path, os.O_RDWR) if is_temporary(path) and not path.is_symlink() else None
             if handle is not None:
                 if lock(handle):
                     path.unlink()
