@@ -223,7 +223,12 @@ def test_the_wheel_works_in_a_fresh_environment_elsewhere(tmp_path: Path) -> Non
     assert {"registry/recipes/teachers/digits_d128.pt", "registry/recipes/studies/alpha.toml", "registry/study/page.html"} <= {
         *names
     }
+    assert {"registry/report/page_of_runs.html", "registry/report/page_of_runs.js", "registry/report/uplot/uPlot.iife.min.js"} <= {
+        *names
+    }
+    assert "registry/recipes/starters/distill.toml.j2" in names
     assert any(n.endswith("licenses/LICENSE") for n in names)
+    assert any(n.endswith("uplot/LICENSE") for n in names)
     assert not [n for n in names if n.startswith(("tests", "recipes", "benchmarks"))]
 
     venv = tmp_path / "venv"
