@@ -65,8 +65,9 @@ def dimension(tables: Mapping[str, Any]) -> str:
 
 def best(note: Mapping[str, Any]) -> str:
     """The best snapshot's number."""
-    value = note.get("value")
-    return f"{shown(note.get('column', ''), 30)} {value:.4g} at {note.get('kimg', 0):g}" if isinstance(value, int | float) else ""
+    value, kimg = note.get("value"), note.get("kimg")
+    known = isinstance(value, int | float) and isinstance(kimg, int | float)
+    return f"{shown(note.get('column', ''), 30)} {value:.4g} at {kimg:g}" if known else ""
 
 
 @main.command()

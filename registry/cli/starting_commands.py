@@ -37,12 +37,11 @@ def init(name: str | None, teacher: str | None, data: str | None, D: float) -> N
     found = located(data)
     if teacher:
         text = distillation(str(path), *facts_of(teacher, found), data=found)
-        command = f"distill --recipe {path}"
     else:
         assert found is not None
         text = pretraining(str(path), found, D, *facts_of_images(found))
-        command = text.partition("#   ")[2].partition("\n")[0]
     write_atomically(path, text.encode())
+    command = text.partition("#   ")[2].partition("\n")[0]  # quoted, where the name has spaces
     click.echo(f"{path} is written; look at it, and run it with:\n  {command}")
 
 

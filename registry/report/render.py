@@ -15,6 +15,8 @@ from markupsafe import Markup
 
 from registry.core.version import versions
 from registry.files.atomic import write_atomically
+from registry.measure.rows import mean
+from registry.measure.rows import spread as deviation
 from registry.plugins.loading import load_plugins
 from registry.recipe.resolved import dumps
 from registry.report.courses import Chart, Points, charts
@@ -137,16 +139,12 @@ def best_of(runs: Sequence[History], column: str) -> str:
     """The best of the generators in a column, as it is printed."""
     values = [run.quality.rows[0].values[column] for run in runs if run.quality and column in run.quality.rows[0].values]
     pick = max if any(run.higher(column) for run in runs) else min
-    return spread(pick(values, key=lambda v: sum(v) / len(v))) if len({spread(v) for v in values}) > 1 else ""
+    return spread(pick(values, key=mean)) if len({spread(v) for v in values}) > 1 else ""
 
 
 def spread(values: Sequence[float]) -> str:
     """mean ± standard deviation; a single value stands alone."""
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.4g}"
-    deviation = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
-    return f"{mean:.4g} ± {deviation:.2g}"
+    return f"{mean(values):.4g}" if len(values) == 1 else f"{mean(values):.4g} ± {deviation(values):.2g}"
 
 
 def settings(runs: Sequence[History]) -> dict[str, Any]:
