@@ -149,6 +149,59 @@ def test_parts_of_a_batch_and_processes_see_the_same_real_images(
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
+def test_batch_norm_and_nan_in_one_of_two_processes(
+    plugin: dict[str, str], data: Path, recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Running statistics are those of process 0; a first batch of which one process has nothing finite is half of a batch."""
+    path = tmp_path / "site" / "with_head_loss.py"
+    text = path.read_text().replace("nn.SiLU()", "nn.BatchNorm2d(width), nn.SiLU()")
+    poisoned = "adversarial * (float('nan') if rank() == 1 and self.head[1].num_batches_tracked <= 2 else 1)"
+    text = text.replace("* adversarial", f"* {poisoned}").replace(
+        "import torch\n", "import torch\nfrom registry.core.distributed import rank\n"
+    )
+    path.write_text(text)
+    recipe = recipe_file(append=f'[data]\nsource = "{data}"\n[swap.with_head]\n')
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "registry.cli"]
+    words = ["--recipe", recipe, "--loss", "with_head", "--outdir", tmp_path / "runs", "--set", "train.timeout_minutes=1"]
+    done = subprocess.run(
+        [*torchrun, *map(str, words)],
+        env=environment(plugin),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "student: 4 images with non-finite loss dropped, the first at 0.000 kimg" in done.stdout
+    head = state(tmp_path / "runs")["parts"]["student"]["companion"]
+    assert head["head.1.num_batches_tracked"] > 2 and head["head.1.running_var"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ("self.get_extra_state = lambda: {'seen': 1}", "state must hold tensors alone, and _extra_state is a dict"),
+        ("self.extra = nn.Parameter(torch.zeros(2, dtype=torch.complex64))", "state must hold real numbers, and extra is complex"),
+    ],
+)
+def test_a_loss_whose_state_has_no_place_in_files_is_refused(
+    change: str, text: str, plugin: dict[str, str], data: Path, recipe_file: Callable[..., Path], tmp_path: Path, cli: Cli
+) -> None:
+    path = tmp_path / "site" / "with_head_loss.py"
+    path.write_text(path.read_text().replace("        self.weight = weight\n", f"        self.weight = weight\n        {change}\n"))
+    if "get_extra_state" in change:
+        path.write_text(
+            path.read_text()
+            .replace(change, "pass")
+            .replace("    def objective", "    def get_extra_state(self):\n        return {'seen': 1}\n\n    def objective")
+        )
+    recipe = recipe_file(append=f'[data]\nsource = "{data}"\n[swap.with_head]\n')
+    message = error_line(cli("--recipe", recipe, "--loss", "with_head", env=plugin))
+    assert f"loss 'with_head': the loss's {text}" in message
+    assert not (tmp_path / "runs").exists()
+
+
 def test_data_is_required_where_a_loss_wants_it_and_refused_elsewhere(
     plugin: dict[str, str], data: Path, recipe_file: Callable[..., Path], cli: Cli
 ) -> None:

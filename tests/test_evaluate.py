@@ -190,14 +190,34 @@ def test_files_that_are_not_statistics(tmp_path: Path) -> None:
         write(tmp_path / "object.npz", mu=np.array([{}]), sigma=sigma).name: "not an .npz file of numbers, or damaged",
         write(tmp_path / "other.npz", mu=mu[:64], sigma=np.eye(64)).name: r"another network: mu is \[64\], sigma \[64, 64\]",
         write(tmp_path / "nan.npz", mu=mu * np.nan, sigma=sigma).name: "values that are not finite",
-        write(tmp_path / "text.npz", mu=np.array("mu"), sigma=sigma).name: "does not hold numbers",
+        write(tmp_path / "text.npz", mu=np.array("mu"), sigma=sigma).name: "does not hold real numbers",
         bomb(tmp_path / "zeros.npz", entry=np.zeros(2**27, np.uint8).tobytes()).name: "more than the 65 MiB that are allowed",
         bomb(tmp_path / "claims.npz", entry=header((10**6, 10**6)) + b"0" * 100).name: "an array of another size than its entry",
         bomb(tmp_path / "deep.npz", entry=header("(" * 5000)).name: "not an .npz file of numbers",
+        write(tmp_path / "void.npz", mu=np.zeros(DIMENSION, "V0"), sigma=sigma).name: "does not hold real numbers",
+        write(tmp_path / "dates.npz", mu=np.zeros(DIMENSION, "datetime64[s]"), sigma=sigma).name: "does not hold real numbers",
+        write(tmp_path / "complex.npz", mu=mu + 1j, sigma=sigma).name: "does not hold real numbers",
+        write(tmp_path / "huge.npz", mu=mu + 1e308, sigma=sigma).name: r"values beyond ±1e\+12, which no features have",
+        write(tmp_path / "skew.npz", mu=mu, sigma=sigma + np.eye(DIMENSION, k=1)).name: "no covariance: it is not symmetric",
+        write(tmp_path / "negative.npz", mu=mu, sigma=-sigma).name: "no covariance: it has negative eigenvalues",
+        write(tmp_path / "two.npz", mu=mu, sigma=sigma, img_resolution=[8, 8, 8]).name: "img_resolution must be one number above 0",
+        write(tmp_path / "bytes.npz", mu=mu, sigma=sigma, num_images=b"50000").name: "num_images must be one number above 0",
+        write(tmp_path / "none.npz", mu=mu, sigma=sigma, num_images=0).name: "num_images must be one number above 0",
+        write(tmp_path / "hash.npz", mu=mu, sigma=sigma, inception=3).name: "inception must be one text",
     }
     for name, message in bad.items():
         with pytest.raises(UserError, match=message):
             read_statistics(str(tmp_path / name))
+
+
+def test_statistics_of_few_images_or_in_float32_are_a_covariance(tmp_path: Path) -> None:
+    """Their smallest eigenvalues are 0 but for rounding."""
+    mu, sigma = moments(torch.randn(10, DIMENSION, generator=torch.Generator().manual_seed(0)) * 30 + 5)
+    for dtype in (np.float64, np.float32):
+        path = write(tmp_path / "few.npz", mu=mu.numpy().astype(dtype), sigma=sigma.numpy().astype(dtype))
+        assert read_statistics(str(path)).mu[3] == pytest.approx(mu[3].item(), rel=1e-6)
+    zero = write(tmp_path / "zero.npz", mu=np.zeros(DIMENSION), sigma=np.zeros((DIMENSION, DIMENSION)))
+    assert read_statistics(str(zero)).sigma.sum() == 0
 
 
 def test_references_that_do_not_fit(inception_file: Path, data: Path, tmp_path: Path) -> None:

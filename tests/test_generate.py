@@ -190,6 +190,22 @@ def test_existing_images_are_not_made_again(here: Cli, generator_file: Path, tmp
     assert len(pixels(out)) == 8
 
 
+def test_what_is_no_whole_image_is_made_again(here: Cli, generator_file: Path, tmp_path: Path) -> None:
+    """As after a power failure, or of another size or kind."""
+    out = tmp_path / "out"
+    args = ["generate", "--network", generator_file, "--outdir", out, "--seeds", "0-5"]
+    assert here(*args).returncode == 0
+    whole = pixels(out)
+    (out / "000000.png").write_bytes((out / "000000.png").read_bytes()[:-20])
+    (out / "000001.png").write_bytes(b"no image")
+    (out / "000002.png").write_bytes(b"")
+    Image.new("L", (9, 8)).save(out / "000003.png")
+    Image.new("L", (8, 8)).save(out / "000004.png", format="JPEG")
+    done = here(*args, "--precision", "fp32")  # which it has without being told
+    assert "1 of 6 images already exist" in done.stdout, done.stderr
+    assert pixels(out) == whole
+
+
 def test_parts_of_an_interrupted_run_are_used(here: Cli, generator_file: Path, tmp_path: Path) -> None:
     """The work folder as a killed process leaves it: one whole part and damaged ones."""
     out = tmp_path / "out"

@@ -14,6 +14,7 @@ from registry.builtin import FIDConfig, InceptionScoreConfig, KIDConfig
 from registry.builtin.feature_space import Real, check_channels, real_images
 from registry.builtin.metrics import Frechet
 from registry.builtin.reference import half
+from registry.core.text import shown
 from registry.measure.distances import inception_score
 from registry.measure.fid import frechet_inception_distance, kernel_inception_distance
 from registry.measure.inception import Inception, Statistics, open_inception, read_statistics
@@ -95,7 +96,9 @@ def build_fid(config: FIDConfig, domain: Domain) -> FID:
         ("with another Inception file, with hash", statistics.inception, inception.hash),
     ):
         if stated is not None and stated != wanted:
-            raise SettingError("reference", f"its statistics were made {what} {stated}, expected {wanted}", config.reference)
+            raise SettingError(
+                "reference", f"its statistics were made {what} {shown(stated, 40)}, expected {wanted}", config.reference
+            )
     return FID(inception, statistics)
 
 

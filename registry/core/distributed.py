@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -116,6 +116,18 @@ def sum_(values: torch.Tensor) -> torch.Tensor:
         with answered():
             dist.all_reduce(values)
     return values
+
+
+def spread(tensors: Iterable[torch.Tensor]) -> None:
+    """Give all processes rank 0's values of these tensors, in place and in one message."""
+    tensors = list(tensors)
+    if world_size() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.detach().reshape(-1).view(torch.uint8) for tensor in tensors])
+    with answered():
+        dist.broadcast(flat, 0)
+    for tensor, part in zip(tensors, flat.split([tensor.nbytes for tensor in tensors]), strict=True):
+        tensor.detach().copy_(part.clone().view(tensor.dtype).view(tensor.shape))  # a clone begins where its type may begin
 
 
 def largest(*values: int) -> list[int]:

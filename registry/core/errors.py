@@ -49,14 +49,17 @@ class Interrupted(BaseException):
 
 
 class Diverged(Exception):
-    """Training came to values that are not finite, and learns nothing more. `nimg` is how far it was."""
+    """Training came to values that are not finite, and learns nothing more. `nimg` is how far it was, `advice` what may help."""
 
     code = 4
     """The exit code."""
 
-    def __init__(self, message: str, nimg: int) -> None:
-        super().__init__(message)
-        self.nimg = nimg
+    def __init__(self, message: str, nimg: int, advice: str = "try smaller learning rates") -> None:
+        super().__init__(message, nimg, advice)
+        self.message, self.nimg, self.advice = message, nimg, advice
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class Lost(Exception):

@@ -106,6 +106,10 @@ _open = functools.cache(Inception)
 # ---------------------------------------------------------------------------------------------------- statistics
 
 
+LARGEST_MOMENT = 1e12
+"""Distances square it twice."""
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Mean [d] and covariance [d, d] (float64, ddof 1) of the features of real images, with known facts about them."""
@@ -136,11 +140,15 @@ def read_statistics(source: str, dimension: int = DIMENSION) -> Statistics:
     if not {"mu", "sigma"} <= set(found):
         names = shown(", ".join(found) or "nothing")
         raise UserError(f"{source}: not a file of statistics: it has {names}, expected mu and sigma")
-    try:
-        mu, sigma = (torch.from_numpy(np.asarray(found[k], dtype=np.float64)) for k in ("mu", "sigma"))
-        known: dict[str, Any] = {k: found[k].item() for k in ("img_resolution", "num_images", "inception") if k in found}
-    except (ValueError, TypeError):
-        raise UserError(f"{source}: not a file of statistics: its mu or sigma does not hold numbers") from None
+    if any(found[k].dtype.kind not in "fiu" for k in ("mu", "sigma")):
+        raise UserError(f"{source}: not a file of statistics: its mu or sigma does not hold real numbers")
+    mu, sigma = (torch.from_numpy(np.asarray(found[k], dtype=np.float64)) for k in ("mu", "sigma"))
+    known: dict[str, Any] = {}
+    for fact, letters, what in (("img_resolution", "iu", "number"), ("num_images", "iu", "number"), ("inception", "U", "text")):
+        if fact in found:
+            if found[fact].dtype.kind not in letters or found[fact].shape or (what == "number" and found[fact] < 1):
+                raise UserError(f"{source}: its {fact} must be one {what}{' above 0' * (what == 'number')}")
+            known[fact] = found[fact].item()
     if mu.shape != (dimension,) or sigma.shape != (dimension, dimension):
         raise UserError(
             f"{source}: statistics of another network: mu is {list(mu.shape)}, sigma {list(sigma.shape)}; "
@@ -148,7 +156,21 @@ def read_statistics(source: str, dimension: int = DIMENSION) -> Statistics:
         )
     if not (mu.isfinite().all() and sigma.isfinite().all()):
         raise UserError(f"{source}: its mu or sigma has values that are not finite")
+    if problem := no_moments(mu, sigma):
+        raise UserError(f"{source}: {problem}")
     return Statistics(mu, sigma, **known)
+
+
+def no_moments(mu: Tensor, sigma: Tensor) -> str | None:
+    """Why no features have this mean [d] and covariance [d, d]; None if some have. Rounding to float32 is allowed for."""
+    largest = sigma.abs().max()
+    if max(mu.abs().max(), largest) > LARGEST_MOMENT:
+        return f"its mu or sigma has values beyond ±{LARGEST_MOMENT:g}, which no features have"
+    if (sigma - sigma.T).abs().max() > 1e-4 * largest:
+        return "its sigma is no covariance: it is not symmetric"
+    if torch.linalg.cholesky_ex(sigma + (1e-4 * largest + 1e-12) * torch.eye(len(sigma), dtype=sigma.dtype)).info:
+        return "its sigma is no covariance: it has negative eigenvalues"
+    return None
 
 
 @functools.cache

@@ -57,10 +57,10 @@ class History:
     @property
     def total(self) -> float | None:
         """Thousands of images of the whole run, if its recipe says."""
-        train, warmup = self.table("train"), self.table("warmup")
-        if "duration_kimg" not in train:
-            return None
-        return float(train["duration_kimg"]) + float(warmup["kimg"] + warmup.get("student_kimg", 0) if warmup.get("kimg") else 0)
+        warmup = self.table("warmup")
+        before = [warmup["kimg"], warmup.get("student_kimg", 0)] if warmup.get("kimg") else []
+        parts = [self.table("train").get("duration_kimg"), *before]
+        return float(sum(parts)) if all(type(part) in (int, float) and abs(part) < 1e9 for part in parts) else None
 
     @property
     def seconds(self) -> float:

@@ -24,7 +24,7 @@ from registry.plugins.loading import Plugins
 from registry.recipe.reading import check_fit
 from registry.recipe.resolved import Choice, Recipe, dumps, settings_of, training_tables
 from registry.recipe.tables import DataConfig, GeneratorConfig
-from registry.runs.built import check_answer, check_facts, check_noise, demand
+from registry.runs.built import check_answer, check_facts, check_noise, check_state, demand
 from registry.train.data import RealImages
 from registry.train.generator import Generator
 
@@ -46,6 +46,8 @@ def build(recipe: Recipe, plugins: Plugins, teacher: Teacher | None = None) -> t
             f"plugin {recipe.loss.owner!r}: its loss {recipe.loss.name!r} has a network in .{hidden} but is not a torch.nn.Module, "
             "so that network would not learn"
         )
+    if isinstance(loss, nn.Module):
+        check_state(recipe.loss, "the loss", loss)
     check_shared_pass(recipe, noise, loss)
     return teacher, noise, loss
 

@@ -29,7 +29,15 @@ def check_facts(choice: Choice, teacher: Any) -> Teacher:
     for name, count in (("label_dim", teacher.label_dim), ("augment_dim", teacher.augment_dim)):
         demand(choice, type(count) is int and count >= 0, f"{name} must be 0 or a number of labels, not {count!r}")
     checked: Teacher = teacher
+    check_state(choice, "denoiser", checked.denoiser)
     return checked
+
+
+def check_state(choice: Choice, what: str, network: nn.Module) -> None:
+    """Files hold a network's state as tensors of real numbers, by name."""
+    for name, value in network.state_dict().items():
+        demand(choice, isinstance(value, Tensor), f"{what}'s state must hold tensors alone, and {name} is a {kind(value)}")
+        demand(choice, not value.is_complex(), f"{what}'s state must hold real numbers, and {name} is complex")
 
 
 @torch.no_grad()

@@ -18,26 +18,34 @@ DEAD = 16
 """A learner from whose last so many steps every image was dropped has learned nothing, and will not."""
 
 
-def check_health(learners: Mapping[str, Learner], nimg: int, strict: bool, end: bool) -> bool:
+def check_health(learners: Mapping[str, Learner], nimg: int, strict: bool, begin: bool, end: bool) -> bool:
     """Whether all is well: no learner was without any image in its last step.
 
-    Raises Diverged if a learner's weights or moments are not finite, or nothing was left to learn from in its last steps (at the
-    `end` of a run: in the last one). With `strict`, also if a single image was dropped or a single value of a gradient was replaced
-    since the last tick.
+    Raises Diverged, in all processes, if a learner's weights or moments are not finite, or nothing was left to learn from in its
+    last steps (after the first one, and at the `end` of a run: in that one). With `strict`, also if a single image was dropped or a
+    single value of a gradient was replaced since the last tick.
     """
-    well = True
+    where, problem = f"at {nimg / 1000:.3f} kimg", None
+    dead = {name: int(learner.tally.dead.item()) for name, learner in learners.items()}
     for name, learner in learners.items():
         if tensor := not_finite(learner.modules):
-            raise Diverged(f"{tensor} of the {name} is not finite at {nimg / 1000:.3f} kimg", nimg)
-        if not all(moment.isfinite().all() for moment in tensors(list(learner.optimiser.state.values()))):
-            raise Diverged(f"Adam's moments of the {name} are not finite at {nimg / 1000:.3f} kimg: a gradient was too large", nimg)
-        dead = learner.tally.dead.item()
-        well = well and not dead
-        if dead >= (1 if end else DEAD):
-            raise Diverged(f"the {name}'s loss was not finite for any image in its last {dead:.0f} step{'s' * (dead > 1)}", nimg)
-        if strict and (learner.tally.dropped.item() or learner.tally.repaired.item()):
-            raise Diverged(f"the {name}'s loss or gradient was not finite, and this recipe stops at the first such value", nimg)
-    return well
+            problem = Diverged(f"{tensor} of the {name} is not finite {where}", nimg)
+        elif not all(moment.isfinite().all() for moment in tensors(list(learner.optimiser.state.values()))):
+            problem = Diverged(f"Adam's moments of the {name} are not finite {where}: a gradient was too large", nimg)
+        elif begin and dead[name]:
+            advice = "look at the loss, the noise levels and the images"
+            problem = Diverged(f"the {name}'s loss was not finite for any image in its first step", nimg, advice)
+        elif dead[name] >= (1 if end else DEAD):
+            steps = f"{dead[name]} step{'s' * (dead[name] > 1)}"
+            problem = Diverged(f"the {name}'s loss was not finite for any image in its last {steps}", nimg)
+        elif strict and (learner.tally.dropped.item() or learner.tally.repaired.item()):
+            problem = Diverged(f"the {name}'s loss or gradient was not finite, and this recipe stops at the first such value", nimg)
+        if problem:
+            break
+    for found in distributed.gather(problem):  # a network's statistics may be unlike in the processes
+        if found is not None:
+            raise found
+    return not any(dead.values())
 
 
 def check_images(images: Tensor, what: str, nimg: int) -> None:

@@ -146,7 +146,7 @@ def distillations(recipe: Recipe, plugins: Plugins) -> tuple[Domain, Callable[[i
         train = recipe.train.model_copy(update={"batch": batch, "batch_gpu": at_a_time, "augment": 0.0, "compile": False})
         generator = build_generator(replace(recipe, generator=config), teacher, noise)
         run = loop.Distillation(teacher, noise, loss, train, META, generator, images, recipe.warmup)
-        run.nimg = run.game_start + batch  # the first iteration looks at values
+        run.nimg = run.game_start
         return run
 
     return teacher, make

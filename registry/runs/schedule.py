@@ -9,11 +9,12 @@ from registry.recipe.tables import LogConfig
 
 
 class Due(NamedTuple):
-    """What is due after an iteration."""
+    """What is due after an iteration, and whether that was the first of a part of the run, or the last of all."""
 
     tick: bool
     snapshot: bool
     state: bool
+    begin: bool
     end: bool
 
 
@@ -32,7 +33,8 @@ class Schedule:
         end = nimg >= self.total
         tick, snapshot, state = (end or self.crossed(nimg, n) for n in (1, self.log.snapshot_ticks, self.log.state_ticks))
         milestone = nimg in self.milestones
-        return Due(tick or milestone, snapshot or milestone, state, end)
+        begin = nimg - self.batch in (0, *self.milestones)
+        return Due(tick or milestone, snapshot or milestone, state, begin, end)
 
     def crossed(self, nimg: int, ticks: int) -> bool:
         """Whether the last batch went over a multiple of that many ticks."""

@@ -166,7 +166,7 @@ def locked_state(folder: RunFolder, state: Path, resume: str | None, saved: Save
     itself, the newest is taken.
     """
     if not distributed.from_rank0(Path(resume or "").expanduser().is_file()):
-        state = distributed.by_rank0(lambda: newest_whole(folder.path).state) or state
+        state = newest_state(folder) or state
     with distributed.everywhere(state) as file:
         content = read_state(file, saved.parts)
     check_same_run(state, content["recipe"], saved.tables)
@@ -257,7 +257,7 @@ def after_iteration(
     if not (any(due) or signal or overdue):
         return
     saved.clock.stop(run.device)
-    well = check_health(learners(), run.nimg, config.nonfinite == "stop", due.end)
+    well = check_health(learners(), run.nimg, config.nonfinite == "stop", due.begin, due.end)
     check_agreement(saved.parts, run.nimg)
     if due.tick:
         ticks.record(run.nimg, run.total, saved.clock.seconds)
@@ -288,10 +288,10 @@ def going_on(folder: RunFolder, end: bool) -> Iterator[None]:
 def roll_back(run: Training, config: TrainConfig | PretrainConfig, saved: Saved, folder: RunFolder, error: Diverged) -> None:
     """Go back to the newest state, with other draws from there on, if the recipe allows it. Otherwise raises Diverged."""
     state = newest_good(folder)
-    where = f"; the last good state is {state}" if state else ""
+    where = f"; the last good state is {state}" if state else "; there is no good state"
     if config.nonfinite != "rollback" or run.rollbacks >= config.rollbacks or state is None:
         times = f" after {run.rollbacks} rollbacks" if run.rollbacks else ""
-        raise Diverged(f"the run has diverged{times}: {error}{where}; try smaller learning rates", error.nimg)
+        raise Diverged(f"the run has diverged{times}: {error}{where}; {error.advice}", error.nimg, error.advice)
     rollbacks = run.rollbacks + 1
     with distributed.everywhere(state) as file:
         run.nimg = restore_state(state, read_state(file, saved.parts), saved.parts)
@@ -310,11 +310,23 @@ def newest(folder: RunFolder) -> Path | None:
     return found
 
 
+def newest_state(folder: RunFolder) -> Path | None:
+    """The newest state in the run's folder that is whole, as rank 0 sees it. Damaged ones are set aside, and the log says so.
+
+    Raises UserError if all are damaged.
+    """
+    found = distributed.by_rank0(lambda: newest_whole(folder.path))
+    for remark in found.remarks:
+        folder.journal.log(remark)
+    return found.state
+
+
 def newest_good(folder: RunFolder) -> Path | None:
-    """The newest state in the run's folder that is whole, as rank 0 sees it; damaged ones are set aside."""
+    """The same; None if none is whole, and the log says so."""
     try:
-        return distributed.by_rank0(lambda: newest_whole(folder.path).state)
-    except UserError:  # none is
+        return newest_state(folder)
+    except UserError as none_is:
+        folder.journal.log(f"WARNING {none_is}")
         return None
 
 

@@ -17,10 +17,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from PIL import Image
 from torch import Tensor
 
 from registry.core import distributed
 from registry.core.errors import SettingError, UserError
+from registry.core.text import shown
 from registry.files.atomic import check_folder, sweep, write_atomically
 from registry.files.json_files import ANYTHING, NoRecord, read_record
 from registry.files.npz import read_npz
@@ -89,7 +91,8 @@ def generate(
     settings = sampler.settings | {"class": class_}
     lock = FileLock(outdir / PARTS / "lock", timeout=0)  # goes with the folder, or with the process
     form = as_pixels(torch.zeros(0, *sampler.domain.image_shape))
-    missing = distributed.by_rank0(lambda: prepare(outdir, settings, seeds, form, "png" in formats, lock if gathering else None))
+    mine = lock if gathering else None
+    missing = distributed.by_rank0(lambda: prepare(outdir, settings, seeds, form, "png" in formats, mine, journal))
     if len(missing) < len(seeds):
         journal.log(f"{len(seeds) - len(missing)} of {len(seeds)} images already exist")
     sample_missing(sampler, missing, outdir, formats, class_, batch, len(seeds) > 1000, journal)
@@ -140,7 +143,13 @@ def written(files: list[Future[None]]) -> None:
 
 
 def prepare(
-    outdir: Path, settings: dict[str, Any], seeds: Sequence[int], form: np.ndarray, pngs: bool, lock: FileLock | None
+    outdir: Path,
+    settings: dict[str, Any],
+    seeds: Sequence[int],
+    form: np.ndarray,
+    pngs: bool,
+    lock: FileLock | None,
+    journal: Journal,
 ) -> list[int]:
     """Claim the folder and list the seeds that are still missing. One process does this for all. Raises UserError.
 
@@ -160,7 +169,14 @@ def prepare(
     if lock is not None and not begun and (found := images_in(outdir / "samples.npz", form)):
         write_part(outdir / PARTS, found["seeds"].tolist(), found["arr_0"], found.get("labels"))
     kept = {seed for of in parts_in(outdir / PARTS, form).values() for seed in of} if lock is not None else set(seeds)
-    return [s for s in seeds if s not in kept or (pngs and not is_there(png(outdir, s, len(seeds) > 1000)))]
+    missing = []
+    with journal.progress("looking for images", len(seeds)) as bar:
+        for i, seed in enumerate(seeds, 1):
+            if seed not in kept or (pngs and not is_there(png(outdir, seed, len(seeds) > 1000), form)):
+                missing.append(seed)
+            if i % 100 == 0 or i == len(seeds):
+                bar.at(i)
+    return missing
 
 
 def gather(outdir: Path, seeds: Sequence[int], form: np.ndarray, formats: Sequence[Format], planar: bool) -> None:
@@ -171,8 +187,8 @@ def gather(outdir: Path, seeds: Sequence[int], form: np.ndarray, formats: Sequen
         np.savez_compressed(buffer, **content)  # type: ignore[arg-type]
         write_atomically(outdir / "samples.npz", buffer.getvalue())
     if "grid" in formats:
-        shown = content["arr_0"][: len(seeds) if planar else MOST_IN_A_GRID]
-        save_samples(outdir / "grid.png", from_pixels(shown), math.ceil(len(shown) ** 0.5))
+        first = content["arr_0"][: len(seeds) if planar else MOST_IN_A_GRID]
+        save_samples(outdir / "grid.png", from_pixels(first), math.ceil(len(first) ** 0.5))
     shutil.rmtree(outdir / PARTS)
 
 
@@ -187,7 +203,7 @@ def claim(outdir: Path, settings: dict[str, Any]) -> None:
             raise SettingError("outdir", f"{note} is damaged; give another folder, or remove this one", str(outdir)) from None
         other = [k for k in sorted({*found, *wanted} - {"network"}) if found.get(k) != wanted.get(k)]
         if other:
-            changes = "; ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} now" for k in other)
+            changes = "; ".join(f"{k}: {shown(found.get(k), 60)} there, {shown(wanted.get(k), 60)} now" for k in other)
             raise SettingError("outdir", f"has images made with other settings ({changes}); give another folder", str(outdir))
     write_atomically(note, (json.dumps(wanted, indent=1) + "\n").encode())
 
@@ -198,9 +214,16 @@ def png(outdir: Path, seed: int, many: bool) -> Path:
     return deep if deep.exists() or (many and not flat.exists()) else flat
 
 
-def is_there(path: Path) -> bool:
-    """Whether a whole image is there. A power failure can leave an empty file."""
-    return path.is_file() and path.stat().st_size > 0
+def is_there(path: Path, form: np.ndarray) -> bool:
+    """Whether a whole PNG of that shape is there. A power failure can leave a part of one."""
+    try:
+        if not path.is_file():
+            return False
+        with Image.open(path, formats=["PNG"]) as found:
+            found.verify()
+            return (found.height, found.width, len(found.getbands())) == form.shape[1:]
+    except Exception:  # Pillow has many words for a damaged file
+        return False
 
 
 def from_pixels(pixels: np.ndarray) -> Tensor:
@@ -235,7 +258,8 @@ def images_in(path: Path, form: np.ndarray) -> dict[str, np.ndarray] | None:
     if images is None or images.dtype != form.dtype or images.shape[1:] != form.shape[1:] or "seeds" not in numbers:
         return None
     whole = all(array.dtype.kind in "iu" and array.shape == (len(images),) for array in numbers.values())
-    return numbers | {"arr_0": images} if whole else None
+    distinct = whole and len(np.unique(numbers["seeds"])) == len(images)
+    return numbers | {"arr_0": images} if distinct else None
 
 
 def parts_in(folder: Path, form: np.ndarray) -> dict[Path, list[int]]:

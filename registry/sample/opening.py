@@ -114,9 +114,9 @@ def open_sampler(
     settings: dict[str, Any] = {
         "network": network, "key": facts.key, "weights": weights_hash(net), "D": domain.D if math.isfinite(domain.D) else "inf",
         "noise": type(noise).__name__, "rng": "philox" if rng == "distill" else rng,
-        "fp16": isinstance(net, Precond) and net.use_fp16 and place.type == "cuda",
+        "fp16": precision == "fp16" if precision else isinstance(net, Precond) and net.use_fp16 and place.type == "cuda",
     }  # fmt: skip
-    settings |= {"precision": precision} if precision else {}
+    settings |= {"precision": precision} if precision in ("tf32", "bf16") else {}
     doubt = facts.kind_in_doubt(network) if sampler == "auto" else None
     sigmas, n = None, None
     if kind_of(network, facts, sampler) == "denoiser":

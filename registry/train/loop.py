@@ -203,7 +203,7 @@ def student_gradient(run: Distillation, name: str, images: list[Images] | None =
                 f, x, real = augmented(student.net, x, real, run.train.augment, rng)
             # The loss perturbs x; its draws follow the generator's in the same streams.
             values = run.loss.student(f, x, labels, run.noise, rng, *real)
-            student.accumulate(checked(values, x, "student", run.nimg == run.regression_end))
+            student.accumulate(checked(values, x, "student"))
 
 
 def generator_gradient(run: Distillation, images: list[Images] | None = None) -> None:
@@ -214,7 +214,7 @@ def generator_gradient(run: Distillation, images: list[Images] | None = None) ->
         for x, labels, rng, real in images or images_to_learn_from(run):
             # The gradient reaches the generator through x, where that of an image with a non-finite loss is set to 0.
             values = run.loss.generator(run.teacher, student.net, x, labels, run.noise, rng, *real)
-            generator.accumulate(checked(values, x, "generator", run.nimg == run.game_start), x)
+            generator.accumulate(checked(values, x, "generator"), x)
 
 
 def shared_gradient(run: Distillation) -> None:
@@ -225,6 +225,5 @@ def shared_gradient(run: Distillation) -> None:
         for x, labels, rng, real in images_to_learn_from(run):
             leaf = x.detach().requires_grad_()
             values, of_generator = loss.shared(run.teacher, student.net, leaf, labels, run.noise, rng, *real)
-            first = run.nimg == run.game_start
-            student.accumulate(checked(values, x, "shared", first), shared=True)
-            generator.accumulate(checked(of_generator, x, "shared", first), x, leaf)
+            student.accumulate(checked(values, x, "shared"), shared=True)
+            generator.accumulate(checked(of_generator, x, "shared"), x, leaf)

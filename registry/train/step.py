@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from registry.core import distributed
-from registry.core.errors import Diverged, UserError
+from registry.core.errors import UserError
 from registry.train.reduction import GradientSum
 
 
@@ -122,6 +122,7 @@ class Learner:
         norm = shorten_gradients(self.parameters, self.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        distributed.spread(self.modules.buffers())  # statistics of a batch are those of the first process's images, as in DDP
         loss, dropped = distributed.sum_(self.sums)
         self.tally.add(loss, dropped, norm, self.batch)
         self.sums = torch.zeros_like(self.sums)
@@ -196,11 +197,8 @@ def reduce(values: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     return torch.where(finite, per_image, 0).sum() / batch, finite
 
 
-def checked(values: Tensor, x: Tensor, method: str, first: bool) -> Tensor:
-    """The values that a loss gives for images x [b, C, H, W], if it can be learned from them.
-
-    Raises UserError, and Diverged if in the `first` iteration none is finite.
-    """
+def checked(values: Tensor, x: Tensor, method: str) -> Tensor:
+    """The values that a loss gives for images x [b, C, H, W], if it can be learned from them. Raises UserError."""
     if not torch.is_grad_enabled():
         torch.set_grad_enabled(True)
         raise UserError(f"the loss's {method}() turned gradients off for all that follows; use `with torch.no_grad():` instead")
@@ -211,8 +209,6 @@ def checked(values: Tensor, x: Tensor, method: str, first: bool) -> Tensor:
         raise UserError(f"{wanted}, and gave {values.dtype} of shape {tuple(values.shape)}")
     if not values.requires_grad:
         raise UserError(f"the loss's {method}() gave values without a gradient, so there is nothing to learn from")
-    if first and not values.isfinite().any():
-        raise Diverged(f"the loss's {method}() gave no finite value in the first iteration", 0)
     return values
 
 
