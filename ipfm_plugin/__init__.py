@@ -90,6 +90,6 @@ def register_published() -> list[Published]:
         "ffhq_ddpm_D_inf": (math.inf, FFHQ),
     }
     return [
-        Published(f"pfgmpp:{folder}", D, by_hand=BY_HAND.format(folder), network=network)
+        Published(f"pfgmpp:{folder}", D, by_hand=BY_HAND.format(folder), network=network, license="cc-by-nc-sa-4.0")
         for folder, (D, network) in teachers.items()
     ]

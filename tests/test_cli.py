@@ -448,6 +448,7 @@ def test_the_options_of_the_command_are_frozen() -> None:
         "table": {"--debug"},
         "inspect": {"--globals", "--kind", "--debug"},
         "convert": {"--key", "--kind", "--as", "--debug"},
+        "export": {"--key", "--kind", "--sigma-init", "--dim", "--license", "--debug"},
         "dataset": {"--resolution", "--crop", "--folder-labels", "--debug"},
         "plugins": {"--debug"},
         "init": {"--teacher", "--data", "--dim", "--debug"},

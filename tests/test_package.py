@@ -18,7 +18,7 @@ from tests.conftest import ROOT, environment
 
 # From the lowest up. A folder may import from folders on lower floors, and within itself without cycles.
 FLOORS = [
-    {"core"}, {"plugins", "edm"}, {"files"}, {"recipe"}, {"show"}, {"train"}, {"sample"}, {"measure"}, {"report"}, {"runs"}, {"study"},
+    {"core"}, {"plugins", "edm"}, {"files"}, {"recipe"}, {"show"}, {"train"}, {"sample"}, {"measure"}, {"report"}, {"export"}, {"runs"}, {"study"},
     {"", "api", "testing"}, {"builtin", "ipfm_plugin"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 LONG = {"registry.edm.networks"}  # its source is embedded in one piece in the files that we write

@@ -24,6 +24,8 @@ from registry.api import (
 from registry.files.paths import Features
 
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
+LICENSE = "cc-by-nc-sa-4.0"
+"""Of EDM and its pretrained models."""
 SONG = dict(arch="ddpmpp", model_channels=128, num_blocks=4, attn_resolutions=[16], augment_dim=9, label_dim=0)
 CIFAR10: dict[str, Any] = SONG | dict(image_shape=[3, 32, 32], channel_mult=[2, 2, 2], dropout=0.13)
 FFHQ: dict[str, Any] = SONG | dict(image_shape=[3, 64, 64], channel_mult=[1, 2, 2, 2], dropout=0.05)
@@ -225,7 +227,7 @@ def register_published() -> list[Published]:
         "edm:afhqv2": ("edm-afhqv2-64x64-uncond-vp.pkl", FFHQ | {"dropout": 0.25}),
         "edm:imagenet64-cond": ("edm-imagenet-64x64-cond-adm.pkl", IMAGENET),
     }
-    return [Published(name, math.inf, EDM + file, network=network) for name, (file, network) in files.items()]
+    return [Published(name, math.inf, EDM + file, network=network, license=LICENSE) for name, (file, network) in files.items()]
 
 
 @hookimpl

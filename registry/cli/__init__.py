@@ -10,6 +10,7 @@ process_commands   launch
 file_commands      inspect, convert, dataset
 study_commands     study
 report_commands    report
+export_commands    export
 listing_commands   runs, recipes
 starting_commands  init
 plugin_commands    plugins
@@ -18,6 +19,7 @@ plugin_commands    plugins
 from __future__ import annotations
 
 from registry.cli import (  # noqa: F401  (each adds its commands)
+    export_commands,
     file_commands,
     image_commands,
     listing_commands,

@@ -53,6 +53,7 @@ class Published:
     With a `url` it is downloaded when a run starts. One that only a person can get has `by_hand`, a line that says how;
     `name` without what precedes the colon is then the name of its file or folder. `network` are the
     arguments that `build_network` makes its network from, all but D and seed, so that a run can be planned without the file.
+    `license` is that of the weights, as a hub's identifier, e.g. cc-by-4.0.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Published:
     url: str | None = None
     by_hand: str = ""
     network: Mapping[str, Any] | None = None
+    license: str = "unknown"
 
     @property
     def help(self) -> str:

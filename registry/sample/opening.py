@@ -125,6 +125,6 @@ def open_sampler(
         sigmas = levels_of(facts, noise)
         check_generator_steps(network, sigmas, steps, nfe, doubt)
     return Sampler(
-        net, noise, domain, sigmas=sigmas, steps=n, settings=settings, recipe=facts.recipe, doubt=doubt, rng=rng,
-        passes=Passes(precision, compile),
+        net, noise, domain, sigmas=sigmas, steps=n, settings=settings, recipe=facts.recipe, stated=facts, doubt=doubt,
+        rng=rng, passes=Passes(precision, compile),
     )  # fmt: skip

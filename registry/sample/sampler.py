@@ -18,6 +18,7 @@ from registry.core.settings import check_device
 from registry.core.streams import Streams, TorchStreams
 from registry.core.surroundings import usual_torch
 from registry.edm.latents import pfgmpp_latents
+from registry.files.facts import NetworkFacts
 from registry.sample.heun import heun_images, level_range, teacher_levels
 from registry.sample.steps import check_generator_steps, heun_steps
 from registry.show.journal import Journal
@@ -49,6 +50,7 @@ class Sampler:
         steps: int | None = None,
         settings: Mapping[str, Any] | None = None,
         recipe: Mapping[str, Any] | None = None,
+        stated: NetworkFacts | None = None,
         doubt: str | None = None,
         rng: Rng = "distill",
         passes: Passes | None = None,
@@ -56,6 +58,8 @@ class Sampler:
         self.net, self.noise, self.domain = net, noise, domain
         self.recipe = dict(recipe or {})
         """The tables of the recipe that it was trained with; empty if its file does not say."""
+        self.stated = stated
+        """What its file states; None if it comes from no file."""
         self.doubt = doubt
         """A sentence for people, if neither the file nor the user says whether the network is a denoiser or a generator."""
         self._settings, self._rng, self._passes = dict(settings or {}), rng, passes or Passes()
@@ -155,7 +159,7 @@ class Sampler:
             return self
         return Sampler(
             self.net, self.noise, self.domain, steps=heun_steps(self.image_shape[1], None, nfe), settings=self._settings,
-            recipe=self.recipe, doubt=self.doubt, rng=self._rng, passes=self._passes,
+            recipe=self.recipe, stated=self.stated, doubt=self.doubt, rng=self._rng, passes=self._passes,
         )  # fmt: skip
 
     def to(self, device: str | torch.device) -> Sampler:
