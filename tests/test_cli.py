@@ -454,6 +454,7 @@ def test_the_options_of_the_command_are_frozen() -> None:
         "init": {"--teacher", "--data", "--dim", "--debug"},
         "recipes": {"--debug"},
         "runs": {"--debug"},
+        "cache": {"--clear", "--debug"},
         "report": {"--output", "--debug"},
         "launch": {"--processes", "--max-restarts", "--debug"},
         "study": {

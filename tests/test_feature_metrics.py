@@ -150,7 +150,7 @@ def test_precision_recall_density_coverage_are_their_definitions(k: int, capfd: 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prdc", None)
-    with pytest.raises(UserError, match=r"not installed: pip install 'distill\[prdc\]'"):
+    with pytest.raises(UserError, match=r"not installed: pip install 'distill-generators\[prdc\]'"):
         neighbours.prdc_module.__wrapped__()
 
 

@@ -3,6 +3,7 @@
 group              `distill` itself; errors become one line and an exit code; how to add a subcommand
 options            options that several commands share
 preview            --dry-run, and what plan prints
+completion         what the shell completes
 again              this command in another process
 run_commands       pretrain, features, check, plan
 image_commands     generate, evaluate
@@ -11,7 +12,7 @@ file_commands      inspect, convert, dataset
 study_commands     study
 report_commands    report
 export_commands    export
-listing_commands   runs, recipes
+listing_commands   runs, recipes, cache
 starting_commands  init
 plugin_commands    plugins
 """

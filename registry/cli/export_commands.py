@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
+from registry.cli import completion
 from registry.cli.group import main
 from registry.cli.options import kind, say_doubt
 
 
 @main.command()
-@click.argument("network", metavar="NETWORK")
+@click.argument("network", metavar="NETWORK", shell_complete=completion.networks)
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--key", help="Which network of a file that has several, e.g. ema, G_ema.")
 @kind

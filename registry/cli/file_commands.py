@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from registry.cli import completion
 from registry.cli.group import main
 from registry.cli.options import kind, say_doubt
 
@@ -14,7 +15,7 @@ DANGEROUS = 3
 
 
 @main.command()
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE", shell_complete=completion.networks)
 @click.option("--globals", "show_globals", is_flag=True, help="List every global that the file refers to.")
 @kind
 def inspect(file: str, show_globals: bool, kind: str | None) -> None:
@@ -54,7 +55,7 @@ def inspect(file: str, show_globals: bool, kind: str | None) -> None:
 
 
 @main.command()
-@click.argument("source", metavar="IN")
+@click.argument("source", metavar="IN", shell_complete=completion.networks)
 @click.argument("target", metavar="OUT", type=click.Path())
 @click.option("--key", help="Which network of a file that has several, e.g. ema, G_ema, net.")
 @kind

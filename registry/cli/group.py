@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
+from registry.cli import completion
 from registry.cli.options import recipe_options
 from registry.cli.preview import preview
 from registry.core.errors import Diverged, Interrupted, Lost, Mistakes, SettingError, UserError
@@ -38,6 +39,8 @@ PR_SET_PDEATHSIG = 1
 BUG = 70
 """The exit code if the fault is ours (EX_SOFTWARE)."""
 NO_MEMORY = re.compile("out of memory|can't allocate memory|failed to map segment")
+COMPLETION = "_DISTILL_COMPLETE"
+"""In the environment when a shell asks how a word may go on (click's name for it)."""
 PARENT = "DISTILL_LAUNCHER"
 """In the environment of a launched process: the process that launched it."""
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
@@ -60,6 +63,8 @@ class Group(click.Group):
         super().add_command(cmd, name)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        if COMPLETION in os.environ:  # the shell asks, and ends the process
+            return super().main(*args, **kwargs)
         stay_with(os.environ.pop(PARENT, ""))  # what this process starts is not launched
         answer_signals(signal.SIG_DFL, interrupt)
         prepare_streams()
@@ -221,7 +226,12 @@ def reason(error: BaseException) -> tuple[str, int]:
 
 @click.group(cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @recipe_options
-@click.option("--loss", metavar="NAME", help="Use another loss (`distill plugins` lists them) and apply the recipe's [swap.NAME].")
+@click.option(
+    "--loss",
+    metavar="NAME",
+    shell_complete=completion.losses,
+    help="Use another loss (`distill plugins` lists them) and apply the recipe's [swap.NAME].",
+)
 @click.option("--fresh-teacher", is_flag=True, help="Measure the teacher again instead of using its kept numbers.")
 @click.version_option(version(), prog_name="distill")
 @click.pass_context

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from registry.cli import completion
 from registry.cli.group import main
 from registry.cli.options import sampler_options, say_doubt
 from registry.core.errors import Interrupted
@@ -61,7 +62,12 @@ def generate(seeds: str, class_: int | None, batch: int, outdir: Path, formats: 
 @main.command()
 @sampler_options
 @click.option(
-    "--metrics", multiple=True, default=("fid",), metavar="NAME", help="Metrics, repeatable or with commas.  [default: fid]"
+    "--metrics",
+    multiple=True,
+    default=("fid",),
+    metavar="NAME",
+    shell_complete=completion.metrics,
+    help="Metrics, repeatable or with commas.  [default: fid]",
 )
 @click.option("--reference", metavar="DATA|FILE.npz", help="Real images: a folder, a ZIP, digits; or their statistics, also a URL.")
 @click.option("--inception", metavar="FILE", help="inception-2015-12-05.pt, if it is not in the cache folder.")

@@ -1,4 +1,4 @@
-"""The commands that list what there is: runs, recipes."""
+"""The commands that list what there is: runs, recipes, cache."""
 
 from __future__ import annotations
 
@@ -118,6 +118,28 @@ def is_here(recipe: AnyRecipe) -> bool:
         return open_path(source).exists()
     except UserError:
         return False
+
+
+@main.command()
+@click.option("--clear", "clearing", is_flag=True, help="Remove all of it, but for what you have put there yourself.")
+def cache(clearing: bool) -> None:
+    """Show the cache folder: what is in it, and how large it is.
+
+    Everything in it is made or downloaded again when it is needed. Files that you have put there (Inception, teachers) stay.
+    """
+    from registry.files.cache import clear, contents
+    from registry.files.downloads import cache_folder
+
+    if clearing:
+        click.echo(f"{megabytes(clear())} removed from {cache_folder()}")
+        return
+    click.echo(f"{cache_folder()} (DISTILL_CACHE_DIR names another)")
+    sizes = {what: (len(paths), sum(path.stat().st_size for path in paths)) for what, paths in contents().items()}
+    show(("", "files", "size"), [(what, str(n), megabytes(size)) for what, (n, size) in sizes.items()])
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
 
 
 def show(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

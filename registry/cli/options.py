@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from registry.cli import completion
+
 Command = Callable[..., Any]
 
 
@@ -32,7 +34,12 @@ def say_doubt(sentence: str) -> None:
 override = click.option("--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting; repeatable.")
 
 recipe_options = options(
-    click.option("--recipe", metavar="PATH|NAME", help="The recipe: a TOML file, or the name of a shipped one."),
+    click.option(
+        "--recipe",
+        metavar="PATH|NAME",
+        shell_complete=completion.recipes,
+        help="The recipe: a TOML file, or the name of a shipped one.",
+    ),
     override,
     click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random: [train] seed."),
     click.option("--outdir", metavar="DIR", help="Where run folders are made: [log] outdir."),
@@ -42,7 +49,13 @@ recipe_options = options(
 """The options of everything that runs a recipe."""
 
 sampler_options = options(
-    click.option("--network", required=True, metavar="FILE", help="A generator or teacher: any file that distill reads."),
+    click.option(
+        "--network",
+        required=True,
+        metavar="FILE",
+        shell_complete=completion.networks,
+        help="A generator or teacher: any file that distill reads.",
+    ),
     click.option("--key", help="Which network of a file that has several, e.g. ema, G_ema, net."),
     kind,
     click.option("--sampler", type=click.Choice(["auto", "generator", "heun"]), default="auto", help="Default: that of the kind."),

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from registry.files.locate import whereabouts
+from registry.recipe.doubts import doubts
 from registry.recipe.resolved import PretrainRecipe, Recipe, dumps, plain
 from registry.recipe.tables import whole_batches
 
@@ -37,6 +38,8 @@ def preview(recipe: Recipe | PretrainRecipe) -> None:
         click.echo(f"# the teacher: {whereabouts(source)}")
     if isinstance(recipe, Recipe) and (remark := recipe.teacher.config.remark()):
         click.echo(f"# WARNING: [teacher] {remark}")
+    for doubt in doubts(recipe):
+        click.echo(f"# WARNING: {doubt}")
     chosen = (recipe.teacher, recipe.noise, recipe.loss) if isinstance(recipe, Recipe) else (recipe.noise,)
     click.echo("# " + ", ".join(f"{c.kind} {c.name!r} of plugin {c.owner}" for c in (*chosen, *recipe.metrics)))
     click.echo(f"# memory, work and time: distill plan {shlex.quote(str(recipe.path))}")

@@ -6,11 +6,13 @@ import re
 
 import click
 
+from registry.cli import completion
 from registry.cli.group import main
 from registry.cli.options import override, recipe_options
 from registry.cli.preview import GIB, preview, report
 from registry.core.errors import SettingError, UserError
 from registry.plugins.loading import load_plugins
+from registry.recipe.doubts import doubts
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import FeaturesRecipe, PretrainRecipe, Recipe
 
@@ -43,7 +45,13 @@ def pretrain(
 
 
 @main.command()
-@click.option("--recipe", required=True, metavar="PATH|NAME", help="The recipe, with [data] and [classifier].")
+@click.option(
+    "--recipe",
+    required=True,
+    metavar="PATH|NAME",
+    shell_complete=completion.recipes,
+    help="The recipe, with [data] and [classifier].",
+)
 @override
 @click.option("--save", required=True, metavar="FILE", help="Where the feature network goes.")
 def features(recipe: str, sets: tuple[str, ...], save: str) -> None:
@@ -55,9 +63,9 @@ def features(recipe: str, sets: tuple[str, ...], save: str) -> None:
 
 
 @main.command()
-@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
+@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...", shell_complete=completion.recipes)
 @override
-@click.option("--loss", metavar="NAME", help="Check the recipe as swapped to this loss.")
+@click.option("--loss", metavar="NAME", shell_complete=completion.losses, help="Check the recipe as swapped to this loss.")
 @click.option("--open", "open_files", is_flag=True, help="Also read the teachers' files (this can download them): do they fit?")
 def check(recipes: tuple[str, ...], sets: tuple[str, ...], loss: str | None, open_files: bool) -> None:
     """Validate recipes without running (or importing torch)."""
@@ -76,6 +84,8 @@ def check(recipes: tuple[str, ...], sets: tuple[str, ...], loss: str | None, ope
             click.echo(f"{resolved.path}: ok")
             if isinstance(resolved, Recipe) and (remark := resolved.teacher.config.remark()):
                 click.echo(f"{resolved.path}: WARNING: [teacher] {remark}")
+            for doubt in [] if isinstance(resolved, FeaturesRecipe) else doubts(resolved):
+                click.echo(f"{resolved.path}: WARNING: {doubt}")
     if wrong:
         raise UserError(f"{wrong} of {len(recipes)} recipes cannot run")
 
@@ -98,9 +108,9 @@ def finite(context: click.Context, option: click.Parameter, values: tuple[float,
 
 
 @main.command()
-@click.argument("recipe", metavar="RECIPE")
+@click.argument("recipe", metavar="RECIPE", shell_complete=completion.recipes)
 @override
-@click.option("--loss", metavar="NAME", help="Plan the recipe as swapped to this loss.")
+@click.option("--loss", metavar="NAME", shell_complete=completion.losses, help="Plan the recipe as swapped to this loss.")
 @click.option(
     "--gpu", "memory", metavar="SIZE", callback=gibibytes, help="A GPU's memory, e.g. 80GB: how many images fit at a time?"
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from registry.cli import completion
 from registry.cli.again import this_command
 from registry.cli.group import main
 from registry.plugins.loading import load_plugins
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @main.command()
-@click.argument("name", required=False, metavar="[STUDY]")
-@click.option("--recipe", metavar="PATH|NAME", help="The recipe of all runs.")
+@click.argument("name", required=False, metavar="[STUDY]", shell_complete=completion.studies)
+@click.option("--recipe", metavar="PATH|NAME", shell_complete=completion.recipes, help="The recipe of all runs.")
 @click.option("--vary", multiple=True, metavar="TABLE.KEY=V,V,…", help="An axis: a key and its values; repeatable.")
 @click.option("--seeds", metavar="LIST", help="Training seeds, e.g. 0-4.  [default: 0-4]")
 @click.option("--set", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting in all runs; repeatable.")

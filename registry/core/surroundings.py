@@ -29,13 +29,14 @@ def usual_torch() -> Iterator[None]:
 
 @contextmanager
 def torch_left_alone() -> Iterator[None]:
-    """torch's random states, and how CUDA computes products and convolutions, are afterwards as they were."""
-    before, flags = random_states(), cuda_flags()
+    """torch's random states, its threads, and how CUDA computes products and convolutions, are afterwards as they were."""
+    before, flags, threads = random_states(), cuda_flags(), torch.get_num_threads()
     try:
         yield
     finally:
         restore_random_states(before)
         set_cuda_flags(*flags)
+        torch.set_num_threads(threads)
 
 
 def random_states() -> dict[str, Any]:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import functools
 from importlib import metadata
 
+DISTRIBUTION = "distill-generators"
+"""What pip calls this package: on PyPI `distill` and `registry` are other people's."""
+
+
+def install(extra: str) -> str:
+    """How to get what an extra brings."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
 
 @functools.cache
 def version() -> str:
     """The installed version of this package."""
-    return _installed("distill")
+    return _installed(DISTRIBUTION)
 
 
 def versions() -> dict[str, str]:

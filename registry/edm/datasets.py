@@ -19,6 +19,7 @@ from torch import Tensor
 
 from registry.core.errors import UserError
 from registry.core.text import shown
+from registry.core.version import install
 from registry.edm.image_files import SUFFIXES, open_picture
 
 IMAGES = tuple(SUFFIXES)
@@ -101,7 +102,7 @@ def _digits() -> Images:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UserError("the digits come with scikit-learn, which is not installed: pip install 'distill[digits]'") from None
+        raise UserError(f"the digits come with scikit-learn, which is not installed: {install('digits')}") from None
     digits = load_digits()
     pixels = torch.from_numpy(digits.images.astype(np.uint8))[:, None]
     return Images(pixels, torch.from_numpy(digits.target.astype(np.int64)), "digits", levels=8.0)

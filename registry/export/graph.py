@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from registry.core.errors import UserError
 from registry.core.streams import Streams
 from registry.core.text import shown
+from registry.core.version import install
 from registry.files.atomic import write_atomically
 from registry.sample.sampler import Sampler
 from registry.show.journal import Journal
@@ -91,7 +92,7 @@ def write_onnx(sampler: Sampler, target: Path, journal: Journal) -> None:
         import onnxruntime
         import onnxscript  # noqa: F401  (what torch converts with)
     except ImportError as error:
-        raise UserError(f"ONNX needs the packages of distill's extra 'export': pip install 'distill[export]' ({error})") from None
+        raise UserError(f"ONNX needs more packages: {install('export')} ({error})") from None
     if sum(tensor.nbytes for tensor in sampler.net.state_dict().values()) > LARGEST:
         raise UserError(f"{target}: an ONNX file holds at most 2 GB, and the network is larger; write .pt2, or a folder")
     function = function_of(sampler)

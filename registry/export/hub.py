@@ -58,9 +58,7 @@ def write_folder(sampler: Sampler, facts: NetworkFacts, file: Path, target: Path
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror or error}") from None
     if license == UNKNOWN:
-        journal.log(
-            "WARNING the teacher's licence is not known: name it, or complete README.md before you publish the folder"
-        )
+        journal.log("WARNING the teacher's licence is not known: name it, or complete README.md before you publish the folder")
 
 
 def fill(folder: Path, sampler: Sampler, facts: NetworkFacts, numbers: Numbers, license: str, name: str) -> None:

@@ -4,6 +4,7 @@ atomic      writes files whole or not at all
 locate      finds the path for what the user typed: beside the recipe, shipped, published, a URL
 paths       kinds of paths as settings, and the settings of a teacher that is read from a file
 downloads   fetches URLs into the cache
+cache       what lies there, and removing it
 json_files  small files of ours, read with a schema
 json_lines  statistics and measurements, a line each, as runs write them
 finite      whether tensors are finite

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from registry.core.errors import UserError
+from registry.core.version import install
 
 
 def precision_recall_density_coverage(real: Tensor, rows: Tensor, nearest_k: int) -> dict[str, float]:
@@ -33,6 +34,6 @@ def prdc_module() -> Any:
         import prdc
     except ImportError:
         raise UserError(
-            "precision, recall, density and coverage need the package prdc, which is not installed: pip install 'distill[prdc]'"
+            f"precision, recall, density and coverage need the package prdc, which is not installed: {install('prdc')}"
         ) from None
     return prdc

@@ -7,4 +7,5 @@ arguments   the same from Python's arguments: paths, names, dicts
 evaluation  the settings of an evaluation, from the options of a command
 starter     recipes to begin with, for a teacher or images of one's own
 problems    what is wrong with a setting, in words
+doubts      what is allowed, and hardly meant
 """

@@ -306,6 +306,7 @@ class Reading:
                 self.wrong(choice.kind, ("use",), f"= {choice.name!r}: {reason}")
         self.finish()
         assert teacher and noise and loss and generator and warmup and train and log and evaluation
+        log = log.fitted(train.duration_kimg + (warmup.kimg and warmup.kimg + warmup.student_kimg))
         return Recipe(self.path, teacher, noise, loss, data, generator, warmup, train, log, evaluation, metrics, swaps)
 
     def data_as_wanted(self, loss: Choice | None) -> None:
@@ -313,11 +314,8 @@ class Reading:
         if loss is None:
             return
         if loss.config.wants_data() and "data" not in self.tables:
-            self.wrong(
-                "data",
-                ("source",),
-                f"is missing: loss {loss.name!r} learns from real images; name digits, or a folder or ZIP of them",
-            )
+            what = f"is missing: loss {loss.name!r} learns from real images; name digits, or a folder or ZIP of them"
+            self.wrong("data", ("source",), what)
         if "data" in self.tables and not loss.config.wants_data():
             self.wrong("data", (), f"is not used: loss {loss.name!r} needs no data; remove this table, or choose another loss")
 
@@ -334,7 +332,8 @@ class Reading:
             self.wrong("noise", ("use",), f"= {noise.name!r}: {reason}")
         self.finish()
         assert data and network and noise and train and log and evaluation
-        return PretrainRecipe(self.path, data, network, noise, train, log, evaluation, metrics)
+        log = log.fitted(train.duration_kimg)
+        return PretrainRecipe(self.path, data, network, noise, train.fitted(), log, evaluation, metrics)
 
     def features(self) -> FeaturesRecipe:
         """The recipe of a feature network's training. Raises UserError with all that is wrong."""

@@ -159,6 +159,9 @@ class TrainConfig(Config):
     rollbacks: int = Field(3, ge=0, description="the most times that nonfinite = 'rollback' goes back")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="torch's threads on the CPU; default: OMP_NUM_THREADS, or one or all, whichever is faster"
+    )
     timeout_minutes: float = Field(
         PATIENCE, ge=0.01, le=MOST_MINUTES, description="how long processes wait for each other, at the start and later on"
     )
@@ -171,7 +174,9 @@ class PretrainConfig(Config):
     batch_gpu: int | None = Field(None, ge=1, description="images at a time on one device; divides batch")
     duration_kimg: Kimg = Field(description="length of the run, in thousands of images")
     lr: Positive = Field(1e-3, description="learning rate")
-    lr_rampup_kimg: float = Field(10_000.0, ge=0, allow_inf_nan=False, description="linear warm-up of the learning rate")
+    lr_rampup_kimg: float = Field(
+        10_000.0, ge=0, allow_inf_nan=False, description="linear warm-up of the learning rate; by default 5 % of a short run"
+    )
     lr_decay: float = Field(0.0, ge=0, le=1, description="last share of the run in which the rate falls to 0 (cosine)")
     betas: Betas = Field((0.9, 0.999), description="Adam's betas")
     eps: Positive = Field(1e-8, description="Adam's epsilon")
@@ -191,9 +196,18 @@ class PretrainConfig(Config):
     rollbacks: int = Field(3, ge=0, description="the most times that nonfinite = 'rollback' goes back")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="torch's threads on the CPU; default: OMP_NUM_THREADS, or one or all, whichever is faster"
+    )
     timeout_minutes: float = Field(
         PATIENCE, ge=0.01, le=MOST_MINUTES, description="how long processes wait for each other, at the start and later on"
     )
+
+    def fitted(self) -> PretrainConfig:
+        """The same, with a warm-up that fits the run if it is not set: EDM's 10,000 of 200,000 kimg, or as large a share."""
+        if "lr_rampup_kimg" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"lr_rampup_kimg": min(self.lr_rampup_kimg, self.duration_kimg / 20)})
 
 
 class DataConfig(Config):
@@ -243,14 +257,28 @@ class LogConfig(Config):
     outdir: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
         "runs", min_length=1, description="folder that run folders are made in"
     )
-    tick_kimg: Kimg = Field(50.0, description="thousands of images per tick")
-    snapshot_ticks: int = Field(50, ge=1, le=MOST_TICKS, description="ticks between snapshots: network, grid, curves, metrics")
+    tick_kimg: Kimg = Field(50.0, description="thousands of images per tick; by default less in a short run")
+    snapshot_ticks: int = Field(
+        50,
+        ge=1,
+        le=MOST_TICKS,
+        description="ticks between snapshots: network, grid, curves, metrics; by default less in a short run",
+    )
     state_ticks: int = Field(500, ge=1, le=MOST_TICKS, description="ticks between training states")
     state_minutes: float = Field(
         15.0, gt=0, le=MOST_MINUTES, description="minutes between training states, if they come before state_ticks do"
     )
     keep_states: int = Field(2, ge=0, le=MOST_TICKS, description="the newest training states that are kept; 0 = all")
     grid: int = Field(8, ge=1, le=64, description="the sample grid has grid × grid images")
+
+    def fitted(self, kimg: float) -> LogConfig:
+        """The same, and what is not set fits a run of so many thousand images: a hundred ticks and ten snapshots, or EDM's if it is
+        longer."""
+        if kimg >= 100 * self.tick_kimg or not kimg:
+            return self
+        tick = self.tick_kimg if "tick_kimg" in self.model_fields_set else float(f"{kimg / 100:.2g}")
+        ticks = self.snapshot_ticks if "snapshot_ticks" in self.model_fields_set else min(max(int(kimg / tick / 10), 1), 50)
+        return self.model_copy(update={"tick_kimg": tick, "snapshot_ticks": ticks})
 
 
 class EvalConfig(Config):

@@ -8,6 +8,7 @@ building      teacher, noise, loss, metrics, generator of a recipe, and that the
 built         what plugins have built is checked before it is used
 training      what happens around a loop: the start, after every iteration, the end
 schedule      when a tick, a snapshot, a state is due
+threads       how many threads torch computes with on the processor
 ticks         a line of the log and of the statistics
 outputs       what a snapshot leaves: pictures, the network's file, its metrics, the best so far
 clock         seconds of training so far

@@ -23,6 +23,7 @@ from registry.edm.sid_states import holds_modules
 from registry.files.atomic import check_folder
 from registry.files.json_files import kept
 from registry.measure.saved import QUALITY
+from registry.recipe.doubts import doubts
 from registry.recipe.resolved import PretrainRecipe, Recipe, settings_of
 from registry.recipe.tables import PretrainConfig, TrainConfig
 from registry.runs.checkpoints import (
@@ -40,6 +41,7 @@ from registry.runs.foreign import adopt
 from registry.runs.health import check_agreement, check_health
 from registry.runs.schedule import Schedule
 from registry.runs.states import Found, find_state, newest_whole, set_later_aside, states
+from registry.runs.threads import with_fastest_threads
 from registry.runs.ticks import Learners, Signs, Ticks
 from registry.show.journal import Journal
 from registry.train.step import Learner
@@ -153,7 +155,7 @@ def start_or_resume(
             journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
         for difference in differences(content["recipe"], saved.tables):
             journal.log(f"changed since that state was written: {difference}")
-    for remark in found.remarks:
+    for remark in (*found.remarks, *(f"WARNING {doubt}" for doubt in doubts(recipe))):
         journal.log(remark)
     folder.write_recipe(saved.tables)
     return folder
@@ -233,7 +235,7 @@ def train(
             ticks.begin(run.nimg)
             saved.clock.start()
             try:
-                for _ in iterations():
+                for _ in with_fastest_threads(iterations(), recipe.train.threads, run.device, folder.journal):
                     bar.at(round(run.nimg / 1000, 1), f"kimg  {ticks.speed(run.nimg):.0f} img/s  {ticks.note}")
                     after_iteration(run, recipe.train, folder, learners, saved, snapshot, schedule, ticks)
                 return

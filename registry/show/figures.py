@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.core.errors import UserError
 from registry.core.text import printable
+from registry.core.version import install
 from registry.files.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def _figure(rows: int, size: tuple[float, float]) -> tuple[Figure, Any]:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("figures of curves and points need matplotlib: pip install 'distill[plots]'") from None
+        raise UserError(f"figures of curves and points need matplotlib: {install('plots')}") from None
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, 1, sharex=rows > 1, squeeze=False)[:, 0]
     for ax in axes:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from registry.core.errors import UserError
+from registry.core.version import install
 from registry.show.figures import plain_text
 from registry.study.cells import Status
 from registry.study.statistics import band
@@ -181,7 +182,7 @@ def new_figure(summary: Summary, plan: Layout, theme: Theme) -> tuple[Figure, li
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("figures need matplotlib: pip install 'distill[plots]'") from None
+        raise UserError(f"figures need matplotlib: {install('plots')}") from None
     count = len(plan.panels)
     columns = min(count, 4 if count > 6 else 3)
     rows = math.ceil(count / columns)

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from registry.core.errors import Interrupted, SettingError, UserError
+from registry.core.version import install
 from registry.files.atomic import write_atomically
 from registry.files.json_files import kept
 from registry.study.attempts import Attempt, begin, is_running, write_note
@@ -111,7 +112,7 @@ def open_executor(parameters: Mapping[str, Any], outdir: Path) -> AutoExecutor:
     try:
         import submitit
     except ImportError:
-        raise UserError("a Slurm array needs submitit: pip install 'distill[slurm]'") from None
+        raise UserError(f"a Slurm array needs submitit: {install('slurm')}") from None
     own = {"slurm_max_num_timeout": MOST_TIMEOUTS} | dict(parameters)
     name = own.pop("executor", "slurm")
     to_build = {key: own.pop(key) for key in list(own) if key.endswith("_max_num_timeout")}  # submitit wants it at once

@@ -1,0 +1,45 @@
+"""How many threads torch computes with on the processor."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Iterator
+
+import torch
+
+from registry.show.journal import Journal
+
+TRIES = 3
+"""Iterations with each number."""
+MARGIN = 0.95
+"""One thread must be faster than this share of the time that all take: it leaves the other cores to others, and is not chosen by
+chance."""
+
+
+def with_fastest_threads(iterations: Iterator[None], threads: int | None, device: torch.device, journal: Journal) -> Iterator[None]:
+    """Go through the iterations with so many threads. If none are given, the first few try one and all, and the others take the
+    faster: beside other work two threads can be slower than one, since each waits for the other.
+
+    What OMP_NUM_THREADS says is heeded. The number changes how sums are rounded, so a fixed one gives the same numbers again.
+    """
+    most = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif device.type == "cpu" and most > 1 and "OMP_NUM_THREADS" not in os.environ:
+        seconds: dict[int, list[float]] = {most: [], 1: []}
+        for i, number in enumerate((most, *[most, 1] * TRIES)):
+            torch.set_num_threads(number)
+            start = time.monotonic()
+            if next(iterations, iterations) is iterations:  # the run is over
+                return
+            if i:  # the first prepares much
+                seconds[number].append(time.monotonic() - start)
+            yield
+        one, all_ = (statistics.median(seconds[number]) for number in (1, most))
+        chosen = 1 if one < MARGIN * all_ else most
+        torch.set_num_threads(chosen)
+        times = f"an iteration takes {one:.2g} s with one thread and {all_:.2g} s with {most}"
+        journal.log(f"{times}: going on with {'one' if chosen == 1 else most}; the setting threads fixes the number")
+    yield from iterations
