@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from registry.files.atomic import sweep, write_atomically
+from registry.core.atomic import new_folder, sweep, write_atomically
+from registry.core.errors import UserError
 from tests.conftest import environment
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from registry.files.atomic import write_atomically
+from registry.core.atomic import write_atomically
 
 def slowly(file):
     file.write(b"half")
@@ -74,3 +75,64 @@ def test_only_what_is_ours_is_swept(tmp_path: Path) -> None:
     os.symlink(target, tmp_path / ".link.pt.abcdefgh")
     sweep(tmp_path)
     assert all(path.exists() for path in (*kept, target, tmp_path / ".dir.pt.abcdefgh", tmp_path / ".link.pt.abcdefgh"))
+
+
+FILLER = """
+import sys, time
+from pathlib import Path
+from registry.core.atomic import new_folder
+
+with new_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").write_bytes(b"half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def filler(path: Path) -> subprocess.Popen[str]:
+    """A process in the middle of filling a folder."""
+    process = subprocess.Popen([sys.executable, "-c", FILLER, str(path)], env=environment(), text=True, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+def test_a_folder_that_was_being_filled_goes_with_its_killed_writer(tmp_path: Path) -> None:
+    target = tmp_path / "a [b] *"
+    process = filler(target)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (left,) = tmp_path.iterdir()
+    (tmp_path / ".other.abcdefgh").mkdir()
+    with new_folder(target) as folder:
+        assert not left.exists()
+        (folder / "whole").write_bytes(b"whole")
+    assert {p.name for p in tmp_path.iterdir()} == {target.name, ".other.abcdefgh"}
+    assert [p.name for p in target.iterdir()] == ["whole"]
+
+
+def fill_twice(target: Path) -> None:
+    with new_folder(target) as slow:
+        (slow / "slow").write_bytes(b"1")
+        with new_folder(target) as fast:
+            assert fast != slow and slow.exists()
+            (fast / "fast").write_bytes(b"2")
+
+
+def test_of_two_that_fill_a_folder_one_wins_and_the_other_says_so(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(UserError, match="was made by another process in the meantime"):
+        fill_twice(target)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"] and [p.name for p in target.iterdir()] == ["fast"]
+
+
+def fill_and_fail(target: Path) -> None:
+    with new_folder(target) as folder:
+        (folder / "half").write_bytes(b"half")
+        raise ZeroDivisionError
+
+
+def test_a_folder_whose_writer_fails_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        fill_and_fail(tmp_path / "out")
+    assert not list(tmp_path.iterdir())

@@ -451,6 +451,7 @@ def test_the_options_of_the_command_are_frozen() -> None:
         "export": {"--key", "--kind", "--sigma-init", "--dim", "--license", "--debug"},
         "dataset": {"--resolution", "--crop", "--folder-labels", "--debug"},
         "plugins": {"--debug"},
+        "new-plugin": {"--kind", "--debug"},
         "init": {"--teacher", "--data", "--dim", "--debug"},
         "recipes": {"--debug"},
         "runs": {"--debug"},

@@ -175,7 +175,7 @@ def test_a_data_set_that_is_interrupted_leaves_nothing(number: signal.Signals, t
         Image.new("L", (64, 64), i % 255).save(tmp_path / "raw" / f"{i}.png")
     words = [sys.executable, "-m", "registry.cli", "dataset", "raw", "out.zip"]
     run = subprocess.Popen(words, cwd=tmp_path, env=environment(), text=True, stderr=subprocess.PIPE)
-    while not list(tmp_path.glob(".out.zip.*.partial")):
+    while not list(tmp_path.glob(".out.zip.????????")):
         assert run.poll() is None
     run.send_signal(number)
     assert (run.communicate(timeout=180)[1], run.returncode) == ("distill: interrupted\n", 128 + number)

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -210,6 +211,46 @@ def test_networks_without_class_probabilities(net: type[nn.Module], message: str
 # ------------------------------------------------------------------------------------------------ TorchScript files
 
 
+def rewritten(path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    """A TorchScript file with its records changed, under correct checksums."""
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in records.items():
+            archive.writestr(name, change(name, content))
+    return path
+
+
+@pytest.mark.parametrize(("which", "nested"), [
+    ("code/__torch__", b"x = " + b"(" * 20_000 + b"1" + b")" * 20_000), ("/data.pkl", b"\x80\x02N" + b"\x85" * 300_000 + b"."),
+    ("/constants.pkl", b"\x80\x02" + b"(" * 300_000 + b"t" * 300_000 + b"."),
+])  # fmt: skip
+def test_a_program_that_is_nested_too_deeply_does_not_end_the_process(which: str, nested: bytes, pooled_file: Path) -> None:
+    path = rewritten(pooled_file, lambda name, content: nested if which in name and not name.endswith("debug_pkl") else content)
+    with pytest.raises(UserError, match="not a TorchScript program, or damaged"):
+        ScriptedNetwork(path)
+
+
+def test_a_program_that_only_fills_the_memory(pooled_file: Path) -> None:
+    path = rewritten(pooled_file, lambda name, content: content + bytes(2**27) * ("/data/0" in name), zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match="its records take far more than the file"):
+        ScriptedNetwork(path)
+
+
+class FailsLater(Pooled):
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 3:
+            raise ValueError("too many")
+        return self.conv(x).mean((2, 3))
+
+
+def test_a_program_that_fails_later_is_named(tmp_path: Path) -> None:
+    network = ScriptedNetwork(scripted(FailsLater(), tmp_path / "net.pt"), "unit")
+    network.check((1, 8, 8))
+    with pytest.raises(UserError, match=r"net.pt: this program fails: .*too many"):
+        network.rows(torch.zeros(4, 1, 8, 8))
+
+
 def test_what_a_torchscript_network_is_given(pooled_file: Path) -> None:
     images = torch.linspace(-1.2, 1.2, 2 * 64).reshape(2, 1, 8, 8)
     pixels = (images * 127.5 + 128).clip(0, 255).to(torch.uint8).repeat(1, 3, 1, 1)
@@ -280,9 +321,21 @@ class Several(Pooled):
         return x, x
 
 
+class Complex(Pooled):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.view_as_complex(self.conv(x).mean((2, 3)).reshape(len(x), -1, 2))
+
+
+class Nothing(Pooled):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).mean((2, 3))[:, :0]
+
+
 @pytest.mark.parametrize(
     ("net", "settings", "message"),
     [
+        (Complex, {"input": "unit"}, "gives complex numbers"),
+        (Nothing, {"input": "unit"}, "gives no features"),
         (Pooled, {}, "it cannot take uint8 images of 3×8×8 .input = 'uint8'.: RuntimeError: Input type"),
         (Pooled, {"input": "unit", "size": 2}, "it cannot take float32 images of 3×2×2 .input = 'unit'.: RuntimeError: Calc"),
         (Batchwise, {"input": "unit"}, "gives an image other features in a batch than alone; save the network in eval mode"),

@@ -51,7 +51,7 @@ def test_every_run_leaves_its_page(folders: list[Path]) -> None:
     assert f'max="{shown - 1}"' in html
     assert len(re.findall(r"<img [^>]*alt=\"[^\"]+\"", html)) == html.count("<img ")
     assert "[train] batch" in html
-    assert "floor: half of the real images" in html
+    assert "floor: real images" in html
 
 
 def test_the_page_needs_no_network_and_is_small(folders: list[Path]) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from pydantic import TypeAdapter
 from registry.core.errors import UserError
 from registry.edm.pickles import PickleError, read_pickle
 from registry.files.json_files import ANYTHING, MOST_BYTES, NoRecord, Number, content, kept, parse_record, read_record
-from registry.files.json_lines import readable_lines
+from registry.files.json_lines import append_line, read_lines, readable_lines
 from registry.measure.comparison import read_results
 from registry.measure.rows import Row, mean, spread
 from registry.measure.saved import QUALITY
@@ -267,3 +268,22 @@ def test_a_closed_output_is_no_reason_to_fail(closed: str, generator_file: Path,
     done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(list((tmp_path / "out").glob("*.png"))) == 4
+
+
+def test_a_line_is_added_on_a_line_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    append_line(path, {"Progress/kimg": {"mean": 1}})
+    with open(path, "ab") as file:
+        file.write(b'{"Progress/kimg": {"me')  # a process was killed in the middle of it
+    append_line(path, {"Progress/kimg": {"mean": 2}})
+    assert [entry["Progress/kimg"]["mean"] for entry in read_lines(path)] == [1, 2]
+    assert path.stat().st_mode & 0o600 == 0o600
+
+
+def test_lines_are_not_added_to_a_pipe_and_nobody_waits(tmp_path: Path, cli: Callable[..., Any], generator_file: Path) -> None:
+    os.mkfifo(tmp_path / "o.jsonl")
+    with pytest.raises(OSError):
+        append_line(tmp_path / "o.jsonl", {})
+    words = ["--metrics", "sliced_wasserstein", "--reference", "digits", "--samples", 8, "--output", tmp_path / "o.json"]
+    done = cli("evaluate", "--network", generator_file, *map(str, words), timeout=60)
+    assert "o.jsonl beside it is not a file that lines can be added to" in error_line(done)

@@ -23,9 +23,9 @@ import torch
 from filelock import FileLock
 
 from registry.core import seal
+from registry.core.atomic import write_atomically
 from registry.core.errors import UserError
 from registry.core.interruption import Interruption, signalled
-from registry.files.atomic import write_atomically
 from registry.files.bounds import STATE
 from registry.files.formats import load_network, save_network
 from registry.files.plain import load, problem, save

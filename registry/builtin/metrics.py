@@ -11,7 +11,7 @@ from torch import Tensor
 from registry.api import Domain, Metric
 from registry.builtin import CoverageConfig, FrechetConfig, SlicedWassersteinConfig
 from registry.builtin.feature_space import Real, open_features, real_images
-from registry.builtin.reference import half, reference_images
+from registry.builtin.reference import as_good_as, half, reference_images
 from registry.measure.classifier import ClassifierFeatures
 from registry.measure.distances import frechet_distance, moments, sliced_wasserstein
 from registry.measure.feature_network import FeatureNetwork
@@ -62,8 +62,8 @@ class SlicedWasserstein(Metric):
 
     columns = ("sliced_w2",)
 
-    def __init__(self, real: Tensor, projections: int) -> None:
-        self.real, self.projections = real, projections
+    def __init__(self, real: Tensor, projections: int, exact: bool = False) -> None:
+        self.real, self.projections, self.exact = real, projections, exact
         self.fingerprint = fingerprint(real)
         self.details = {"projections": projections, "reference": self.fingerprint}
 
@@ -74,7 +74,7 @@ class SlicedWasserstein(Metric):
         return {"sliced_w2": sliced_wasserstein(rows, self.real.flatten(1), self.projections)}
 
     def floor(self, repeat: int) -> dict[str, float]:
-        return self(half(self.real, repeat))
+        return self(as_good_as(self.real, self.exact, repeat))
 
 
 class Coverage(Metric):
@@ -115,7 +115,8 @@ def build_frechet(config: FrechetConfig, domain: Domain) -> Frechet:
 
 
 def build_sliced_wasserstein(config: SlicedWassersteinConfig, domain: Domain) -> SlicedWasserstein:
-    return SlicedWasserstein(reference_images(config.reference, domain).x(), config.projections)
+    real = reference_images(config.reference, domain)
+    return SlicedWasserstein(real.x(), config.projections, real.exact)
 
 
 def build_coverage(config: CoverageConfig, domain: Domain) -> Coverage:

@@ -11,6 +11,9 @@ from registry.api import Domain, SettingError
 from registry.edm.datasets import load_images
 from registry.show.pictures import to_uint8
 
+DRAWS = 5000
+"""Of an exact law, for a floor: as many as a measurement has by default."""
+
 
 @dataclass(frozen=True)
 class ReferenceImages:
@@ -19,6 +22,8 @@ class ReferenceImages:
     images: Tensor
     levels: float | None
     """For uint8 pixels: x = pixels/levels − 1. None if `images` are already in [−1, 1]."""
+    exact: bool = False
+    """Whether these are all images that there are, each with the same chance, and not a sample of a law."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -29,7 +34,7 @@ class ReferenceImages:
 
     def part(self, which: range) -> ReferenceImages:
         """A run of them."""
-        return ReferenceImages(self.images[which.start : which.stop], self.levels)
+        return ReferenceImages(self.images[which.start : which.stop], self.levels, self.exact)
 
     def some(self, n: int) -> ReferenceImages:
         """All, or n at random, always the same."""
@@ -52,7 +57,7 @@ def reference_images(reference: str, domain: Domain) -> ReferenceImages:
     if reference == "teacher":
         if domain.images is None:
             raise SettingError("reference", f"the teacher {domain.origin} does not include its images; give a data set")
-        found = ReferenceImages(domain.images.cpu(), None)
+        found = ReferenceImages(domain.images.cpu(), None, exact=True)
     else:
         data = load_images(reference)
         found = ReferenceImages(data.pixels, data.levels)
@@ -61,6 +66,13 @@ def reference_images(reference: str, domain: Domain) -> ReferenceImages:
         its, wanted = ("×".join(map(str, s)) for s in (shape, domain.image_shape))
         raise SettingError("reference", f"its images are {its}; the network's are {wanted}", reference)
     return found
+
+
+def as_good_as(real: Tensor, exact: bool, repeat: int) -> Tensor:
+    """Images that are as good as real ones, others for each repeat: a random half of a sample, draws of an exact law."""
+    if not exact:
+        return half(real, repeat)
+    return real[torch.randint(len(real), (DRAWS,), generator=torch.Generator().manual_seed(repeat))]
 
 
 def half(real: Tensor, repeat: int) -> Tensor:

@@ -14,7 +14,7 @@ report_commands    report
 export_commands    export
 listing_commands   runs, recipes, cache
 starting_commands  init
-plugin_commands    plugins
+plugin_commands    plugins, new-plugin
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
-"""The command that lists plugins and their components."""
+"""The commands of plugins: plugins, new-plugin."""
 
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
+
+import click
 
 from registry.cli.group import main
 from registry.plugins.loading import load_plugins
@@ -28,3 +31,20 @@ def plugins() -> None:
         console.print(table)
     for failure in found.failures:
         console.print(f"plugin {failure.plugin} {failure.version} not loaded: {failure.reason}", style="red", markup=False)
+
+
+@main.command("new-plugin")
+@click.argument("name", metavar="NAME")
+@click.option("--kind", type=click.Choice(["loss", "metric"]), default="loss", show_default=True, help="What it brings.")
+def new_plugin(name: str, kind: str) -> None:
+    """Write a package to begin a plugin with: settings, hook, a loss or a metric, tests that pass.
+
+    \b
+    distill new-plugin my_loss
+    distill new-plugin my_metric --kind metric
+    """
+    from registry.files.locate import shipped
+    from registry.plugins.beginning import begin_plugin
+
+    folder = begin_plugin(name, kind, shipped() / "starters" / "plugin", Path())
+    click.echo(f"{folder} is written; install it and run its tests with:\n  pip install -e {folder}\n  python -m pytest {folder}")

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from registry.cli.group import main
+from registry.core.atomic import write_atomically
 from registry.core.errors import SettingError, UserError
-from registry.files.atomic import write_atomically
 
 
 @main.command()

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import itertools
 import json
-import os
 import pickle
 import pickletools
-import platform
-import shutil
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from registry.core.atomic import new_folder, sweep, sweep_folders, write_atomically
 from registry.core.errors import SettingError, UserError
 from registry.edm.datasets import IMAGES, grey_or_rgb, readable_labels
 from registry.edm.image_files import open_picture
@@ -60,89 +57,65 @@ def make_dataset(
     any case, False never. `progress` is called with the number of images written. A failure leaves nothing behind.
     """
     target = Path(dest).expanduser()
+    sweep(target.parent, target.name)
+    sweep_folders(target)
     if target.exists():
         raise UserError(f"{dest}: already exists; give another file or folder, or remove it")
     if target.suffix.lower() in OTHER_ARCHIVES:
         raise UserError(f"{dest}: a data set is a .zip or a folder, not a {target.suffix}")
-    temporary = own_temporary(target)
     labels: list[list[Any]] = []
     shape: tuple[str, tuple[int, int]] | None = None
-    try:
-        with _Target(temporary, target.suffix == ".zip") as write:
-            for i, picture in enumerate(_pictures(Path(source).expanduser(), folder_labels)):
-                image = _square(picture, resolution, crop)
-                if shape is not None and (image.mode, image.size) != shape:
-                    raise SettingError(
-                        "resolution",
-                        f"{source}: {picture.name} is {_words(image)}, unlike the images before it; give one resolution for all",
-                    )
-                shape = image.mode, image.size
-                name = f"{i // 1000:05d}/img{i:08d}.png"
-                buffer = io.BytesIO()
-                image.save(buffer, format="PNG")
-                write(name, buffer.getvalue())
-                labels.append([name, picture.label])
-                if progress:
-                    progress(i + 1)
-            if not labels:
-                raise UserError(f"{source}: no images in it ({', '.join(IMAGES)})")
-            known = all(label is not None for _, label in labels)
-            write("dataset.json", json.dumps({"labels": labels if known else None}).encode())
+
+    def fill(write: Callable[[str, bytes], object]) -> None:
+        nonlocal shape
+        for i, picture in enumerate(_pictures(Path(source).expanduser(), folder_labels)):
+            image = _square(picture, resolution, crop)
+            if shape is not None and (image.mode, image.size) != shape:
+                what = f"{source}: {picture.name} is {_words(image)}, unlike the images before it"
+                raise SettingError("resolution", f"{what}; give one resolution for all")
+            shape = image.mode, image.size
+            name = f"{i // 1000:05d}/img{i:08d}.png"
+            buffer = io.BytesIO()
+            image.save(buffer, format="PNG")
+            write(name, buffer.getvalue())
+            labels.append([name, picture.label])
+            if progress:
+                progress(i + 1)
+        if not labels:
+            raise UserError(f"{source}: no images in it ({', '.join(IMAGES)})")
+        known = all(label is not None for _, label in labels)
+        write("dataset.json", json.dumps({"labels": labels if known else None}).encode())
         if target.exists():
             raise UserError(f"{dest}: was made by another process in the meantime; it is left as it is")
-        temporary.rename(target)
-    except OSError as error:
-        raise UserError(f"{dest}: cannot be written: {error.strerror or error}") from None
-    finally:
-        _remove(temporary)
+
+    if target.suffix == ".zip":
+        write_atomically(target, lambda file: fill_zip(file, fill))
+    else:
+        with new_folder(target) as folder:
+            fill(lambda name, content: write_file(folder / name, content))
+    known = all(label is not None for _, label in labels)
     assert shape is not None
     classes = len({label for _, label in labels}) if known else 0
     labelled = f"{classes} classes" if classes else "no labels"
     return f"{dest}: {len(labels)} images of {shape[1][0]}×{shape[1][1]}, {shape[0]}, {labelled}"
 
 
-class _Target:
-    """A ZIP (uncompressed, as EDM requires) or a folder. As a context manager it gives a function that writes a file into it."""
+def fill_zip(file: BinaryIO, fill: Callable[[Callable[[str, bytes], object]], None]) -> None:
+    """Fill an uncompressed ZIP, as EDM requires it."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
 
-    def __init__(self, path: Path, zipped: bool) -> None:
-        self.path, self.archive = path, None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if zipped:
-            self.archive = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED)
-
-    def __enter__(self) -> Callable[[str, bytes], None]:
-        return self.write
-
-    def write(self, name: str, content: bytes) -> None:
-        if self.archive:
+        def write(name: str, content: bytes) -> None:
             member = zipfile.ZipInfo(name)  # of 1980, whenever it is made: the same images give the same file
             member.external_attr = 0o644 << 16
-            self.archive.writestr(member, content)
-        else:
-            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.path / name).write_bytes(content)
+            archive.writestr(member, content)
 
-    def __exit__(self, *exc: object) -> None:
-        if self.archive:
-            self.archive.close()
+        fill(write)
 
 
-def own_temporary(target: Path) -> Path:
-    """Where this process writes until all is there. What killed processes of this machine have left in such places is removed."""
-    host = platform.node()
-    for path in target.parent.glob(f".{glob.escape(target.name)}.{glob.escape(host)}-*.partial"):
-        with suppress(ValueError, PermissionError):
-            try:
-                os.kill(int(path.stem.rpartition("-")[2]), 0)
-            except ProcessLookupError:
-                _remove(path)
-    return target.with_name(f".{target.name}.{host}-{os.getpid()}.partial")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file of a folder that is being made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 def _words(image: Image.Image) -> str:

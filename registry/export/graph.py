@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from registry.core.atomic import write_atomically
 from registry.core.errors import UserError
 from registry.core.streams import Streams
 from registry.core.text import shown
 from registry.core.version import install
-from registry.files.atomic import write_atomically
 from registry.sample.sampler import Sampler
 from registry.show.journal import Journal
 

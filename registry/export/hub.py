@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import types
 from pathlib import Path
 from typing import Any
 
+from registry.core.atomic import check_folder, new_folder
 from registry.core.errors import UserError
-from registry.core.text import kind
+from registry.core.text import kind, shown
 from registry.edm.networks import PRECONDITIONINGS, Precond
 from registry.export.card import UNKNOWN, Numbers, card, licence_of, numbers_of
 from registry.export.graph import OTHER, check_generator, compare, function_of
 from registry.export.source import single_file
-from registry.files.atomic import check_folder
 from registry.files.facts import NetworkFacts
 from registry.sample.sampler import Sampler
 from registry.show.journal import Journal
@@ -41,32 +40,26 @@ def write_folder(sampler: Sampler, facts: NetworkFacts, file: Path, target: Path
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: is there already; give a new folder, or remove it")
     license = licence_of(str(facts.table("teacher").get("source", "")), license)
-    part = target.with_name(f".{target.name}.part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        try:
-            with journal.progress("exporting", 3) as bar:
-                fill(part, sampler, facts, numbers_of(file, facts.nimg), license, target.resolve().name)
-                bar.at(1, "compared")
-                run_alone(part, sampler)
-                bar.at(2, "pictures")
-                save_samples(part / SAMPLES, sampler.sample(PICTURE**2), PICTURE)
-            part.replace(target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written: {error.strerror or error}") from None
+    with new_folder(target) as folder, journal.progress("exporting", 3) as bar:
+        fill(folder, sampler, facts, numbers_of(file, facts.nimg), license, target.resolve().name)
+        bar.at(1, "compared")
+        run_alone(folder, sampler)
+        bar.at(2, "pictures")
+        save_samples(folder / SAMPLES, sampler.sample(PICTURE**2), PICTURE)
     if license == UNKNOWN:
         journal.log("WARNING the teacher's licence is not known: name it, or complete README.md before you publish the folder")
 
 
 def fill(folder: Path, sampler: Sampler, facts: NetworkFacts, numbers: Numbers, license: str, name: str) -> None:
     """Weights, config, code and card."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     config = configuration(sampler)
-    save_file({k: t.detach().cpu().clone().contiguous() for k, t in sampler.net.state_dict().items()}, folder / WEIGHTS)
+    try:
+        save_file({k: t.detach().cpu().clone().contiguous() for k, t in sampler.net.state_dict().items()}, folder / WEIGHTS)
+    except SafetensorError as error:  # of the disk
+        raise UserError(f"{WEIGHTS}: cannot be written: {shown(error)}") from None
     (folder / CONFIG).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors' own is for this user alone
     (folder / CODE).write_text(single_file(), encoding="utf-8")

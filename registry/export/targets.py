@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from registry.core.atomic import check_folder
 from registry.core.errors import SettingError, UserError
 from registry.export.graph import write_onnx, write_program
 from registry.export.hub import write_folder
-from registry.files.atomic import check_folder
 from registry.files.kinds import Kind
 from registry.files.locate import open_path
 from registry.sample.opening import open_sampler

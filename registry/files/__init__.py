@@ -1,6 +1,5 @@
 """Files: where they are, what is in them, and how they are written. Nothing in a file is executed.
 
-atomic      writes files whole or not at all
 locate      finds the path for what the user typed: beside the recipe, shipped, published, a URL
 paths       kinds of paths as settings, and the settings of a teacher that is read from a file
 downloads   fetches URLs into the cache

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from registry.core.atomic import write_atomically
 from registry.core.contracts import KnowsLevels, Rebuildable
 from registry.core.errors import SettingError, UserError
 from registry.core.text import shown
 from registry.edm.networks import PRECONDITIONINGS, Precond
 from registry.edm.pickles import RUNS_SOURCE, Persistent, list_globals, network_of, read_pickle
 from registry.edm.snapshots import EXTRA, write_snapshot
-from registry.files.atomic import write_atomically
 from registry.files.bounds import STATE, About, Bounded, NetworkFile, check_arguments, check_entries
 from registry.files.facts import NetworkFacts
 from registry.files.finite import not_finite

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from registry.core.atomic import write_atomically
 from registry.core.errors import UserError
 from registry.edm.networks import EDMPrecond
 from registry.edm.sid_states import SiDState, sid_state
-from registry.files.atomic import write_atomically
 from registry.files.bounds import STATE
 from registry.files.formats import layout_of, network_of_state
 from registry.files.locate import open_path

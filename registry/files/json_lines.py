@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,17 @@ from registry.files.json_files import LARGEST, NoRecord, content
 STATISTICS = "stats.jsonl"
 MOST_LINES = 2**30
 """Bytes of a JSON-lines file: far more than a run writes in months."""
+
+
+def append_line(path: Path, entry: dict[str, Any]) -> None:
+    """Add an entry, on a line of its own also if the last one was cut off. Raises OSError, also for a pipe in the file's place."""
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+    with open(handle, "a+b") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "is not a file")
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        file.write((b"" if file.read(1) in (b"", b"\n") else b"\n") + json.dumps(entry).encode() + b"\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from registry.core import seal
+from registry.core.atomic import write_atomically
 from registry.core.errors import UserError
 from registry.core.text import shown
 from registry.edm.pickles import PickleError, disguised_program, list_globals
-from registry.files.atomic import write_atomically
 from registry.files.bounds import SCHEMAS, NetworkFile, check_entries
 from registry.files.locate import open_path
 

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from registry.core.errors import UserError
+
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean [d] and covariance [d, d] (ddof 1) of features [n, d], in float64."""
@@ -21,7 +23,10 @@ def frechet_distance(mu_a: Tensor, sigma_a: Tensor, mu_b: Tensor, sigma_b: Tenso
     """
     if not (mu_a.isfinite().all() and sigma_a.isfinite().all()):
         return math.nan  # images of a run that has diverged
-    values, vectors = torch.linalg.eigh(sigma_a)
+    try:
+        values, vectors = torch.linalg.eigh(sigma_a)
+    except RuntimeError:  # torch's LinAlgError: features far beyond what a network gives
+        raise UserError("the features' covariance has no eigenvalues that can be computed; is their network whole?") from None
     root_a = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     cross = torch.linalg.eigvalsh(root_a @ sigma_b @ root_a).clamp(min=0).sqrt().sum()
     return float((mu_a - mu_b).square().sum() + sigma_a.trace() + sigma_b.trace() - 2 * cross)

@@ -11,9 +11,10 @@ from typing import Any
 from rich.table import Table
 
 from registry.core import distributed
+from registry.core.atomic import check_folder, write_atomically
 from registry.core.errors import SettingError
 from registry.core.version import versions
-from registry.files.atomic import check_folder, write_atomically
+from registry.files.json_lines import append_line
 from registry.measure.guarded import Guarded
 from registry.measure.measuring import repeats, seeds
 from registry.measure.protocol import compared_with, in_words, protocols
@@ -48,6 +49,9 @@ def evaluate(
     for setting, file in (("output", path), ("save_reference", save_reference)):
         if file is not None:
             check_folder(file.parent, setting)
+    lines = path.with_suffix(".jsonl")
+    if lines.exists() and not lines.is_file():
+        raise SettingError("output", f"{lines.name} beside it is not a file that lines can be added to", str(path))
     if distributed.rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
     metrics = [(choice, Guarded(choice, sampler.domain)) for choice in choices]
@@ -60,12 +64,10 @@ def evaluate(
         numbers = "  ".join(f"{name} {found[column]:.5g}" for column, name in headings(metrics, config.samples).items())
         journal.log(f"seeds {span(seeds(config, repeat))}: {numbers}  ({duration(seconds)})")
         if distributed.rank() == 0:
-            with open(path.with_suffix(".jsonl"), "a", encoding="utf-8") as lines:
-                for choice, metric in metrics:
-                    line = entry(choice, metric, found, config.samples, network, seconds)
-                    line |= {"seeds": span(seeds(config, repeat)), "evaluations": sampler.nfe}
-                    line |= {"sampler": sampler.settings, "timestamp": time.time()}
-                    lines.write(json.dumps(line) + "\n")
+            for choice, metric in metrics:
+                line = entry(choice, metric, found, config.samples, network, seconds)
+                line |= {"seeds": span(seeds(config, repeat)), "evaluations": sampler.nfe}
+                append_line(lines, line | {"sampler": sampler.settings, "timestamp": time.time()})
 
     content = result(sampler, config, metrics, row) | {"total_time": time.monotonic() - start}
     if distributed.rank() == 0:

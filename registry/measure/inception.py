@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from registry.core.atomic import write_atomically
 from registry.core.errors import SettingError, UserError
 from registry.core.text import shown
-from registry.files.atomic import write_atomically
 from registry.files.downloads import cache_folder
 from registry.files.locate import open_path
 from registry.files.npz import read_npz

@@ -68,7 +68,7 @@ def measured(name: str, evaluations: int, sample: Sample, metrics: Metrics, conf
 
 def floor_row(metrics: Metrics, config: EvalConfig) -> Row:
     """The row for real images compared with real images."""
-    row = Row("floor: half of the real images", None)
+    row = Row("floor: real images", None)
     for repeat in range(config.repeats):
         for _, metric in metrics:
             row.add(metric.floor(repeat))

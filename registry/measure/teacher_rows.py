@@ -12,10 +12,10 @@ from pydantic import BaseModel, TypeAdapter
 from torch import Tensor
 
 from registry.core import distributed
+from registry.core.atomic import write_atomically
 from registry.core.contracts import Noise, Teacher
 from registry.core.errors import UserError
 from registry.core.version import versions
-from registry.files.atomic import write_atomically
 from registry.files.downloads import cache_folder
 from registry.files.json_files import STRICT, kept
 from registry.files.locate import shipped

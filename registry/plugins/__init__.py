@@ -4,4 +4,5 @@ component   Component, Published, NetworkClass: what a plugin can register
 hooks       one hook per kind, and the marker for a plugin's implementations
 loading     every plugin tried alone; who owns which name; what failed, and why
 faults      whose code an error came from
+beginning   a package to begin a plugin with
 """

@@ -15,6 +15,7 @@ from typing import TypeVar
 import pluggy
 
 from registry.core.errors import UserError, near
+from registry.core.version import DISTRIBUTION
 from registry.plugins import hooks
 from registry.plugins.component import Component, NetworkClass, Published
 from registry.plugins.hooks import HOOKS
@@ -98,7 +99,10 @@ def components(plugin: object, name: str) -> list[tuple[str, Item]]:
     """What a plugin registers, with its kind, asked in a manager of its own. Raises whatever is wrong with the plugin."""
     pm = hook_caller()
     pm.register(plugin, name)
-    for caller in pm.get_hookcallers(plugin) or []:
+    callers = pm.get_hookcallers(plugin) or []
+    if not callers:
+        raise UserError("brings nothing: none of its functions is marked with @hookimpl")
+    for caller in callers:
         if not caller.has_spec():
             raise UserError(f"unknown hook {caller.name!r}{near(caller.name, [hook for hook, _ in HOOKS.values()])}")
     found: list[tuple[str, Item]] = []
@@ -120,7 +124,7 @@ def load_plugins(blocked: Iterable[str] | None = None) -> Plugins:
     plugins = Plugins()
     taken: dict[str, str] = {}
     entries = [(e.dist.metadata["Name"] if e.dist else "?", e) for e in metadata.entry_points(group=GROUP)]
-    for package, entry in sorted(entries, key=lambda e: (e[0] != "distill", e[1].name, e[1].value)):  # ours keep their names
+    for package, entry in sorted(entries, key=lambda e: (e[0] != DISTRIBUTION, e[1].name, e[1].value)):  # ours keep their names
         release = entry.dist.version if entry.dist else "?"
         try:
             if entry.name in blocked:

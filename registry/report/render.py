@@ -13,8 +13,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from registry.core.atomic import sweep, write_atomically
 from registry.core.version import versions
-from registry.files.atomic import write_atomically
 from registry.measure.rows import mean
 from registry.measure.rows import spread as deviation
 from registry.plugins.loading import load_plugins
@@ -34,6 +34,7 @@ def write_report(folder: Path) -> Path:
 
 def write_page(folders: Sequence[Path], path: Path) -> Path:
     """Write one page for one or several runs. Raises UserError."""
+    sweep(path.parent, path.name)  # what was killed while it wrote the page
     write_atomically(path, page([read_history(folder) for folder in folders]).encode(), durable=False)
     return path
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from registry.core.atomic import check_folder
 from registry.core.contracts import Domain, KnowsLevels, Loss, Metric, Noise, Teacher, derived_from, hidden_network
 from registry.core.errors import SettingError, UserError
 from registry.core.levels import generator_levels, spaced
 from registry.core.settings import NoiseConfig
 from registry.edm.augment import LABELS
 from registry.edm.datasets import load_images
-from registry.files.atomic import check_folder
 from registry.files.formats import SUFFIXES, load_network, misfit
 from registry.measure.guarded import Guarded
 from registry.plugins.loading import Plugins

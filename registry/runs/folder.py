@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import re
 import time
 from collections.abc import Callable
@@ -14,9 +13,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from registry.core import distributed
+from registry.core.atomic import sweep, write_atomically
 from registry.core.errors import SettingError, UserError
-from registry.files.atomic import sweep, write_atomically
-from registry.files.json_lines import STATISTICS, kimg_of, read_lines, whole_lines
+from registry.files.json_lines import STATISTICS, append_line, kimg_of, read_lines, whole_lines
 from registry.recipe.resolved import Tables, dumps
 from registry.show.journal import Journal
 
@@ -116,8 +115,7 @@ class RunFolder:
         if self.writes:
             self.keep_there()
             try:
-                with open(self.path / name, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(entry | {"timestamp": time.time()}) + "\n")
+                append_line(self.path / name, entry | {"timestamp": time.time()})
             except OSError as error:
                 self.journal.complain(self.path / name, error)
 

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 import torch
 
 from registry.core import distributed
+from registry.core.atomic import check_folder
 from registry.core.errors import Diverged, Interrupted, SettingError, UserError
 from registry.core.interruption import Interruption, signalled
 from registry.edm.sid_states import holds_modules
-from registry.files.atomic import check_folder
 from registry.files.json_files import kept
 from registry.measure.saved import QUALITY
 from registry.recipe.doubts import doubts

@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from registry.core import distributed
+from registry.core.atomic import check_folder, sweep, write_atomically
 from registry.core.errors import SettingError, UserError
 from registry.core.text import shown
-from registry.files.atomic import check_folder, sweep, write_atomically
 from registry.files.json_files import ANYTHING, NoRecord, read_record
 from registry.files.npz import read_npz
 from registry.sample.sampler import Sampler

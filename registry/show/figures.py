@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from registry.core.atomic import write_atomically
 from registry.core.errors import UserError
 from registry.core.text import printable
 from registry.core.version import install
-from registry.files.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

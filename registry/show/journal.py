@@ -15,8 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from registry.core import distributed
+from registry.core.atomic import write_atomically
 from registry.core.text import printable
-from registry.files.atomic import write_atomically
 
 LINE_SECONDS = 20
 """Where there is no terminal, long work says so often how far it is."""

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from registry.files.atomic import write_atomically
+from registry.core.atomic import write_atomically
 from registry.show.figures import save_scatter
 
 

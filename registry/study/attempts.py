@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from registry.core.atomic import write_atomically
 from registry.core.errors import UserError
-from registry.files.atomic import write_atomically
 from registry.study.cells import ATTEMPT, read_attempt
 from registry.study.machine import code, made_with
 

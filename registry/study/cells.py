@@ -15,9 +15,9 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from registry.core.atomic import write_atomically
 from registry.core.errors import Diverged, Mistakes, SettingError, UserError
 from registry.core.interruption import SIGNALS
-from registry.files.atomic import write_atomically
 from registry.files.json_files import kept
 from registry.files.json_lines import STATISTICS, readable_lines
 from registry.files.locate import locate_recipe

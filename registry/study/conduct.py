@@ -15,8 +15,8 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from typing_extensions import TypedDict
 
+from registry.core.atomic import check_folder, write_atomically
 from registry.core.errors import SettingError, UserError
-from registry.files.atomic import check_folder, write_atomically
 from registry.files.json_files import kept
 from registry.plugins.loading import Plugins
 from registry.recipe.resolved import dumps

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from registry.core.errors import Mistakes, SettingError, UserError
 from registry.core.settings import Config
+from registry.core.text import shown
 from registry.files.locate import locate_study
 from registry.recipe.problems import in_words
 from registry.recipe.reading import parse_set, read_tables
@@ -159,7 +160,7 @@ def in_a_line(detail: ErrorDetails) -> str:
     """One of pydantic's errors."""
     key = str(detail["loc"][0])
     if key in OWN_WORDS and detail["type"] == "value_error":
-        return f"{key}: {detail['msg'].removeprefix('Value error, ')}"
+        return f"{key}: {shown(detail['msg'].removeprefix('Value error, '), 300)}"
     return f"{key} {in_words(detail, Study)}".replace("a valid dictionary", "a table")
 
 

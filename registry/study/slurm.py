@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
+from registry.core.atomic import write_atomically
 from registry.core.errors import Interrupted, SettingError, UserError
 from registry.core.version import install
-from registry.files.atomic import write_atomically
 from registry.files.json_files import kept
 from registry.study.attempts import Attempt, begin, is_running, write_note
 from registry.study.cells import FINAL, Cell, record, run_folder, status

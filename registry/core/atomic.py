@@ -1,14 +1,15 @@
-"""Writes files whole or not at all."""
+"""Writes files and folders whole or not at all."""
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
+import shutil
 import tempfile
-import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -86,6 +87,53 @@ def own_temporary(path: Path) -> tuple[int, str]:
         os.close(handle)
 
 
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `target` when all is in it, and is gone otherwise; those of killed writers are removed.
+
+    Raises UserError if it cannot be written, or something is at `target` by then.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep_folders(target)
+        part, handle = own_folder(target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error.strerror}") from None
+    try:
+        yield part
+        part.chmod(0o777 & ~_umask())
+        part.replace(target)
+    except OSError as error:
+        meanwhile = "was made by another process in the meantime; it is left as it is"
+        there = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+        raise UserError(f"{target}: {meanwhile if there else f'cannot be written: {error.strerror}'}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        os.close(handle)
+
+
+def own_folder(path: Path) -> tuple[Path, int]:
+    """A new folder beside `path`, open and locked like `own_temporary`'s file. Raises OSError."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        with suppress(FileNotFoundError):  # another process may sweep it before it is locked
+            handle = os.open(folder, os.O_RDONLY)
+            if lock(handle) is not False and folder.exists():
+                return folder, handle
+            os.close(handle)
+
+
+def sweep_folders(target: Path) -> None:
+    """Remove what killed writers of a folder of this name have left behind."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.????????"):
+        with suppress(OSError):
+            if left.is_dir() and not left.is_symlink() and re.fullmatch(r"\..+\.[a-z0-9_]{8}", left.name):
+                handle = os.open(left, os.O_RDONLY)
+                if lock(handle):
+                    shutil.rmtree(left, ignore_errors=True)
+                os.close(handle)
+
+
 def lock(handle: int) -> bool | None:
     """Take the lock of an open file: whether it was free, or None if this disk has no locks."""
     if fcntl is None:
@@ -121,9 +169,7 @@ def check_folder(folder: Path, setting: str) -> None:
         existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         if not existing.is_dir():
             raise SettingError(setting, f"{existing} is a file, not a folder", str(folder))
-        probe = existing / f".distill-{time.time_ns()}"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise SettingError(setting, f"cannot be written: {error.strerror}", str(folder)) from None
 
