@@ -10,7 +10,7 @@ PY := .venv/bin/python
 TORCH := torch==2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test test-slow soak lint format clean
+.PHONY: quickstart test test-slow soak lint format docs clean
 
 quickstart: .venv/run.stamp
 	.venv/bin/distill --recipe recipes/quickstart.toml
@@ -34,6 +34,10 @@ lint: .venv/test.stamp
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# The pages that are made from the settings' classes and from the command.
+docs: .venv/run.stamp
+	$(PY) docs/reference.py
 
 format: .venv/test.stamp
 	.venv/bin/ruff check --fix .

@@ -136,3 +136,37 @@ def test_a_folder_whose_writer_fails_is_gone(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         fill_and_fail(tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+SWEEPER = """
+import sys
+from pathlib import Path
+from registry.core.atomic import sweep
+
+print("sweeping", flush=True)
+while True:
+    sweep(Path(sys.argv[1]))
+"""
+
+
+def test_a_sweep_never_takes_a_living_writers_file(tmp_path: Path) -> None:
+    """Two processes for some hundred writes: one in six failed when a file could be swept before it was locked, or after."""
+    words = [sys.executable, "-c", SWEEPER, str(tmp_path)]
+    sweeper = subprocess.Popen(words, env=environment(), text=True, stdout=subprocess.PIPE)
+    try:
+        assert sweeper.stdout is not None and sweeper.stdout.readline() == "sweeping\n"
+        for i in range(800):
+            write_atomically(tmp_path / "state.pt", str(i).encode(), durable=False)
+    finally:
+        sweeper.kill()
+        sweeper.wait()
+    assert (tmp_path / "state.pt").read_bytes() == b"799"
+
+
+def test_a_new_file_takes_nobodys_place(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    write_atomically(path, b"first", new=True)
+    with pytest.raises(UserError, match="was made by another process in the meantime; it is left as it is"):
+        write_atomically(path, b"second", new=True)
+    assert path.read_bytes() == b"first" and [p.name for p in tmp_path.iterdir()] == ["x.toml"]
+    assert path.stat().st_nlink == 1

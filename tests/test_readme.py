@@ -104,3 +104,14 @@ def test_commands_and_links_exist(page: Path) -> None:
                 re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", target.read_text(), re.M)
             }
             assert heading in found, f"{page}: {link}"
+
+
+def test_the_pages_of_settings_and_options_are_those_of_the_code() -> None:
+    """`make docs` writes them."""
+    made = subprocess.run(
+        [sys.executable, "-c", "import runpy; pages = runpy.run_path('docs/reference.py')['PAGES']; print(pages['settings.md'](), pages['options.md'](), sep='\x01')"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    settings, _, options = made.stdout.rstrip("\n").partition("\x01")
+    assert settings == (ROOT / "docs" / "settings.md").read_text(), "make docs"
+    assert options + "\n" == (ROOT / "docs" / "options.md").read_text(), "make docs"

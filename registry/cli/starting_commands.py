@@ -40,7 +40,7 @@ def init(name: str | None, teacher: str | None, data: str | None, D: float) -> N
     else:
         assert found is not None
         text = pretraining(str(path), found, D, *facts_of_images(found))
-    write_atomically(path, text.encode())
+    write_atomically(path, text.encode(), new=True)
     command = text.partition("#   ")[2].partition("\n")[0]  # quoted, where the name has spaces
     click.echo(f"{path} is written; look at it, and run it with:\n  {command}")
 

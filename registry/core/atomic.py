@@ -15,14 +15,18 @@ from typing import BinaryIO, cast
 
 from registry.core.errors import SettingError, UserError
 
+MEANWHILE = "was made by another process in the meantime; it is left as it is"
+
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
-def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], durable: bool = True) -> None:
+def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], durable: bool = True, new: bool = False) -> None:
     """Write a file whole or not at all, by moving a temporary file in the same folder into place. Raises UserError.
+
+    A `new` file does not take the place of another.
 
     `content` may be a function that writes it, so that it need not be in memory as a whole. With `durable`, wait until the content
     is on the disk, so that even a power failure cannot leave half a file.
@@ -35,7 +39,7 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], 
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     try:
-        with os.fdopen(handle, "w+b") as file:
+        with held(handle), os.fdopen(handle, "w+b") as file:
             if isinstance(content, bytes):
                 file.write(content)
             else:
@@ -43,13 +47,41 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], 
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+            file.close()
+            os.chmod(temporary, 0o666 & ~_umask())
+            put_in_place(temporary, path, new)
+    except FileExistsError:
+        raise UserError(f"{path}: {MEANWHILE}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
         with suppress(OSError):  # the disk may be read-only by now; the next start sweeps
             os.unlink(temporary)
+
+
+@contextmanager
+def held(handle: int) -> Iterator[None]:
+    """Keep an open file's lock, also after it is closed: until it is in its place, a sweep would take it for a killed writer's."""
+    twin = os.dup(handle) if fcntl is not None else None
+    try:
+        yield
+    finally:
+        if twin is not None:
+            os.close(twin)
+
+
+def put_in_place(temporary: str, path: Path, new: bool) -> None:
+    """Move a file to where it belongs. Raises OSError; FileExistsError if it should be new and is not."""
+    if new:
+        try:
+            os.link(temporary, path)
+            return
+        except FileExistsError:
+            raise
+        except OSError:  # a disk without hard links
+            if path.exists():
+                raise FileExistsError from None
+    os.replace(temporary, path)
 
 
 def write_through(content: Callable[[BinaryIO], object], file: BinaryIO) -> None:
@@ -82,9 +114,10 @@ def own_temporary(path: Path) -> tuple[int, str]:
     """A new file beside `path`, open and locked: the lock goes with the process and says that it is in use. Raises OSError."""
     while True:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        if lock(handle) is None or os.fstat(handle).st_nlink:  # another process may have swept it before it was locked
+        locked = lock(handle)
+        if locked is None or (locked and os.fstat(handle).st_nlink):
             return handle, temporary
-        os.close(handle)
+        os.close(handle)  # another process has swept it before it was locked, or is about to
 
 
 @contextmanager
@@ -104,9 +137,8 @@ def new_folder(target: Path) -> Iterator[Path]:
         part.chmod(0o777 & ~_umask())
         part.replace(target)
     except OSError as error:
-        meanwhile = "was made by another process in the meantime; it is left as it is"
         there = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
-        raise UserError(f"{target}: {meanwhile if there else f'cannot be written: {error.strerror}'}") from None
+        raise UserError(f"{target}: {MEANWHILE if there else f'cannot be written: {error.strerror}'}") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
         os.close(handle)
@@ -151,11 +183,13 @@ def sweep(folder: Path, name: str = "*") -> None:
     """Remove what writes to files of this name in a folder left behind that were killed."""
     for path in folder.glob(f".{glob.escape(name) if name != '*' else name}.????????"):
         with suppress(OSError):
-            handle = os.open(path, os.O_RDWR) if is_temporary(path) and not path.is_symlink() else None
-            if handle is not None:
-                if lock(handle):
-                    path.unlink()
-                os.close(handle)
+            if is_temporary(path) and not path.is_symlink():
+                handle = os.open(path, os.O_RDWR)
+                try:
+                    if lock(handle):
+                        path.unlink()
+                finally:
+                    os.close(handle)
 
 
 def is_temporary(path: Path) -> bool:

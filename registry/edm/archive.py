@@ -85,11 +85,9 @@ def make_dataset(
             raise UserError(f"{source}: no images in it ({', '.join(IMAGES)})")
         known = all(label is not None for _, label in labels)
         write("dataset.json", json.dumps({"labels": labels if known else None}).encode())
-        if target.exists():
-            raise UserError(f"{dest}: was made by another process in the meantime; it is left as it is")
 
     if target.suffix == ".zip":
-        write_atomically(target, lambda file: fill_zip(file, fill))
+        write_atomically(target, lambda file: fill_zip(file, fill), new=True)
     else:
         with new_folder(target) as folder:
             fill(lambda name, content: write_file(folder / name, content))

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 TRIES, PATIENCE, BLOCK = 5, 30.0, 1 << 20
 """Number of attempts; seconds without data before one ends; bytes per read."""
+LONGEST = 4000
+"""Characters of an address."""
 MOST_BYTES = 2**35
 """Of a file: several times the largest training state of the papers."""
 
@@ -65,9 +67,12 @@ def fetch(url: str, sha256: str | None = None) -> Path:
 def place_of(url: str) -> Path:
     """Where in the cache a download is, or will be. Raises UserError."""
     try:
-        name = Path(urlsplit(url).path).name or "file"
+        parts = urlsplit(url)
+        name = Path(parts.path).name or "file"
     except ValueError as error:
-        raise UserError(f"{url}: not an address: {error}") from None
+        raise UserError(f"{shown(url)}: not an address: {error}") from None
+    if not parts.hostname or len(url) > LONGEST or not url.isprintable() or " " in url:
+        raise UserError(f"{shown(url)}: not an address")
     return cache_folder() / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
 
 
@@ -158,7 +163,7 @@ def _continue(url: str, part: Path) -> None:
             raise _Unwanted(f"the server sent it packed ({shown(coding, 20)}), which was not asked for")
         tag.write_text(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
         announced = answer.headers.get("Content-Length")
-        total = have + int(announced) if announced else None
+        total = have + int(announced) if announced and announced.isdecimal() else None
         free = shutil.disk_usage(part.parent).free
         if total is not None and total - have > min(free, MOST_BYTES):
             raise _Unwanted(f"it has {total / 2**30:.1f} GiB, and there is room for {min(free, MOST_BYTES) / 2**30:.1f}")
