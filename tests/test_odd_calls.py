@@ -22,6 +22,7 @@ TEXTS = {
     "a long number": "[train]\nbatch = " + "9" * 5000,
     "a long file": "# nothing\n" * 200_000,
     "control characters": "[tr\x1bain]",
+    "a long word": "x" * 900_000,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 from PIL import Image
@@ -20,7 +21,9 @@ def open_picture(content: bytes | Path) -> Image.Image:
     """The picture in a file, decoded. Raises ValueError with the reason if it is none or too large."""
     length = len(content) if isinstance(content, bytes) else content.stat().st_size
     try:
-        image = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below
+            image = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS)
     except Image.DecompressionBombError:
         raise ValueError(f"it has more than {MOST_PIXELS:,} pixels") from None
     except Exception as error:

@@ -62,7 +62,7 @@ def read_tables(path: Path) -> Tables:
 
 def too_nested(text: str) -> bool:
     """Whether a text has more brackets or dots in a row than any recipe: TOML's parser would recur, or take very long."""
-    brackets = rf"(?:\[\s*){{{DEEPEST}}}|(?:\{{[^{{}}\n]*){{{DEEPEST}}}|(?:\w+\s*\.\s*){{{DEEPEST}}}"
+    brackets = rf"(?:\[\s*+){{{DEEPEST}}}|(?:\{{[^{{}}\n]*+){{{DEEPEST}}}|(?<!\w)(?:\w++\s*+\.\s*+){{{DEEPEST}}}"
     return len(text) > MOST_CHARACTERS or re.search(brackets, text) is not None
 
 
