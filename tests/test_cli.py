@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from registry.cli import main
+from registry.cli.again import going_on, typed
 from registry.cli.group import reason
 from registry.core.errors import Interrupted
 from registry.files.formats import load_network
@@ -256,6 +257,26 @@ def wait_for(text: str, file: Path, process: subprocess.Popen[str]) -> None:
 
 def test_the_hint_how_to_go_on_can_be_typed() -> None:
     assert reason(Interrupted("stopped", 130, "my runs/state.pt")) == ("stopped, continue with --resume 'my runs/state.pt'", 130)
+    words = ["pretrain", "--resume", "auto", "--recipe", "my recipe.toml", "--resume=old", "--seed", "3"]
+    again = going_on(words, "my runs/state.pt")
+    assert again.endswith(" pretrain --recipe 'my recipe.toml' --seed 3 --resume 'my runs/state.pt'")
+    assert typed("/usr/lib/registry/__main__.py") == [Path(sys.executable).name, "-m", "registry"]
+    assert typed(".venv/bin/distill") == [".venv/bin/distill"]
+
+
+def test_the_whole_command_that_goes_on_works(recipe_file: Write, tmp_path: Path) -> None:
+    """It is run by a shell as it was printed."""
+    path = recipe_file(
+        ("duration_kimg = 0.048", "duration_kimg = 1.6"), ("tick_kimg = 0.016", "tick_kimg = 0.08"), name="my recipe.toml"
+    )
+    words = [str(Path(sys.executable).with_name("distill")), "--recipe", path.name, "--set", "log.snapshot_ticks=100"]
+    run = subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for("kimg 0.1", tmp_path / "runs" / "00000-my recipe" / "log.txt", run)
+    run.send_signal(signal.SIGTERM)
+    command = run.communicate(timeout=120)[1].strip().partition("continue with ")[2]
+    assert "--recipe 'my recipe.toml' --set log.snapshot_ticks=100 --resume " in command
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "resuming at" in done.stdout, done.stderr
 
 
 def test_a_run_that_is_interrupted_twice_keeps_its_state_and_ends_bit_for_bit_as_if_it_had_not_been(
@@ -275,7 +296,7 @@ def test_a_run_that_is_interrupted_twice_keeps_its_state_and_ends_bit_for_bit_as
         assert line.startswith("distill: interrupted at ")
         run = only_run(tmp_path / "cut")  # in the same folder
         state = max(run.glob("training-state-*.pt"))
-        assert line.endswith(f"the state is kept, continue with --resume {state}")
+        assert "the state is kept, continue with " in line and line.endswith(f" --resume {state}") and line.count("--resume") == 1
         before, seen = seen, torch.load(state, weights_only=True)["nimg"]
         assert before < seen < 1600
         assert ("resuming at " in out) == bool(before)

@@ -398,7 +398,7 @@ def test_a_signal_while_a_snapshot_is_measured_saves_a_state_and_the_snapshot_is
     finally:
         slow.kill()
     assert slow.returncode == 128 + number, (out, err)
-    assert err.startswith("distill: interrupted at 0.032 kimg; the state is kept, continue with --resume ")
+    assert err.startswith("distill: interrupted at 0.032 kimg; the state is kept, continue with ")
     state = load(folder / "training-state-000000.pt", STATE)
     assert (state["nimg"], state["snapshot_due"]) == (32, True)
 

@@ -1,9 +1,13 @@
-"""This command in another process: as safe from modules in the working folder as this one is."""
+"""This command again: in another process, and to go on after an interruption."""
 
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 SAFE = "PYTHONSAFEPATH"
 """With this in the environment `python -m` takes no modules from the working folder."""
@@ -15,5 +19,25 @@ def takes_working_folder() -> bool:
 
 
 def this_command() -> list[str]:
-    """The words before the arguments. The console script takes no modules from the working folder; `python -m` alone would."""
+    """The words before the arguments, for another process that is as safe from modules in the working folder as this one is: the
+    console script takes none of them; `python -m` alone would."""
     return [sys.executable, *([] if takes_working_folder() else ["-P"]), "-m", "registry.cli"]
+
+
+def going_on(words: Sequence[str], state: str) -> str:
+    """What to type to go on from a state: the command with these arguments, as it was typed but for --resume."""
+    kept, rest = list[str](), iter(words)
+    for word in rest:
+        if word == "--resume":
+            next(rest, None)
+        elif not word.startswith("--resume="):
+            kept.append(word)
+    return shlex.join([*typed(sys.argv[0]), *kept, "--resume", state])
+
+
+def typed(program: str) -> list[str]:
+    """The words by which somebody has started this program."""
+    path = Path(program)
+    if path.name == "__main__.py":
+        return [Path(sys.executable).name, "-m", "registry"]
+    return [path.name if shutil.which(path.name) == str(path.absolute()) else program]

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -23,6 +23,7 @@ import click
 from click.core import ParameterSource
 
 from registry.cli import completion
+from registry.cli.again import going_on
 from registry.cli.options import recipe_options
 from registry.cli.preview import preview
 from registry.core.errors import Diverged, Interrupted, Lost, Mistakes, SettingError, UserError
@@ -68,7 +69,8 @@ class Group(click.Group):
         stay_with(os.environ.pop(PARENT, ""))  # what this process starts is not launched
         answer_signals(signal.SIG_DFL, interrupt)
         prepare_streams()
-        debug = "--debug" in (kwargs.get("args") or (args[0] if args else None) or sys.argv)
+        words = [*(kwargs.get("args") or (args[0] if args else None) or sys.argv[1:])]
+        debug = "--debug" in words
         try:
             check_working_folder()
             code = super().main(*args, **(kwargs | {"standalone_mode": False}))
@@ -76,7 +78,7 @@ class Group(click.Group):
             if isinstance(error, SystemExit) and error.code not in (None, 0) and fault_of(error) is None:
                 raise
             answer_signals(interrupt, signal.SIG_DFL)  # it ends anyway
-            code = tell(error, debug)
+            code = tell(error, debug, words)
         leave(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -174,9 +176,9 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def tell(error: BaseException, debug: bool) -> int:
-    """Print why the command ends, if no other process has done so, and give the exit code."""
-    message, code = reason(error)
+def tell(error: BaseException, debug: bool, words: Sequence[str] = ()) -> int:
+    """Print why the command with these arguments ends, if no other process has done so, and give the exit code."""
+    message, code = reason(error, words)
     if several():
         record("".join(traceback.format_exception(error)) if code == BUG else message)
         if not first_to_tell():
@@ -192,7 +194,7 @@ def tell(error: BaseException, debug: bool) -> int:
     return code
 
 
-def reason(error: BaseException) -> tuple[str, int]:
+def reason(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
     """What to tell of an error, and the exit code."""
     match error:
         case click.exceptions.Abort() | KeyboardInterrupt():
@@ -200,7 +202,11 @@ def reason(error: BaseException) -> tuple[str, int]:
         case click.ClickException():
             return error.format_message(), error.exit_code
         case Interrupted():
-            return f"{error}, continue with --resume {shlex.quote(error.state)}" if error.state else str(error), error.code
+            if error.state is None:
+                return str(error), error.code
+            alone = words and not several()  # what started several processes is not known here
+            again = going_on(words, error.state) if alone else f"--resume {shlex.quote(error.state)}"
+            return f"{error}, continue with {again}", error.code
         case Diverged() | Lost():
             return str(error), error.code
         case UserError():

@@ -131,7 +131,9 @@ def read_history(path: Path) -> History:
 def grids(path: Path) -> list[tuple[float, Path]]:
     """The grids of a run, with thousands of images."""
     found = [(0.0, path / "fakes_init.png")] if (path / "fakes_init.png").is_file() else []
-    return found + [(float(m[1]), p) for p in path.glob("fakes_*.png") if (m := re.fullmatch(r"fakes_(\d+)", p.stem))]
+    return found + [
+        (float(m[1]), p) for p in path.glob("fakes_*.png") if (m := re.fullmatch(r"fakes_(\d+)", p.stem)) and p.is_file()
+    ]
 
 
 def spread_out(values: list[Any], most: int) -> list[Any]:
