@@ -129,13 +129,20 @@ def test_the_faster_number_of_threads_is_taken(one: float, all_: float, chosen: 
     journal = Lines()
     try:
         torch.set_num_threads(4)
-        assert len(list(threads.with_fastest_threads(iterations(), None, torch.device("cpu"), journal))) == 12
+        run = threads.Threads(None)
+        assert len(list(threads.with_fastest_threads(iterations(), run, torch.device("cpu"), journal))) == 12
         assert used[:7] == [4, 4, 1, 4, 1, 4, 1] and set(used[7:]) == {chosen}
         assert "going on with " + ("one" if chosen == 1 else "4") in journal.lines[0]
+        assert run.chosen == chosen
         used.clear()
-        list(threads.with_fastest_threads(iterations(), 3, torch.device("cpu"), journal))
+        torch.set_num_threads(4)
+        list(threads.with_fastest_threads(iterations(), run, torch.device("cpu"), journal))  # resumed
+        assert set(used) == {chosen} and len(journal.lines) == 1
+        used.clear()
+        list(threads.with_fastest_threads(iterations(), threads.Threads(3, chosen), torch.device("cpu"), journal))
         assert set(used) == {3} and len(journal.lines) == 1
-        assert len(list(threads.with_fastest_threads(iter([None] * 3), None, torch.device("cpu"), journal))) == 3
+        torch.set_num_threads(4)
+        assert len(list(threads.with_fastest_threads(iter([None] * 3), threads.Threads(None), torch.device("cpu"), journal))) == 3
     finally:
         torch.set_num_threads(before)
 

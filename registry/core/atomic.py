@@ -141,13 +141,16 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise UserError(f"{target}: {MEANWHILE if there else f'cannot be written: {error.strerror}'}") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
-def own_folder(path: Path) -> tuple[Path, int]:
+def own_folder(path: Path) -> tuple[Path, int | None]:
     """A new folder beside `path`, open and locked like `own_temporary`'s file. Raises OSError."""
     while True:
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        if fcntl is None:  # and folders cannot be opened
+            return folder, None
         with suppress(FileNotFoundError):  # another process may sweep it before it is locked
             handle = os.open(folder, os.O_RDONLY)
             if lock(handle) is not False and folder.exists():

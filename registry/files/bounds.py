@@ -86,6 +86,7 @@ class StateFile(Entries):
     seconds: Annotated[float, Field(ge=0)] = 0.0
     rollbacks: Count = 0
     snapshot_due: bool = False
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
 
 
 class PairsFile(Entries):

@@ -31,11 +31,13 @@ def save_state(
     seconds: float = 0.0,
     snapshot_due: bool = False,
     rollbacks: int = 0,
+    threads: int | None = None,
 ) -> None:
     """Save the parts, the number of images, the seconds of training, and the random states of all processes (rank 0 writes).
 
     `snapshot_due`: at this number of images there is a snapshot, which comes after the state. `rollbacks`: how often the run went
     back to a state.
+    `threads`: how many the run has chosen to compute with.
     `facts` are what is to be known of the networks besides the recipe, so that a state can be sampled like a snapshot. The
     loop's draws need no state, since each image has a stream of its own; dropout uses torch's global one.
     """
@@ -46,6 +48,7 @@ def save_state(
         networks = {name: blueprint(part.net) for name, part in parts.items() if isinstance(part, Learner)}
         about = {
             "nimg": nimg, "seconds": seconds, "snapshot_due": snapshot_due, "rollbacks": rollbacks, "rng": rng,
+            "threads": threads,
             "recipe": dict(recipe), "about": dict(facts or {}),
         }  # fmt: skip
         save(path, STATE, {"parts": content, "networks": networks, **about})

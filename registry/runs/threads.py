@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -18,16 +19,27 @@ MARGIN = 0.95
 chance."""
 
 
-def with_fastest_threads(iterations: Iterator[None], threads: int | None, device: torch.device, journal: Journal) -> Iterator[None]:
-    """Go through the iterations with so many threads. If none are given, the first few try one and all, and the others take the
+@dataclass
+class Threads:
+    """The number that a run computes with: the one that was `asked` for, or `chosen`, here or before it was interrupted."""
+
+    asked: int | None
+    chosen: int | None = None
+
+
+def with_fastest_threads(iterations: Iterator[None], threads: Threads, device: torch.device, journal: Journal) -> Iterator[None]:
+    """Go through the iterations with so many threads. If the number is open, the first few try one and all, and the others take the
     faster: beside other work two threads can be slower than one, since each waits for the other.
 
     What OMP_NUM_THREADS says is heeded. The number changes how sums are rounded, so a fixed one gives the same numbers again.
     """
     most = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    elif device.type == "cpu" and most > 1 and "OMP_NUM_THREADS" not in os.environ:
+    free = device.type == "cpu" and most > 1 and "OMP_NUM_THREADS" not in os.environ
+    if threads.asked is not None:
+        torch.set_num_threads(threads.asked)
+    elif free and threads.chosen is not None:
+        torch.set_num_threads(threads.chosen)
+    elif free:
         seconds: dict[int, list[float]] = {most: [], 1: []}
         for i, number in enumerate((most, *[most, 1] * TRIES)):
             torch.set_num_threads(number)
@@ -38,8 +50,8 @@ def with_fastest_threads(iterations: Iterator[None], threads: int | None, device
                 seconds[number].append(time.monotonic() - start)
             yield
         one, all_ = (statistics.median(seconds[number]) for number in (1, most))
-        chosen = 1 if one < MARGIN * all_ else most
-        torch.set_num_threads(chosen)
+        threads.chosen = 1 if one < MARGIN * all_ else most
+        torch.set_num_threads(threads.chosen)
         times = f"an iteration takes {one:.2g} s with one thread and {all_:.2g} s with {most}"
-        journal.log(f"{times}: going on with {'one' if chosen == 1 else most}; the setting threads fixes the number")
+        journal.log(f"{times}: going on with {'one' if threads.chosen == 1 else most}; the setting threads fixes the number")
     yield from iterations

@@ -41,7 +41,7 @@ from registry.runs.foreign import adopt
 from registry.runs.health import check_agreement, check_health
 from registry.runs.schedule import Schedule
 from registry.runs.states import Found, find_state, newest_whole, set_later_aside, states
-from registry.runs.threads import with_fastest_threads
+from registry.runs.threads import Threads, with_fastest_threads
 from registry.runs.ticks import Learners, Signs, Ticks
 from registry.show.journal import Journal
 from registry.train.step import Learner
@@ -72,15 +72,21 @@ class Saved:
     """How long the run has trained."""
     snapshot_due: bool = False
     """Whether the state that the run goes on from was saved before the snapshot that was due."""
+    threads: Threads = field(init=False)
+    """How many threads the run computes with."""
     saved_at: float = field(default_factory=time.monotonic)
     """When a state was last saved or tried, or else the run began."""
+
+    def __post_init__(self) -> None:
+        self.threads = Threads(self.tables["train"].get("threads"))
 
     def save(self, folder: RunFolder, run: Training, snapshot_due: bool) -> Path:
         """Write the state to training-state-{kimg:06d}.pt, and delete the oldest ones that need not be kept."""
         path = folder.path / f"training-state-{run.nimg // 1000:06d}.pt"
         self.saved_at = time.monotonic()
         folder.keep_there()
-        save_state(path, self.parts, run.nimg, self.tables, self.facts, self.clock.seconds, snapshot_due, run.rollbacks)
+        seconds, threads = self.clock.seconds, self.threads.chosen
+        save_state(path, self.parts, run.nimg, self.tables, self.facts, seconds, snapshot_due, run.rollbacks, threads)
         keep = self.tables["log"]["keep_states"]
         for old in [s for s in states(folder.path) if s != path][keep - 1 :] if keep and folder.writes else ():
             old.unlink(missing_ok=True)
@@ -143,7 +149,7 @@ def start_or_resume(
         with released_if_it_fails(folder):
             begun, content = locked_state(folder, state, resume, saved)
             run.nimg = restore_state(begun, content, saved.parts)
-        run.rollbacks = content.get("rollbacks", 0)
+        run.rollbacks, saved.threads.chosen = content.get("rollbacks", 0), content.get("threads")
         saved.clock.seconds = content.get("seconds", 0.0)  # 0: states of version 0.1 do not say
         saved.snapshot_due = content.get("snapshot_due", False) and not distributed.from_rank0(has_table(folder.path, run.nimg))
         folder.sweep()
@@ -235,7 +241,7 @@ def train(
             ticks.begin(run.nimg)
             saved.clock.start()
             try:
-                for _ in with_fastest_threads(iterations(), recipe.train.threads, run.device, folder.journal):
+                for _ in with_fastest_threads(iterations(), saved.threads, run.device, folder.journal):
                     bar.at(round(run.nimg / 1000, 1), f"kimg  {ticks.speed(run.nimg):.0f} img/s  {ticks.note}")
                     after_iteration(run, recipe.train, folder, learners, saved, snapshot, schedule, ticks)
                 return
