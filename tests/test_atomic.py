@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,7 @@ def test_a_folder_whose_writer_fails_is_gone(tmp_path: Path) -> None:
 
 SWEEPER = """
 import sys
+import time
 from pathlib import Path
 from registry.core.atomic import sweep
 
@@ -170,3 +172,44 @@ def test_a_new_file_takes_nobodys_place(tmp_path: Path) -> None:
         write_atomically(path, b"second", new=True)
     assert path.read_bytes() == b"first" and [p.name for p in tmp_path.iterdir()] == ["x.toml"]
     assert path.stat().st_nlink == 1
+
+
+SAVER = """
+import sys
+import time
+from pathlib import Path
+import torch
+from registry.cli import group
+from registry.cli.group import main
+from registry.files.bounds import STATE
+from registry.files.plain import save
+import signal
+
+@main.command("save")
+def command():
+    tensors = {str(i): torch.zeros(1000) for i in range(3000)}
+    print("saving", flush=True)
+    while True:
+        save(Path(sys.argv[2]), STATE, {"parts": tensors})
+
+sys.argv = ["distill", "save", sys.argv[1]]
+sys.argv[2:] and main(["save"])
+"""
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.21, 0.33, 0.48])
+def test_a_signal_while_torch_writes_a_file_is_answered_when_it_is_written(delay: float, tmp_path: Path) -> None:
+    """An exception in what torch's C++ calls became "a bug in distill", or ended the process."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVER, str(tmp_path / "a.pt")],
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "saving\n"
+    time.sleep(delay)
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=60)[1]
+    assert (process.returncode, error) == (128 + signal.SIGTERM, "distill: interrupted\n")
+    assert {p.name for p in tmp_path.iterdir()} <= {"a.pt"}

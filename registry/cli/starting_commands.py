@@ -34,6 +34,9 @@ def init(name: str | None, teacher: str | None, data: str | None, D: float) -> N
     path = Path(stem if stem.endswith(".toml") else f"{stem}.toml")
     if path.exists():
         raise UserError(f"{path}: is there already; give another name")
+    for setting, typed in (("name", name), ("teacher", teacher), ("data", data)):
+        if typed is not None and not typed.isprintable():
+            raise SettingError(setting, "must not hold control characters", typed)
     found = located(data)
     if teacher:
         text = distillation(str(path), *facts_of(teacher, found), data=found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import itertools
 import os
 import re
 import shutil
@@ -198,6 +199,12 @@ def sweep(folder: Path, name: str = "*") -> None:
 def is_temporary(path: Path) -> bool:
     """Whether a file is one that `write_atomically` was writing."""
     return re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name) is not None and path.is_file()
+
+
+def unused(path: Path) -> Path:
+    """The path, or the first with a number behind it that nothing has: what was set aside before stays."""
+    numbered = (path.with_name(f"{path.name}.{i}") for i in itertools.count(2))
+    return path if not path.exists() else next(p for p in numbered if not p.exists())
 
 
 def check_folder(folder: Path, setting: str) -> None:

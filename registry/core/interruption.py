@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -38,6 +40,27 @@ class Interruption:
         if number == self.number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = self.number or number
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals are answered afterwards: torch's writer of files is C++ that calls Python, and no exception may leave it."""
+    came: dict[int, None] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came[number] = None
+
+    here = threading.current_thread() is threading.main_thread()
+    handlers = {s: handler for s in (heeded() if here else ()) if callable(handler := signal.getsignal(s))}
+    for each in handlers:
+        signal.signal(each, note)
+    try:
+        yield
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def signalled() -> int:

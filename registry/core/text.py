@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 def printable(text: str) -> str:
     """Text with a question mark for everything that cannot be seen, but for ends of lines."""
@@ -12,6 +15,15 @@ def shown(text: object, most: int = 200) -> str:
     """Text from a file or an error, on one line of a terminal."""
     line = printable(" ".join(str(text)[:1000].split()))
     return line if len(line) <= most else line[:most] + "…"
+
+
+def printable_values(value: Any) -> Any:
+    """Plain values, with all text in them as a terminal may show it."""
+    if isinstance(value, Mapping):
+        return {printable(str(key)): printable_values(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [printable_values(inner) for inner in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def kind(value: object) -> str:

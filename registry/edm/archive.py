@@ -65,6 +65,7 @@ def make_dataset(
         raise UserError(f"{dest}: a data set is a .zip or a folder, not a {target.suffix}")
     labels: list[list[Any]] = []
     shape: tuple[str, tuple[int, int]] | None = None
+    Image.init()  # a signal in the middle of an import ends the process at once, without cleaning up
 
     def fill(write: Callable[[str, bytes], object]) -> None:
         nonlocal shape

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from registry.core.errors import SettingError, UserError
-from registry.core.text import shown
+from registry.core.text import printable_values, shown
 from registry.core.version import version
 from registry.files.facts import NetworkFacts
 from registry.files.locate import RECIPE, is_url, open_path, published, shipped
@@ -46,7 +46,7 @@ def card(name: str, facts: NetworkFacts, generator: Mapping[str, Any], license: 
     """The text of the card. `generator` is the folder's config.json."""
     channels, height, width = generator["image_shape"]
     steps, D, label_dim = len(generator["sigmas"]), generator["D"], generator["label_dim"]
-    recipe = dumps(without_places(facts.recipe)) if facts.recipe else ""
+    recipe = dumps(printable_values(without_places(facts.recipe))) if facts.recipe else ""
     loss = str(facts.table("loss").get("use", ""))
     evaluations = "one evaluation" if steps == 1 else f"{steps} evaluations"
     law = "diffusion (D = inf)" if D == "inf" else f"a PFGM++ model (D = {D:g})"

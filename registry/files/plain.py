@@ -18,6 +18,7 @@ from torch import Tensor
 from registry.core import seal
 from registry.core.atomic import write_atomically
 from registry.core.errors import UserError
+from registry.core.interruption import undisturbed
 from registry.core.text import shown
 from registry.edm.pickles import PickleError, disguised_program, list_globals
 from registry.files.bounds import SCHEMAS, NetworkFile, check_entries
@@ -37,7 +38,8 @@ def save(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     assert is_plain(content), f"not plain: {content}"
 
     def write(file: BinaryIO) -> None:
-        torch.save({"format": FORMAT, "kind": kind, **content}, file)
+        with undisturbed():
+            torch.save({"format": FORMAT, "kind": kind, **content}, file)
         seal.seal(file)
 
     write_atomically(path, write)

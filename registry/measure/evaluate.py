@@ -12,7 +12,7 @@ from rich.table import Table
 
 from registry.core import distributed
 from registry.core.atomic import check_folder, write_atomically
-from registry.core.errors import SettingError
+from registry.core.errors import SettingError, UserError
 from registry.core.version import versions
 from registry.files.json_lines import append_line
 from registry.measure.guarded import Guarded
@@ -67,7 +67,10 @@ def evaluate(
             for choice, metric in metrics:
                 line = entry(choice, metric, found, config.samples, network, seconds)
                 line |= {"seeds": span(seeds(config, repeat)), "evaluations": sampler.nfe}
-                append_line(lines, line | {"sampler": sampler.settings, "timestamp": time.time()})
+                try:
+                    append_line(lines, line | {"sampler": sampler.settings, "timestamp": time.time()})
+                except OSError as error:
+                    raise UserError(f"{lines}: cannot be written: {error.strerror}") from None
 
     content = result(sampler, config, metrics, row) | {"total_time": time.monotonic() - start}
     if distributed.rank() == 0:

@@ -15,6 +15,7 @@ from typing import TypeVar
 import pluggy
 
 from registry.core.errors import UserError, near
+from registry.core.text import shown
 from registry.core.version import DISTRIBUTION
 from registry.plugins import hooks
 from registry.plugins.component import Component, NetworkClass, Published
@@ -69,9 +70,9 @@ class Plugins:
             who = " and ".join(f"{r.owner} {r.version}" for r in owners)
             raise UserError(f"{kind} {name!r} is registered by both {who}; block one with {BLOCK}={owners[-1].owner}")
         failed = "; ".join(f"plugin {f.plugin!r} failed to load: {f.reason}" for f in self.failures)
-        known = self.names(kind)
+        known, typed = self.names(kind), shown(repr(name), 80)
         raise UserError(
-            f"no {kind} is called {name!r}{near(name, known)}; known: {', '.join(known)}" + (f" ({failed})" if failed else "")
+            f"no {kind} is called {typed}{near(name, known)}; known: {', '.join(known)}" + (f" ({failed})" if failed else "")
         )
 
     def item(self, kind: str, name: str, cls: type[I]) -> I | None:

@@ -11,6 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from registry.core.errors import UserError
+from registry.core.text import printable_values
 from registry.files.json_files import ANYTHING, kept
 from registry.files.json_lines import STATISTICS, readable_lines
 from registry.files.locate import RECIPE
@@ -103,7 +104,7 @@ def read_history(path: Path) -> History:
         what = "no run folder: it has neither recipe.toml nor stats.jsonl" if path.is_dir() else "no such folder"
         raise UserError(f"{path}: {what}")
     try:
-        tables = read_tables(path / RECIPE) if (path / RECIPE).is_file() else {}
+        tables = printable_values(read_tables(path / RECIPE)) if (path / RECIPE).is_file() else {}
     except UserError:
         tables = {}
     names = {"real": "real.png", **{p.stem: p.name for p in sorted(path.glob("teacher-*.png"))}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from registry.core.atomic import unused
 from registry.core.errors import SettingError, UserError
 from registry.core.seal import has_seal
 from registry.files.bounds import STATE
@@ -109,12 +109,6 @@ def set_later_aside(folder: Path, state: Path, nimg: int) -> list[Path]:
     """Rename the folder's states that come after the one that a run goes on from: they are of a branch that it leaves."""
     later = [path for path in states(folder) if kimg_of(path) > nimg // 1000 and path != state]
     return [path.rename(unused(path.with_name(path.name + LATER))) for path in later]
-
-
-def unused(path: Path) -> Path:
-    """The path, or the first with a number behind it that nothing has: what was set aside before stays."""
-    numbered = (path.with_name(f"{path.name}.{i}") for i in itertools.count(2))
-    return path if not path.exists() else next(p for p in numbered if not p.exists())
 
 
 def states(folder: Path) -> list[Path]:

@@ -91,11 +91,16 @@ def generate(
     settings = sampler.settings | {"class": class_}
     lock = FileLock(outdir / PARTS / "lock", timeout=0)  # goes with the folder, or with the process
     form = as_pixels(torch.zeros(0, *sampler.domain.image_shape))
-    mine = lock if gathering else None
+    mine, fresh = lock if gathering else None, not (outdir / NOTE).exists()
     missing = distributed.by_rank0(lambda: prepare(outdir, settings, seeds, form, "png" in formats, mine, journal))
     if len(missing) < len(seeds):
         journal.log(f"{len(seeds) - len(missing)} of {len(seeds)} images already exist")
-    sample_missing(sampler, missing, outdir, formats, class_, batch, len(seeds) > 1000, journal)
+    try:
+        sample_missing(sampler, missing, outdir, formats, class_, batch, len(seeds) > 1000, journal)
+    except UserError:
+        if fresh and distributed.rank() == 0:
+            abandon(outdir)
+        raise
     distributed.gather(None)
     if gathering:
         distributed.by_rank0(lambda: gather(outdir, seeds, form, formats, planar))
@@ -206,6 +211,13 @@ def claim(outdir: Path, settings: dict[str, Any]) -> None:
             changes = "; ".join(f"{k}: {shown(found.get(k), 60)} there, {shown(wanted.get(k), 60)} now" for k in other)
             raise SettingError("outdir", f"has images made with other settings ({changes}); give another folder", str(outdir))
     write_atomically(note, (json.dumps(wanted, indent=1) + "\n").encode())
+
+
+def abandon(outdir: Path) -> None:
+    """Give up the claim on a folder in which nothing has been made."""
+    if {path.name for path in outdir.iterdir()} <= {NOTE, PARTS} and not list((outdir / PARTS).glob("*.npz")):
+        shutil.rmtree(outdir / PARTS, ignore_errors=True)
+        (outdir / NOTE).unlink(missing_ok=True)
 
 
 def png(outdir: Path, seed: int, many: bool) -> Path:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from typing_extensions import TypedDict
 
-from registry.core.atomic import check_folder, write_atomically
+from registry.core.atomic import check_folder, unused, write_atomically
 from registry.core.errors import SettingError, UserError
 from registry.files.json_files import kept
 from registry.plugins.loading import Plugins
@@ -104,7 +104,7 @@ def forget_failures(cells: Sequence[Cell]) -> None:
         state, _ = status(cell)
         run = cell.run_folder()
         if state is Status.DIVERGED and run is not None:
-            run.rename(run.with_name(f"diverged-{run.name}"))
+            run.rename(unused(run.with_name(f"diverged-{run.name}")))
         if state in (Status.FAILED, Status.DIVERGED):
             write_note(cell.folder, cell.attempt() | {"exit": None, "error": ""})
 
