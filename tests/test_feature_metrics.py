@@ -211,9 +211,9 @@ def test_networks_without_class_probabilities(net: type[nn.Module], message: str
 # ------------------------------------------------------------------------------------------------ TorchScript files
 
 
-def rewritten(path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> Path:
-    """A TorchScript file with its records changed, under correct checksums."""
-    with zipfile.ZipFile(path) as archive:
+def rewritten(source: Path, path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    """A copy of a TorchScript file with its records changed, under correct checksums."""
+    with zipfile.ZipFile(source) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in records.items():
@@ -225,14 +225,22 @@ def rewritten(path: Path, change: Callable[[str, bytes], bytes], compression: in
     ("code/__torch__", b"x = " + b"(" * 20_000 + b"1" + b")" * 20_000), ("/data.pkl", b"\x80\x02N" + b"\x85" * 300_000 + b"."),
     ("/constants.pkl", b"\x80\x02" + b"(" * 300_000 + b"t" * 300_000 + b"."),
 ])  # fmt: skip
-def test_a_program_that_is_nested_too_deeply_does_not_end_the_process(which: str, nested: bytes, pooled_file: Path) -> None:
-    path = rewritten(pooled_file, lambda name, content: nested if which in name and not name.endswith("debug_pkl") else content)
+def test_a_program_that_is_nested_too_deeply_does_not_end_the_process(
+    which: str, nested: bytes, pooled_file: Path, tmp_path: Path
+) -> None:
+    path = rewritten(
+        pooled_file,
+        tmp_path / "p.pt",
+        lambda name, content: nested if which in name and not name.endswith("debug_pkl") else content,
+    )
     with pytest.raises(UserError, match="not a TorchScript program, or damaged"):
         ScriptedNetwork(path)
 
 
-def test_a_program_that_only_fills_the_memory(pooled_file: Path) -> None:
-    path = rewritten(pooled_file, lambda name, content: content + bytes(2**27) * ("/data/0" in name), zipfile.ZIP_DEFLATED)
+def test_a_program_that_only_fills_the_memory(pooled_file: Path, tmp_path: Path) -> None:
+    path = rewritten(
+        pooled_file, tmp_path / "p.pt", lambda name, content: content + bytes(2**27) * ("/data/0" in name), zipfile.ZIP_DEFLATED
+    )
     with pytest.raises(UserError, match="its records take far more than the file"):
         ScriptedNetwork(path)
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from registry.core import distributed
 from registry.core.errors import UserError
 from registry.core.surroundings import random_states, restore_random_states
+from registry.core.text import shown
 from registry.files.bounds import STATE
 from registry.files.formats import blueprint
 from registry.files.plain import load, save
@@ -74,7 +75,10 @@ def restore_state(path: Path, content: Mapping[str, Any], parts: Mapping[str, St
             raise UserError(f"{path}: its {name} does not fit this recipe's networks ({reason})") from None
     states = content["rng"]
     if len(states) == distributed.world_size():
-        restore_random_states(states[distributed.rank()])
+        try:
+            restore_random_states(states[distributed.rank()])
+        except (TypeError, RuntimeError, KeyError, IndexError) as error:
+            raise UserError(f"{path}: its random states are none of torch's ({shown(error, 100)})") from None
     return int(content["nimg"])
 
 
