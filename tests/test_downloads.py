@@ -18,6 +18,7 @@ import torch
 
 from registry.core.errors import UserError
 from registry.files import downloads
+from registry.files.downloads import fetch
 from registry.files.locate import locate
 from registry.plugins.loading import load_plugins
 from tests.conftest import environment, error_line
@@ -251,3 +252,10 @@ def test_a_file_beyond_all_bounds_is_not_taken(behaviour: str, told: str, cache:
         downloads.fetch(server.url)
     assert told in str(caught.value)
     assert not list(cache.glob("*.part"))
+
+
+@pytest.mark.parametrize("url", ["http:///x.pkl", "http://a b/x.pkl", "http://example.org/" + "a" * 5000, "http://[::1/x"])
+def test_what_is_no_address_is_refused_at_once_and_shortly(url: str) -> None:
+    with pytest.raises(UserError, match="not an address") as raised:
+        fetch(url)
+    assert len(str(raised.value)) < 300

@@ -350,3 +350,12 @@ def test_what_a_killed_command_was_writing_is_swept(here: Cli, generator_file: P
         fcntl.flock(file, fcntl.LOCK_EX)
         assert here(*args).returncode == 0
     assert not old.exists() and new.exists()
+
+
+def test_a_folder_in_which_nothing_was_made_is_free_again(here: Cli, generator_file: Path, tmp_path: Path) -> None:
+    net = tiny_network(label_dim=3)
+    torch.nn.init.constant_(next(net.model.parameters()), 1e30)
+    save_network(tmp_path / "sick.pkl", "generator", net, {"D": 128.0, "sigma_init": 2.5})
+    words = ["--seeds", "0-3", "--outdir", tmp_path / "out", "--format", "npz", "--format", "png"]
+    assert "is not finite" in error_line(here("generate", "--network", tmp_path / "sick.pkl", *words))
+    assert here("generate", "--network", generator_file, *words).returncode == 0

@@ -188,3 +188,10 @@ def test_the_page_in_a_browser(width: int, options: list[str], folders: list[Pat
     assert found["plots"] == len(charts([read_history(folder) for folder in folders], ["a", "b"]))
     assert found["focused"]
     assert found["wide"]
+
+
+def test_a_recipe_with_control_characters_is_shown_without(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text('[loss]\nuse = "\\u001b[31mred\\u0007"\n[eval]\nrepeats = "\\u0085"\n')
+    write_page([tmp_path], tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    assert "?[31mred?" in html and "\x1b" not in html and "\x07" not in html

@@ -33,6 +33,7 @@ from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe
 from registry.runs.building import build, build_generator, generator_facts
+from registry.runs.checkpoints import restore_state
 from registry.runs.distill import distill
 from registry.runs.folder import RunFolder
 from registry.runs.states import Found
@@ -553,3 +554,13 @@ def test_a_lock_that_may_not_be_opened_is_not_passed_over(recipe_file: Write, tm
                           cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)  # fmt: skip
     assert "run.lock: cannot be locked: Permission denied; another run may write here" in error_line(done)
     assert (folder / "recipe.toml").read_bytes() == before
+
+
+def test_random_states_of_another_kind_are_told_in_a_line(tmp_path: Path) -> None:
+    for states in (
+        [{"torch": torch.zeros(3), "cuda": []}],
+        [{"cuda": []}],
+        [{"torch": torch.zeros(3, dtype=torch.uint8), "cuda": []}],
+    ):
+        with pytest.raises(UserError, match="its random states are none of torch's"):
+            restore_state(tmp_path / "s.pt", {"rng": states, "nimg": 0, "parts": {}}, {})
