@@ -84,19 +84,22 @@ def make_dataset(
                 progress(i + 1)
         if not labels:
             raise UserError(f"{source}: no images in it ({', '.join(IMAGES)})")
-        known = all(label is not None for _, label in labels)
-        write("dataset.json", json.dumps({"labels": labels if known else None}).encode())
+        write("dataset.json", json.dumps({"labels": labels if all_known(labels) else None}).encode())
 
     if target.suffix == ".zip":
         write_atomically(target, lambda file: fill_zip(file, fill), new=True)
     else:
         with new_folder(target) as folder:
             fill(lambda name, content: write_file(folder / name, content))
-    known = all(label is not None for _, label in labels)
     assert shape is not None
-    classes = len({label for _, label in labels}) if known else 0
+    classes = len({label for _, label in labels}) if all_known(labels) else 0
     labelled = f"{classes} classes" if classes else "no labels"
     return f"{dest}: {len(labels)} images of {shape[1][0]}×{shape[1][1]}, {shape[0]}, {labelled}"
+
+
+def all_known(labels: list[list[Any]]) -> bool:
+    """Whether every image, [name, class], has a class."""
+    return all(label is not None for _, label in labels)
 
 
 def fill_zip(file: BinaryIO, fill: Callable[[Callable[[str, bytes], object]], None]) -> None:
