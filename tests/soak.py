@@ -8,6 +8,8 @@ the same trial again, as far as time allows.
 from __future__ import annotations
 
 import argparse
+import builtins
+import itertools
 import os
 import random
 import re
@@ -280,10 +282,15 @@ class Soak:
         self.compare(cwd, "two")
 
     def trial(self, name: str, number: int) -> str:
-        """One trial: '' if all went well, otherwise what did not. The folder is kept then."""
-        cwd = self.new(f"{number:05d}-{name}")
+        """One trial: '' if all went well, otherwise what did not. The folder is kept then. In half of them the states are written
+        in the background."""
+        cwd, rng = self.new(f"{number:05d}-{name}"), random.Random(f"{self.seed}/{number}")
+        recipe = cwd / "short.toml"
+        recipe.write_text(
+            recipe.read_text().replace("keep_states", f"background_states = {rng.choice(['true', 'false'])}\nkeep_states")
+        )
         try:
-            getattr(self, name)(cwd, random.Random(f"{self.seed}/{number}"))
+            getattr(self, name)(cwd, rng)
         except AssertionError as error:
             return f"{cwd}: {' '.join(str(error).split())[:1000]}"
         shutil.rmtree(cwd)
@@ -352,14 +359,13 @@ def children(pid: int) -> list[int]:
 
 def strike_at(number: int | None, note: Path | None = None) -> None:
     """From now on, count the system calls with which files are written, and die at this one. With a note, write a dot for each."""
-    calls = [0]
+    calls = itertools.count()
     handle = None if note is None else os.open(note, os.O_WRONLY | os.O_CREAT)
 
     def strikes() -> bool:
-        calls[0] += 1
         if handle is not None:
             os.write(handle, b".")
-        return calls[0] - 1 == number
+        return next(calls) == number  # a thread of its own may write, too
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -391,11 +397,14 @@ def strike_at(number: int | None, note: Path | None = None) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return int(self.file.write(data))
 
-    mkstemp, fdopen = tempfile.mkstemp, os.fdopen
-    os.fdopen = lambda *args, **kwargs: Written(fdopen(*args, **kwargs))  # type: ignore[assignment, return-value]
-    for name in ("fsync", "chmod", "replace", "mkdir"):
+    open_ = builtins.open
+
+    def opened(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        return Written(counted(open_)(file, mode)) if mode == "x+b" else open_(file, mode, *args, **kwargs)
+
+    builtins.open = opened
+    for name in ("fsync", "replace", "mkdir", "unlink"):
         setattr(os, name, counted(getattr(os, name)))
-    tempfile.mkstemp = counted(mkstemp)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import glob
 import itertools
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -36,11 +37,11 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], 
         path.parent.mkdir(parents=True, exist_ok=True)
         if durable:  # others are many
             sweep(path.parent, path.name)
-        handle, temporary = own_temporary(path)
+        file, temporary = own_temporary(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     try:
-        with held(handle), os.fdopen(handle, "w+b") as file:
+        with file, held(file.fileno()):
             if isinstance(content, bytes):
                 file.write(content)
             else:
@@ -49,7 +50,6 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], 
             if durable:
                 os.fsync(file.fileno())
             file.close()
-            os.chmod(temporary, 0o666 & ~_umask())
             put_in_place(temporary, path, new)
     except FileExistsError:
         raise UserError(f"{path}: {MEANWHILE}") from None
@@ -111,14 +111,21 @@ class _Target:
             raise
 
 
-def own_temporary(path: Path) -> tuple[int, str]:
+def own_temporary(path: Path) -> tuple[BinaryIO, str]:
     """A new file beside `path`, open and locked: the lock goes with the process and says that it is in use. Raises OSError."""
     while True:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        locked = lock(handle)
-        if locked is None or (locked and os.fstat(handle).st_nlink):
-            return handle, temporary
-        os.close(handle)  # another process has swept it before it was locked, or is about to
+        temporary = random_name(path)
+        with suppress(FileExistsError):
+            file = open(temporary, "x+b")  # noqa: SIM115  (whoever asked closes it)
+            locked = lock(file.fileno())
+            if locked is None or (locked and os.fstat(file.fileno()).st_nlink):
+                return file, temporary
+            file.close()  # another process has swept it before it was locked, or is about to
+
+
+def random_name(path: Path) -> str:
+    """The path of a hidden file beside `path`, of a form that `sweep` knows."""
+    return str(path.parent / f".{path.name}.{secrets.token_hex(4)}")
 
 
 @contextmanager
@@ -135,7 +142,6 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise UserError(f"{target}: cannot be written: {error.strerror}") from None
     try:
         yield part
-        part.chmod(0o777 & ~_umask())
         part.replace(target)
     except OSError as error:
         there = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
@@ -149,7 +155,8 @@ def new_folder(target: Path) -> Iterator[Path]:
 def own_folder(path: Path) -> tuple[Path, int | None]:
     """A new folder beside `path`, open and locked like `own_temporary`'s file. Raises OSError."""
     while True:
-        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        folder = Path(random_name(path))
+        folder.mkdir()
         if fcntl is None:  # and folders cannot be opened
             return folder, None
         with suppress(FileNotFoundError):  # another process may sweep it before it is locked
@@ -216,9 +223,3 @@ def check_folder(folder: Path, setting: str) -> None:
         tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise SettingError(setting, f"cannot be written: {error.strerror}", str(folder)) from None
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

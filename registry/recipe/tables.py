@@ -269,6 +269,10 @@ class LogConfig(Config):
         15.0, gt=0, le=MOST_MINUTES, description="minutes between training states, if they come before state_ticks do"
     )
     keep_states: int = Field(2, ge=0, le=MOST_TICKS, description="the newest training states that are kept; 0 = all")
+    background_states: bool | None = Field(
+        None,
+        description="write states while training goes on, from a copy in main memory; by default on a GPU",
+    )
     grid: int = Field(8, ge=1, le=64, description="the sample grid has grid × grid images")
 
     def fitted(self, kimg: float) -> LogConfig:

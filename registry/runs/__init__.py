@@ -13,6 +13,7 @@ ticks         a line of the log and of the statistics
 outputs       what a snapshot leaves: pictures, the network's file, its metrics, the best so far
 clock         seconds of training so far
 checkpoints   training states: saved, restored exactly
+background    work that goes on beside the training
 states        which state a run goes on from
 health        whether a run still learns anything
 foreign       going on from a training state of SiD

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from registry.core.text import shown
 from registry.files.bounds import STATE
 from registry.files.formats import blueprint
 from registry.files.plain import load, save
+from registry.runs.background import Background, in_main_memory
 from registry.train.step import Learner
 
 
@@ -33,6 +35,8 @@ def save_state(
     snapshot_due: bool = False,
     rollbacks: int = 0,
     threads: int | None = None,
+    background: Background | None = None,
+    written: Callable[[], object] = lambda: None,
 ) -> None:
     """Save the parts, the number of images, the seconds of training, and the random states of all processes (rank 0 writes).
 
@@ -41,20 +45,28 @@ def save_state(
     `threads`: how many the run has chosen to compute with.
     `facts` are what is to be known of the networks besides the recipe, so that a state can be sampled like a snapshot. The
     loop's draws need no state, since each image has a stream of its own; dropout uses torch's global one.
+    With `background`, rank 0 makes a copy, and writes it there while the caller goes on. `written` is called when it is written.
+    Raises UserError; in the background, it is raised there.
     """
     rng = distributed.gather(random_states())
 
-    def write() -> None:
-        content = {name: part.state_dict() for name, part in parts.items()}
+    def content() -> dict[str, Any]:
         networks = {name: blueprint(part.net) for name, part in parts.items() if isinstance(part, Learner)}
-        about = {
+        return {
+            "parts": {name: part.state_dict() for name, part in parts.items()}, "networks": networks,
             "nimg": nimg, "seconds": seconds, "snapshot_due": snapshot_due, "rollbacks": rollbacks, "rng": rng,
             "threads": threads,
             "recipe": dict(recipe), "about": dict(facts or {}),
         }  # fmt: skip
-        save(path, STATE, {"parts": content, "networks": networks, **about})
 
-    distributed.by_rank0(write)
+    def write(content: Mapping[str, Any]) -> None:
+        save(path, STATE, content)
+        written()
+
+    if background is None:
+        distributed.by_rank0(lambda: write(content()))
+    elif distributed.rank() == 0:
+        background.begin(partial(write, in_main_memory(content())))
 
 
 def read_state(path: Path, parts: Mapping[str, Stateful]) -> dict[str, Any]:

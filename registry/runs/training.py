@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from registry.measure.saved import QUALITY
 from registry.recipe.doubts import doubts
 from registry.recipe.resolved import PretrainRecipe, Recipe, settings_of
 from registry.recipe.tables import PretrainConfig, TrainConfig
+from registry.runs.background import Background
 from registry.runs.checkpoints import (
     Stateful,
     check_same_run,
@@ -45,6 +47,8 @@ from registry.runs.threads import Threads, with_fastest_threads
 from registry.runs.ticks import Learners, Signs, Ticks
 from registry.show.journal import Journal
 from registry.train.step import Learner
+
+TRIES_AGAIN = "the run goes on, and tries again when the next one is due"
 
 
 class Training(Protocol):
@@ -74,23 +78,42 @@ class Saved:
     """Whether the state that the run goes on from was saved before the snapshot that was due."""
     threads: Threads = field(init=False)
     """How many threads the run computes with."""
+    background: Background = field(default_factory=Background)
+    """Where states are written while training goes on."""
     saved_at: float = field(default_factory=time.monotonic)
     """When a state was last saved or tried, or else the run began."""
 
     def __post_init__(self) -> None:
         self.threads = Threads(self.tables["train"].get("threads"))
 
-    def save(self, folder: RunFolder, run: Training, snapshot_due: bool) -> Path:
-        """Write the state to training-state-{kimg:06d}.pt, and delete the oldest ones that need not be kept."""
+    def save(self, folder: RunFolder, run: Training, snapshot_due: bool, wait: bool = True) -> Path:
+        """Write the state to training-state-{kimg:06d}.pt, and delete the oldest ones that need not be kept.
+
+        If it need not be waited for, and [log] background_states says so, it is written while training goes on.
+        """
         path = folder.path / f"training-state-{run.nimg // 1000:06d}.pt"
+        self.finish(folder)
         self.saved_at = time.monotonic()
         folder.keep_there()
-        seconds, threads = self.clock.seconds, self.threads.chosen
-        save_state(path, self.parts, run.nimg, self.tables, self.facts, seconds, snapshot_due, run.rollbacks, threads)
-        keep = self.tables["log"]["keep_states"]
-        for old in [s for s in states(folder.path) if s != path][keep - 1 :] if keep and folder.writes else ():
-            old.unlink(missing_ok=True)
+        beside = self.tables["log"].get("background_states")
+        background = None if wait or not (run.device.type != "cpu" if beside is None else beside) else self.background
+        seconds, threads, written = self.clock.seconds, self.threads.chosen, partial(self.delete_old, path)
+        about = (run.nimg, self.tables, self.facts, seconds, snapshot_due, run.rollbacks, threads)
+        save_state(path, self.parts, *about, background, written)
         return path
+
+    def delete_old(self, newest: Path) -> None:
+        """Delete the states that need not be kept beside the newest."""
+        keep = self.tables["log"]["keep_states"]
+        for old in [s for s in states(newest.parent) if s != newest][keep - 1 :] if keep else ():
+            old.unlink(missing_ok=True)
+
+    def finish(self, folder: RunFolder) -> None:
+        """Wait for the state that rank 0 writes in the background. That it cannot be written is said, and is no reason to stop."""
+        try:
+            self.background.wait()
+        except UserError as error:
+            folder.journal.log(f"WARNING {error}; {TRIES_AGAIN}")
 
     def overdue(self) -> bool:
         """Whether the last state is older than [log] state_minutes. Rank 0 decides."""
@@ -234,7 +257,7 @@ def train(
     ticks = Ticks(folder, learners, recipe.log.tick_kimg, run.device, signs)
     length = math.ceil(run.total / 1000 * 10) / 10
     check_agreement(saved.parts, run.nimg)
-    with folder.journal.progress(recipe.name, length, lines=False) as bar:
+    with folder.journal.progress(recipe.name, length, lines=False) as bar, saved.background:
         if saved.snapshot_due:
             make(snapshot, saved, folder, run)
         while True:
@@ -262,6 +285,8 @@ def after_iteration(
     """Do what is due. Raises Interrupted and Diverged. While no image is left to learn from, no state is saved."""
     due = schedule.due(run.nimg)
     signal, overdue = distributed.largest(signalled(), saved.overdue())
+    if saved.background.failed():
+        saved.finish(folder)
     if not (any(due) or signal or overdue):
         return
     saved.clock.stop(run.device)
@@ -270,11 +295,12 @@ def after_iteration(
     if due.tick:
         ticks.record(run.nimg, run.total, saved.clock.seconds)
     if signal:
+        saved.finish(folder)
         kept = None if well else newest_good(folder)  # a state of a run that learns nothing would take its place
         raise at_a_state(kept or saved.save(folder, run, due.snapshot), run, 128 + signal, kept is None)
     with going_on(folder, due.end):
         if due.end or (well and (due.state or overdue)):
-            saved.save(folder, run, due.snapshot)
+            saved.save(folder, run, due.snapshot, wait=due.end)
         if due.snapshot:
             make(snapshot, saved, folder, run)
     if due.tick:
@@ -290,11 +316,12 @@ def going_on(folder: RunFolder, end: bool) -> Iterator[None]:
     except UserError as error:
         if end:
             raise
-        folder.journal.log(f"WARNING {error}; the run goes on, and tries again when the next one is due")
+        folder.journal.log(f"WARNING {error}; {TRIES_AGAIN}")
 
 
 def roll_back(run: Training, config: TrainConfig | PretrainConfig, saved: Saved, folder: RunFolder, error: Diverged) -> None:
     """Go back to the newest state, with other draws from there on, if the recipe allows it. Otherwise raises Diverged."""
+    saved.finish(folder)
     state = newest_good(folder)
     where = f"; the last good state is {state}" if state else "; there is no good state"
     if config.nonfinite != "rollback" or run.rollbacks >= config.rollbacks or state is None:
