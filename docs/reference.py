@@ -39,7 +39,7 @@ TABLES: dict[str, tuple[str, dict[str, type[Config]]]] = {
     "The training of a feature network": ("`distill features`", {"classifier": ClassifierConfig}),
     "What a run leaves behind, and how it is measured": ("both", {"log": LogConfig, "eval": EvalConfig, "study": StudyConfig}),
 }  # fmt: skip
-KINDS = {"teacher": "teacher", "noise": "noise", "loss": "loss", "metric": "eval."}
+KINDS = {"teacher": "teacher", "noise": "noise", "loss": "loss", "metric": "eval.", "tracker": "log."}
 """The tables of components, by their kind."""
 
 

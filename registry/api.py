@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from registry.core.contracts import Denoiser, Domain, Loss, Metric, Noise, RealBatch, Rebuildable, Teacher
+from registry.core.contracts import Denoiser, Domain, Loss, Metric, Noise, RealBatch, Rebuildable, Teacher, Tracker
 from registry.core.errors import SettingError, UserError
 from registry.core.settings import Config, Dimension, NoiseConfig, Positive
 from registry.files.locate import open_path, published
@@ -51,6 +51,7 @@ __all__ = [
     "Source",
     "Streams",
     "Teacher",
+    "Tracker",
     "UserError",
     "denoising_loss",
     "edm_weight",

@@ -9,13 +9,16 @@ import importlib
 import math
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from registry.core.contracts import Domain, KnowsLevels, Loss, Metric, Noise, RealBatch, Teacher, hidden_network
+from registry.core.contracts import Domain, KnowsLevels, Loss, Metric, Noise, RealBatch, Teacher, Tracker, hidden_network
 from registry.core.settings import NoiseConfig
 from registry.core.streams import Streams
 from registry.plugins.component import Component, Published, named
@@ -338,6 +341,19 @@ def check_metric(metric: Metric, image_shape: Sequence[int]) -> None:
             wanted = ", ".join(metric.columns)
             demand(list(found) == list(metric.columns), f"metric.{what} gives {', '.join(found)}; `columns` names {wanted}")
             demand(all(type(v) is float and not math.isnan(v) for v in found.values()), f"metric.{what} must give floats: {found}")
+
+
+def check_tracker(tracker: Tracker) -> None:
+    """Check a tracker: it takes a new run and one that goes on, numbers that are NaN, and a picture."""
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "00000-check"
+        folder.mkdir()
+        Image.new("RGB", (16, 8)).save(folder / "fakes_000000.png")
+        for nimg in (0, 1000):
+            tracker.begin(folder, {"train": {"batch": 8, "lr": 1e-4}, "eval": {"metrics": ["fid"]}}, nimg)
+            tracker.numbers(nimg + 1000, {"Loss/student": 1.0, "Metric/fid": math.nan})
+            tracker.picture(nimg + 1000, "fakes", folder / "fakes_000000.png")
+            tracker.end()
 
 
 def _perturbed(net: nn.Module) -> nn.Module:

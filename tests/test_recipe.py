@@ -14,9 +14,10 @@ from registry.core.settings import NoiseConfig
 from registry.files.locate import shipped
 from registry.plugins.component import Component
 from registry.plugins.loading import Plugins, Registered
-from registry.recipe.reading import expect, lay_over, parse_set, resolve
+from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import FeaturesRecipe, PretrainRecipe, Recipe, dumps
 from registry.recipe.tables import EvalConfig, LogConfig, TrainConfig
+from registry.recipe.texts import lay_over, parse_set
 from tests.conftest import ROOT
 
 Write = Callable[..., Path]

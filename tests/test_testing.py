@@ -21,7 +21,7 @@ from registry.core.streams import Streams
 from registry.edm.datasets import load_images
 from registry.files.teachers import teacher_from_file
 from registry.plugins.loading import Plugins
-from registry.testing import check_loss, check_metric, check_noise, check_plugin, check_teacher
+from registry.testing import check_loss, check_metric, check_noise, check_plugin, check_teacher, check_tracker
 from registry.train.losses import denoising_loss
 from tests.conftest import tiny_network
 
@@ -66,6 +66,12 @@ def test_metrics_pass(plugins: Plugins) -> None:
     for name in ("frechet", "sliced_wasserstein", "coverage"):
         component = plugins.find("metric", name).component
         check_metric(component.make(component.config(), teacher), (1, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_trackers_pass(name: str, plugins: Plugins) -> None:
+    component = plugins.find("tracker", name).component
+    check_tracker(component.make(component.config()))
 
 
 @pytest.mark.parametrize("module", ["registry.builtin", "ipfm_plugin"])

@@ -155,6 +155,16 @@ class KIDConfig(InceptionConfig):
     reference: DataSource = Field("teacher", description="the real images: digits, a folder or ZIP, or the teacher's own")
 
 
+class WandbConfig(Config):
+    """[log.wandb]."""
+
+    project: str = Field("distill", min_length=1, description="the project that the run belongs to")
+    entity: str | None = Field(None, min_length=1, description="the user or team; by default the one that is logged in")
+    mode: Literal["offline", "online"] = Field(
+        "offline", description="offline: only into the run's folder, for `wandb sync` to send later; online: sent at once"
+    )
+
+
 class CoverageConfig(Config):
     """[eval.coverage]."""
 
@@ -216,6 +226,14 @@ def register_metrics() -> list[Component]:
             "the share of an exact teacher's points that are reached, and how far images are from them",
         ),
     ]  # fmt: skip
+
+
+@hookimpl
+def register_trackers() -> list[Component]:
+    return [
+        Component("tensorboard", Config, "registry.builtin.tensorboard:build", "event files for TensorBoard, in the run's folder"),
+        Component("wandb", WandbConfig, "registry.builtin.wandb:build", "Weights & Biases, offline unless it is asked for"),
+    ]
 
 
 @hookimpl

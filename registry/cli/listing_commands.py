@@ -15,8 +15,8 @@ from registry.core.errors import UserError
 from registry.core.text import shown
 from registry.files.locate import STUDIES, open_path, published, shipped
 from registry.plugins.loading import load_plugins
-from registry.recipe.reading import read_tables
 from registry.recipe.resolved import AnyRecipe, Recipe, plain
+from registry.recipe.texts import read_tables
 
 
 @main.command()

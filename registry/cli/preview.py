@@ -41,7 +41,7 @@ def preview(recipe: Recipe | PretrainRecipe) -> None:
     for doubt in doubts(recipe):
         click.echo(f"# WARNING: {doubt}")
     chosen = (recipe.teacher, recipe.noise, recipe.loss) if isinstance(recipe, Recipe) else (recipe.noise,)
-    click.echo("# " + ", ".join(f"{c.kind} {c.name!r} of plugin {c.owner}" for c in (*chosen, *recipe.metrics)))
+    click.echo("# " + ", ".join(f"{c.kind} {c.name!r} of plugin {c.owner}" for c in (*chosen, *recipe.metrics, *recipe.trackers)))
     click.echo(f"# memory, work and time: distill plan {shlex.quote(str(recipe.path))}")
 
 

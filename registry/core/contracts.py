@@ -1,4 +1,4 @@
-"""The contracts: the interfaces that the host expects of a teacher, a noise, a loss and a metric.
+"""The contracts: the interfaces that the host expects of a teacher, a noise, a loss, a metric and a tracker.
 
 Imports no torch, so that a plugin's module can name these types without loading it.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
@@ -233,3 +233,29 @@ class Metric(ABC):
     def __call__(self, images: Tensor) -> dict[str, float]:
         """Images that are in memory: [N, C, H, W] -> {column: value}."""
         return self.compare(self.embed(images))
+
+
+class Tracker(ABC):
+    """Where a run's numbers and pictures go besides its folder, such as TensorBoard. Process 0 alone calls it.
+
+    A run goes on without a tracker that raises an exception, and says so.
+    """
+
+    @abstractmethod
+    def begin(self, folder: Path, recipe: Mapping[str, Any], nimg: int) -> None:
+        """A run begins in this folder, or goes on there after `nimg` images: what was given of later ones does not count any more.
+
+        `recipe` is complete: plain tables by their names. What the tracker writes belongs into the folder.
+        """
+
+    @abstractmethod
+    def numbers(self, nimg: int, values: Mapping[str, float]) -> None:
+        """Numbers after so many images, by names such as Loss/generator. They may be NaN."""
+
+    def picture(self, nimg: int, name: str, path: Path) -> None:
+        """A picture of the run's folder (PNG): "fakes" after so many images; "real" and the teacher's at the start."""
+        return
+
+    def end(self) -> None:
+        """The run has ended, or was interrupted."""
+        return

@@ -12,7 +12,7 @@ from registry.core.settings import Config
 
 @dataclass(frozen=True)
 class Component:
-    """A teacher, noise, loss or metric that recipes can name: `use = "name"`.
+    """A teacher, noise, loss, metric or tracker that recipes can name: `use = "name"`.
 
     `config` validates the component's table. `build` makes the object: a function, or `"module:function"`, which is
     imported only when the component is built. Its arguments, by kind:
@@ -21,6 +21,7 @@ class Component:
         noise     build(config, domain) -> Noise
         loss      build(config, domain) -> Loss
         metric    build(config, domain) -> Metric
+        tracker   build(config) -> Tracker
     """
 
     name: str

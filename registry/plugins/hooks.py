@@ -36,6 +36,12 @@ def register_metrics() -> list[Component]:
 
 
 @hookspec
+def register_trackers() -> list[Component]:
+    """Where a run's numbers and pictures go besides its folder: `build(config) -> Tracker`."""
+    raise NotImplementedError
+
+
+@hookspec
 def register_published() -> list[Published]:
     """Short names of published teachers, which recipes give as a teacher's `source`."""
     raise NotImplementedError
@@ -52,6 +58,7 @@ HOOKS: dict[str, tuple[str, type]] = {
     "noise": ("register_noises", Component),
     "loss": ("register_losses", Component),
     "metric": ("register_metrics", Component),
+    "tracker": ("register_trackers", Component),
     "published": ("register_published", Published),
     "network": ("register_networks", NetworkClass),
 }

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from registry.core.errors import SettingError, UserError
 from registry.core.text import shown
 from registry.plugins.loading import Plugins
-from registry.recipe.reading import Override, Reading, expect, laid_over, parse_set, read_recipe
+from registry.recipe.reading import Override, Reading, expect, laid_over, read_recipe
 from registry.recipe.resolved import FeaturesRecipe, PretrainRecipe, Recipe
+from registry.recipe.texts import parse_set
 
 Given = str | os.PathLike[str] | Mapping[str, Any]
 """A recipe's path, the name of a shipped one, a run folder, or its tables."""

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from registry.core.errors import UserError
 from registry.plugins.loading import Plugins
-from registry.recipe.reading import Reading, fields_of, parse_set
+from registry.recipe.reading import Reading, fields_of
 from registry.recipe.resolved import Choice
 from registry.recipe.tables import EvalConfig
+from registry.recipe.texts import parse_set
 
 
 def resolve_evaluation(

@@ -7,8 +7,6 @@ is allowed, the closest correct name. Nothing here imports torch.
 from __future__ import annotations
 
 import math
-import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +17,11 @@ from pydantic.fields import FieldInfo
 
 from registry.core.errors import Mistakes, UserError, near
 from registry.core.settings import Config, NoiseConfig
-from registry.core.text import shown
 from registry.files.locate import locate_recipe
 from registry.plugins.component import Component
 from registry.plugins.loading import Plugins, Registered
 from registry.recipe.problems import problems
-from registry.recipe.resolved import AnyRecipe, Choice, FeaturesRecipe, PretrainRecipe, Recipe, Tables
+from registry.recipe.resolved import LISTS, AnyRecipe, Choice, FeaturesRecipe, PretrainRecipe, Recipe, Tables
 from registry.recipe.tables import (
     MOST_BATCH,
     ClassifierConfig,
@@ -39,54 +36,9 @@ from registry.recipe.tables import (
     WarmupConfig,
     whole_batches,
 )
+from registry.recipe.texts import lay_over, parse_set, read_tables
 
 C = TypeVar("C", bound=Config)
-MOST_CHARACTERS, DEEPEST = 1_000_000, 50
-"""Of a recipe."""
-
-
-def read_tables(path: Path) -> Tables:
-    """A TOML file as plain tables. Raises UserError with line and column."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        if too_nested(text):
-            raise UserError(f"{path}: not a recipe: its tables or lists are nested too deeply, or it is too long")
-        return tomllib.loads(text)
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file in UTF-8, so not a recipe") from None
-    except ValueError as error:  # also a number of thousands of digits
-        raise UserError(f"{path}: not valid TOML: {shown(error)}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def too_nested(text: str) -> bool:
-    """Whether a text has more brackets or dots in a row than any recipe: TOML's parser would recur, or take very long."""
-    brackets = rf"(?:\[\s*+){{{DEEPEST}}}|(?:\{{[^{{}}\n]*+){{{DEEPEST}}}|(?<!\w)(?:\w++\s*+\.\s*+){{{DEEPEST}}}"
-    return len(text) > MOST_CHARACTERS or re.search(brackets, text) is not None
-
-
-def parse_set(text: str) -> tuple[list[str], Any]:
-    """'table.key=value' -> (['table', 'key'], value), the value read as TOML, or as a string if it is none."""
-    key, equals, value = text.partition("=")
-    keys = [part.strip() for part in key.split(".")]
-    if not equals or len(keys) < 2 or not all(keys):
-        raise UserError(f"--set {text}: write it as table.key=value, e.g. --set train.batch=128")
-    if too_nested(value):
-        raise UserError(f"--set {shown(text, 60)}: its value is nested too deeply, or too long")
-    try:
-        return keys, tomllib.loads(f"value = {value}")["value"]
-    except ValueError:
-        return keys, value.strip()
-
-
-def lay_over(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tables:
-    """`top` over `base`, table by table."""
-    merged = dict(base)
-    for key, value in top.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = lay_over(merged[key], value) if both else value
-    return merged
 
 
 def resolve(
@@ -235,35 +187,45 @@ class Reading:
 
     def evaluation(self) -> tuple[EvalConfig | None, tuple[Choice, ...]]:
         """[eval], with a metric's own settings in [eval.NAME]."""
-        values = self.table("eval") or {}
-        own = {name: values.pop(name) for name in list(values) if name not in EvalConfig.model_fields}
-        config = self.settings("eval", EvalConfig, values)
-        chosen = config.metrics if config else ()
-        for name, table in own.items():
-            if name not in self.plugins.names("metric"):
-                allowed = [*EvalConfig.model_fields, *self.plugins.names("metric")]
-                self.wrong("eval", (name,), f"is unknown{near(name, allowed)}; allowed: {', '.join(EvalConfig.model_fields)}")
-            elif not isinstance(table, dict):
-                self.wrong("eval", (name,), f"= {table!r}: must be a table of the metric's settings")
-        metrics = []
-        for name in chosen:
-            if not self.plugins.owners("metric", name):
-                known = self.plugins.names("metric")
-                self.wrong(
-                    "eval",
-                    ("metrics",),
-                    f"= [{name!r}]: no metric is called {name!r}{near(name, known)}; known: {', '.join(known)}",
-                )
-                continue
-            settings = dict(own[name]) if isinstance(own.get(name), dict) else {}
+        config, own = self.with_tables_of("metric", EvalConfig)
+        for name in config.metrics if config else ():
             fields = fields_of(self.plugins.owners("metric", name))
             if config and config.reference is not None and "reference" in fields:
-                settings = {"reference": config.reference} | settings
-            metrics.append(self.choice("metric", f"eval.{name}", use=name, values=settings))
-        found = tuple(m for m in metrics if m)
+                own[name] = {"reference": config.reference} | own.get(name, {})
+        found = self.choices("metric", config.metrics if config else (), own)
         for metric in found:
             self.enough_images(metric, config)
         return config, found
+
+    def logging(self) -> tuple[LogConfig | None, tuple[Choice, ...]]:
+        """[log], with a tracker's own settings in [log.NAME]."""
+        config, own = self.with_tables_of("tracker", LogConfig)
+        return config, self.choices("tracker", config.trackers if config else (), own)
+
+    def with_tables_of(self, kind: str, cls: type[C]) -> tuple[C | None, dict[str, Tables]]:
+        """The settings of a table that may name several components of a kind, and the tables in it that are the components' own."""
+        table, known = LISTS[kind], self.plugins.names(kind)
+        values = self.table(table) or {}
+        own = {name: values.pop(name) for name in list(values) if name not in cls.model_fields}
+        config = self.settings(table, cls, values)
+        for name, settings in own.items():
+            if name not in known:
+                allowed = ", ".join(cls.model_fields)
+                self.wrong(table, (name,), f"is unknown{near(name, [*cls.model_fields, *known])}; allowed: {allowed}")
+            elif not isinstance(settings, dict):
+                self.wrong(table, (name,), f"= {settings!r}: must be a table of the {kind}'s settings")
+        return config, {name: dict(settings) for name, settings in own.items() if isinstance(settings, dict)}
+
+    def choices(self, kind: str, names: Iterable[str], own: Mapping[str, Tables]) -> tuple[Choice, ...]:
+        """The components of a kind that a table names, each with its own settings."""
+        table, known, found = LISTS[kind], self.plugins.names(kind), list[Choice | None]()
+        for name in names:
+            if self.plugins.owners(kind, name):
+                found.append(self.choice(kind, f"{table}.{name}", use=name, values=dict(own.get(name, {}))))
+            else:
+                what = f"= [{name!r}]: no {kind} is called {name!r}{near(name, known)}; known: {', '.join(known)}"
+                self.wrong(table, (f"{kind}s",), what)
+        return tuple(choice for choice in found if choice)
 
     def enough_images(self, metric: Choice, config: EvalConfig | None) -> None:
         """[eval] must make as many images as the metric needs."""
@@ -278,8 +240,8 @@ class Reading:
         data = self.settings("data", DataConfig) if "data" in self.tables else None
         generator = self.settings("generator", GeneratorConfig)
         warmup = self.settings("warmup", WarmupConfig)
-        train, log = self.settings("train", TrainConfig), self.settings("log", LogConfig)
-        evaluation, metrics = self.evaluation()
+        train = self.settings("train", TrainConfig)
+        (log, trackers), (evaluation, metrics) = self.logging(), self.evaluation()
         self.settings("study", StudyConfig)  # not a part of a run; only its errors are of interest here
         self.unknown_tables(("teacher", "noise", "loss", "data", "generator", "warmup", "train", "log", "eval", "swap", "study"))
         known = self.plugins.names("loss")
@@ -307,7 +269,7 @@ class Reading:
         self.finish()
         assert teacher and noise and loss and generator and warmup and train and log and evaluation
         log = log.fitted(train.duration_kimg + (warmup.kimg and warmup.kimg + warmup.student_kimg))
-        return Recipe(self.path, teacher, noise, loss, data, generator, warmup, train, log, evaluation, metrics, swaps)
+        return Recipe(self.path, teacher, noise, loss, data, generator, warmup, train, log, evaluation, metrics, trackers, swaps)
 
     def data_as_wanted(self, loss: Choice | None) -> None:
         """[data] must be there if the loss wants real images, and only then."""
@@ -323,8 +285,8 @@ class Reading:
         """The recipe of a teacher's training. Raises UserError with all that is wrong."""
         data, network = self.settings("data", DataConfig), self.settings("network", NetworkConfig)
         noise = self.choice("noise")
-        train, log = self.settings("train", PretrainConfig), self.settings("log", LogConfig)
-        evaluation, metrics = self.evaluation()
+        train = self.settings("train", PretrainConfig)
+        (log, trackers), (evaluation, metrics) = self.logging(), self.evaluation()
         self.unknown_tables(("data", "network", "noise", "train", "log", "eval"))
         self.divides(PretrainConfig)
         reason = misfit(noise, network.D, "[network]", self.plugins) if noise and network else None
@@ -333,7 +295,7 @@ class Reading:
         self.finish()
         assert data and network and noise and train and log and evaluation
         log = log.fitted(train.duration_kimg)
-        return PretrainRecipe(self.path, data, network, noise, train.fitted(), log, evaluation, metrics)
+        return PretrainRecipe(self.path, data, network, noise, train.fitted(), log, evaluation, metrics, trackers)
 
     def features(self) -> FeaturesRecipe:
         """The recipe of a feature network's training. Raises UserError with all that is wrong."""

@@ -40,6 +40,10 @@ TABLE_NAMES: dict[type[Config], str] = {
 }  # fmt: skip
 
 
+LISTS = {"metric": "eval", "tracker": "log"}
+"""Kinds of which a recipe may name several: the table that names them."""
+
+
 @contextmanager
 def settings_of(config: Config | Choice) -> Iterator[None]:
     """A SettingError raised in here gets the table of the recipe that these settings stand in."""
@@ -68,7 +72,7 @@ class Choice:
     @property
     def table_name(self) -> str:
         """The table of the recipe that its settings stand in."""
-        return f"eval.{self.name}" if self.kind == "metric" else self.kind
+        return f"{LISTS[self.kind]}.{self.name}" if self.kind in LISTS else self.kind
 
     @property
     def who(self) -> str:
@@ -114,6 +118,7 @@ class Recipe:
     log: LogConfig
     eval: EvalConfig
     metrics: tuple[Choice, ...]
+    trackers: tuple[Choice, ...] = ()
     swap: Tables = field(default_factory=dict)
     """What comes along with another loss; kept, so that the recipe in a run's folder can be swapped, too."""
 
@@ -132,7 +137,7 @@ class Recipe:
             "generator": plain(self.generator),
             **({"warmup": plain(self.warmup)} if self.warmup.kimg else {}),
             "train": plain(self.train),
-            "log": plain(self.log),
+            "log": log_tables(self.log, self.trackers),
             "eval": eval_tables(self.eval, self.metrics),
             **({"swap": self.swap} if self.swap else {}),
         }
@@ -150,6 +155,7 @@ class PretrainRecipe:
     log: LogConfig
     eval: EvalConfig
     metrics: tuple[Choice, ...]
+    trackers: tuple[Choice, ...] = ()
 
     @property
     def name(self) -> str:
@@ -163,7 +169,7 @@ class PretrainRecipe:
             "network": plain(self.network),
             "noise": self.noise.table(),
             "train": plain(self.train),
-            "log": plain(self.log),
+            "log": log_tables(self.log, self.trackers),
             "eval": eval_tables(self.eval, self.metrics),
         }
 
@@ -200,6 +206,11 @@ def eval_tables(config: EvalConfig, metrics: Iterable[Choice]) -> Tables:
     shared = plain(config)
     own = {m.name: {k: v for k, v in plain(m.config).items() if k != "reference" or v != config.reference} for m in metrics}
     return shared | {name: table for name, table in own.items() if table}
+
+
+def log_tables(config: LogConfig, trackers: Iterable[Choice]) -> Tables:
+    """[log] as tables, with those of its trackers."""
+    return plain(config) | {tracker.name: table for tracker in trackers if (table := plain(tracker.config))}
 
 
 def plain(config: BaseModel) -> Tables:

@@ -269,6 +269,9 @@ class LogConfig(Config):
         15.0, gt=0, le=MOST_MINUTES, description="minutes between training states, if they come before state_ticks do"
     )
     keep_states: int = Field(2, ge=0, le=MOST_TICKS, description="the newest training states that are kept; 0 = all")
+    trackers: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="names; where numbers and pictures go besides the run's folder. [log.NAME] holds a tracker's own settings"
+    )
     background_states: bool | None = Field(
         None,
         description="write states while training goes on, from a copy in main memory; by default on a GPU",

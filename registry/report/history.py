@@ -18,8 +18,8 @@ from registry.files.locate import RECIPE
 from registry.measure.saved import QUALITY, Quality
 from registry.plugins.component import Component
 from registry.plugins.loading import Plugins
-from registry.recipe.reading import read_tables
 from registry.recipe.tables import EvalConfig, GeneratorConfig, LogConfig, PretrainConfig, TrainConfig, WarmupConfig
+from registry.recipe.texts import read_tables
 
 MOST_SNAPSHOTS = 24
 """Pictures of a page's slider."""

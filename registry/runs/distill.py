@@ -26,7 +26,7 @@ from registry.runs.folder import RunFolder
 from registry.runs.health import check_images, check_unchanged, fingerprint
 from registry.runs.outputs import (
     draw_curves,
-    draw_samples,
+    draw_fakes,
     draw_start,
     measure_snapshot,
     snapshot_name,
@@ -115,7 +115,7 @@ def distill(
 
         def snapshot() -> None:
             with run.average.averaged() as net:
-                draw_samples(folder, f"fakes_{run.nimg // 1000:06d}.png", generator.sample(shown), recipe.log.grid, teacher.images)
+                draw_fakes(folder, run.nimg, generator.sample(shown), recipe.log.grid, teacher.images)
                 file = write_network(folder, snapshot_name(run.nimg, saved.tables), "generator", net, saved.facts, run.nimg)
                 measure_snapshot(folder, metrics, generator.sample, recipe.eval, file, run.nimg, saved.clock.seconds)
             draw_curves(folder, ("regression", "student", "generator"), metrics)

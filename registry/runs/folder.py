@@ -18,6 +18,7 @@ from registry.core.errors import SettingError, UserError
 from registry.files.json_lines import STATISTICS, append_line, kimg_of, read_lines, whole_lines
 from registry.recipe.resolved import Tables, dumps
 from registry.show.journal import Journal
+from registry.show.trackers import Trackers
 
 
 def new_run_folder(outdir: Path, description: str) -> Path:
@@ -48,6 +49,7 @@ class RunFolder:
         self._reported: set[str] = set()
         self._recipe = b""
         self._known = self._place()
+        self.trackers = Trackers((), journal)
         self._lock = FileLock(path / "run.lock", timeout=0)
         distributed.by_rank0(self._take)
         journal.open(path)
@@ -73,8 +75,15 @@ class RunFolder:
             if file.exists() and not file.is_file():
                 raise UserError(f"{file}: is not a file that lines can be added to")
 
+    def follow(self, trackers: Trackers, tables: Tables, nimg: int) -> None:
+        """From now on, give numbers and pictures to these trackers, too."""
+        if self.writes:
+            self.trackers = trackers
+            trackers.begin(self.path, tables, nimg)
+
     def release(self) -> None:
         """Let others write into the folder."""
+        self.trackers.end()
         self._lock.release()
 
     @classmethod
@@ -118,6 +127,7 @@ class RunFolder:
                 append_line(self.path / name, entry | {"timestamp": time.time()})
             except OSError as error:
                 self.journal.complain(self.path / name, error)
+            self.trackers.line(round(1000 * kimg_of(entry)), entry)
 
     def lines(self, name: str = STATISTICS) -> list[dict[str, Any]]:
         """All lines so far, including those from before a resumption."""
@@ -140,12 +150,14 @@ class RunFolder:
             if self.writes:
                 sweep(folder)
 
-    def picture(self, draw: Callable[[], object]) -> None:
-        """Draw a picture. If the plotting library is missing, say so once and go on."""
+    def picture(self, draw: Callable[[], object], name: str | None = None, nimg: int = 0) -> None:
+        """Draw a picture. If the plotting library is missing, say so once and go on. One with a name is given to the trackers."""
         if not self.writes:
             return
         try:
             draw()
+            if name is not None:
+                self.trackers.picture(nimg, self.path / name)
         except UserError as error:
             if str(error) not in self._reported:
                 self._reported.add(str(error))

@@ -38,15 +38,17 @@ MOST_OF_TEACHER = 256
 """Images in the teacher's grids, which take many evaluations."""
 
 
-def draw_samples(folder: RunFolder, name: str, images: Tensor, columns: int, real: Tensor | None = None) -> None:
-    """A grid of samples, or points in the plane against the real ones."""
-    folder.picture(lambda: save_samples(folder.path / name, images, columns, real))
+def draw_fakes(folder: RunFolder, nimg: int, images: Tensor, columns: int, real: Tensor | None = None) -> None:
+    """fakes_NNNNNN.png: a snapshot's grid of samples, or points in the plane against the real ones."""
+    name = f"fakes_{nimg // 1000:06d}.png"
+    folder.picture(partial(save_samples, folder.path / name, images, columns, real), name, nimg)
 
 
 def draw_start(folder: RunFolder, images: Tensor, teacher: Teacher, noise: Noise, steps: int, recipe: Recipe) -> None:
     """fakes_init.png: the generator's images before training. And what to compare them with: real.png where the recipe names real
     images, teacher-N.png of the same seeds, with all the teacher's evaluations and with about as many as the generator takes."""
-    draw_samples(folder, "fakes_init.png", images, recipe.log.grid, teacher.images)
+    first = folder.path / "fakes_init.png"
+    folder.picture(partial(save_samples, first, images, recipe.log.grid, teacher.images), first.name)
     columns, shape = recipe.log.grid, teacher.image_shape
     n = min(columns**2, MOST_OF_TEACHER)
 
@@ -55,12 +57,13 @@ def draw_start(folder: RunFolder, images: Tensor, teacher: Teacher, noise: Noise
         return torch.cat([heun_samples(teacher.denoiser, noise, teacher, part, (nfe + 1) // 2) for part in parts])
 
     for nfe in (2 * heun_steps(shape[1], None, None) - 1, steps + 1 - steps % 2):  # Heun takes an odd number
-        folder.picture(partial(draw, folder.path / f"teacher-{nfe:03d}.png", partial(sampled, nfe), columns))
+        name = f"teacher-{nfe:03d}.png"
+        folder.picture(partial(draw, folder.path / name, partial(sampled, nfe), columns), name)
     source = recipe.data.source if recipe.data else recipe.eval.reference
     if teacher.images is not None:
-        folder.picture(partial(save_samples, folder.path / "real.png", teacher.images[:n], columns))
+        folder.picture(partial(save_samples, folder.path / "real.png", teacher.images[:n], columns), "real.png")
     elif source and source != "teacher" and not source.endswith(".npz"):
-        folder.picture(partial(draw, folder.path / "real.png", lambda: load_images(source, n).x()[:n], columns))
+        folder.picture(partial(draw, folder.path / "real.png", lambda: load_images(source, n).x()[:n], columns), "real.png")
 
 
 def draw(path: Path, images: Callable[[], Tensor], columns: int) -> None:

@@ -27,7 +27,7 @@ from registry.recipe.resolved import TABLE_NAMES, PretrainRecipe, training_table
 from registry.runs.building import build_metrics, check_target, parameter_count, real_images
 from registry.runs.built import check_noise
 from registry.runs.health import check_images
-from registry.runs.outputs import draw_curves, draw_samples, snapshot_name, write_network, write_table
+from registry.runs.outputs import draw_curves, draw_fakes, snapshot_name, write_network, write_table
 from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train
 from registry.sample.heun import heun_samples
 from registry.show.journal import Journal
@@ -74,7 +74,7 @@ def pretrain(
     def snapshot() -> None:
         with run.average.averaged() as averaged, sampling(averaged):
             fakes = heun_samples(averaged, noise, domain, range(recipe.log.grid**2), 18)
-            draw_samples(folder, f"fakes_{run.nimg // 1000:06d}.png", fakes, recipe.log.grid)
+            draw_fakes(folder, run.nimg, fakes, recipe.log.grid)
             write_network(folder, snapshot_name(run.nimg, saved.tables), "denoiser", averaged, facts, run.nimg)
         draw_curves(folder, ("denoiser",), metrics)
 

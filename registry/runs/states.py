@@ -15,7 +15,7 @@ from registry.core.errors import SettingError, UserError
 from registry.core.seal import has_seal
 from registry.files.bounds import STATE
 from registry.files.plain import DAMAGED, load, problem
-from registry.recipe.reading import read_tables
+from registry.recipe.texts import read_tables
 from registry.runs.checkpoints import differences, identity
 
 STATES = "training-state-*.pt"

@@ -46,6 +46,7 @@ from registry.runs.states import Found, find_state, newest_whole, set_later_asid
 from registry.runs.threads import Threads, with_fastest_threads
 from registry.runs.ticks import Learners, Signs, Ticks
 from registry.show.journal import Journal
+from registry.show.trackers import Trackers
 from registry.train.step import Learner
 
 TRIES_AGAIN = "the run goes on, and tries again when the next one is due"
@@ -158,7 +159,7 @@ def start_or_resume(
 
     From a state of SiD, a new folder, too: nothing is written into SiD's.
     """
-    state = found.state
+    state, trackers = found.state, Trackers([(choice, choice.make()) for choice in recipe.trackers], journal)
     if state is None:
         with settings_of(recipe.log):
             folder = RunFolder.new(Path(recipe.log.outdir), recipe.name, journal)
@@ -187,6 +188,7 @@ def start_or_resume(
     for remark in (*found.remarks, *(f"WARNING {doubt}" for doubt in doubts(recipe))):
         journal.log(remark)
     folder.write_recipe(saved.tables)
+    folder.follow(trackers, saved.tables, run.nimg)
     return folder
 
 

@@ -4,4 +4,5 @@ journal   printed lines, also written to a log, and progress bars
 pictures  grids of samples, single images
 notebook  what a notebook shows of our objects
 figures   curves over kimg, points in the plane
+trackers  numbers and pictures for TensorBoard, Weights & Biases, or a plugin's tracker
 """

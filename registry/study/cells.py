@@ -23,9 +23,10 @@ from registry.files.json_lines import STATISTICS, readable_lines
 from registry.files.locate import locate_recipe
 from registry.measure.saved import QUALITY, Quality
 from registry.plugins.loading import Plugins
-from registry.recipe.reading import expect, read_tables, resolve
+from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe, Tables, dumps
 from registry.recipe.tables import StudyConfig
+from registry.recipe.texts import read_tables
 from registry.runs.checkpoints import differences
 from registry.study.definition import Study
 from registry.study.grid import Combination, combinations

@@ -15,8 +15,8 @@ from registry.core.settings import Config
 from registry.core.text import shown
 from registry.files.locate import locate_study
 from registry.recipe.problems import in_words
-from registry.recipe.reading import parse_set, read_tables
 from registry.recipe.resolved import Tables
+from registry.recipe.texts import parse_set, read_tables
 from registry.study.grid import Axis, Settings, axes_of, split_values
 
 SCHEDULER = "slurm."

@@ -13,8 +13,8 @@ from typing import Any
 import toml
 
 from registry.core.errors import SettingError, UserError
-from registry.recipe.reading import parse_set
 from registry.recipe.tables import PLACEHOLDER
+from registry.recipe.texts import parse_set
 
 Settings = dict[str, Any]
 """{'table.key': value}."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from registry.core.errors import SettingError, UserError
-from registry.recipe.reading import read_tables
 from registry.recipe.resolved import dumps
+from registry.recipe.texts import read_tables
 from registry.study.attempts import write_note
 from registry.study.cells import RECIPE, Cell, Status, identity, read_attempt, status
 from registry.study.machine import code, made_with

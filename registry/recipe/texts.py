@@ -1,0 +1,60 @@
+"""The text of a recipe and of `--set`: TOML in, plain tables out. What they mean is for `reading`."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from registry.core.errors import UserError
+from registry.core.text import shown
+from registry.recipe.resolved import Tables
+
+MOST_CHARACTERS, DEEPEST = 1_000_000, 50
+"""Of a recipe."""
+
+
+def read_tables(path: Path) -> Tables:
+    """A TOML file as plain tables. Raises UserError with line and column."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if too_nested(text):
+            raise UserError(f"{path}: not a recipe: its tables or lists are nested too deeply, or it is too long")
+        return tomllib.loads(text)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file in UTF-8, so not a recipe") from None
+    except ValueError as error:  # also a number of thousands of digits
+        raise UserError(f"{path}: not valid TOML: {shown(error)}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def too_nested(text: str) -> bool:
+    """Whether a text has more brackets or dots in a row than any recipe: TOML's parser would recur, or take very long."""
+    brackets = rf"(?:\[\s*+){{{DEEPEST}}}|(?:\{{[^{{}}\n]*+){{{DEEPEST}}}|(?<!\w)(?:\w++\s*+\.\s*+){{{DEEPEST}}}"
+    return len(text) > MOST_CHARACTERS or re.search(brackets, text) is not None
+
+
+def parse_set(text: str) -> tuple[list[str], Any]:
+    """'table.key=value' -> (['table', 'key'], value), the value read as TOML, or as a string if it is none."""
+    key, equals, value = text.partition("=")
+    keys = [part.strip() for part in key.split(".")]
+    if not equals or len(keys) < 2 or not all(keys):
+        raise UserError(f"--set {text}: write it as table.key=value, e.g. --set train.batch=128")
+    if too_nested(value):
+        raise UserError(f"--set {shown(text, 60)}: its value is nested too deeply, or too long")
+    try:
+        return keys, tomllib.loads(f"value = {value}")["value"]
+    except ValueError:
+        return keys, value.strip()
+
+
+def lay_over(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tables:
+    """`top` over `base`, table by table."""
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = lay_over(merged[key], value) if both else value
+    return merged

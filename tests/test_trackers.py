@@ -1,0 +1,197 @@
+"""Numbers and pictures of a run in TensorBoard and Weights & Biases, read back from what they wrote."""
+
+from __future__ import annotations
+
+import csv
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.builtin import WandbConfig
+from registry.builtin.wandb import build
+from registry.core.errors import UserError
+from registry.runs.distill import distill
+from tests.conftest import ROOT, environment, error_line
+from tests.test_readme import blocks
+
+Write = Callable[..., Path]
+Here = Callable[..., subprocess.CompletedProcess[str]]
+TRACKED = ("[log]", '[log]\ntrackers = ["{}"]')
+METRIC = ("[eval]", '[eval]\nmetrics = ["sliced_wasserstein"]\nreference = "digits"')
+
+
+def tracked(name: str) -> tuple[str, str]:
+    return TRACKED[0], TRACKED[1].format(name)
+
+
+def statistics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+
+
+def events(folder: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
+    found.Reload()
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_shows_the_statistics_the_metric_and_the_grids(recipe_file: Write) -> None:
+    folder = distill(recipe_file(tracked("tensorboard"), METRIC)).folder
+    found = events(folder)
+    for key in ("Loss/student", "Loss/generator", "Timing/train_sec"):
+        wanted = [(round(1000 * line["Progress/kimg"]["mean"]), line[key]["mean"]) for line in statistics(folder)]
+        assert [(e.step, pytest.approx(e.value)) for e in found.Scalars(key)] == wanted
+    assert [e.step for e in found.Images("fakes")] == [0, 16, 32, 48]
+    assert len(found.Images("real")) == 1 and {"real", "fakes", "teacher-035"} <= set(found.Tags()["images"])
+    measured = [json.loads(line) for line in (folder / "metric-sliced_wasserstein.jsonl").read_text().splitlines()]
+    column = next(iter(measured[0]["results"]))
+    assert [e.value for e in found.Scalars(f"Metric/{column}")] == pytest.approx([m["results"][column] for m in measured])
+    assert "[loss]" in found.Tensors("recipe/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert not [name for name in found.Tags()["scalars"] if name.startswith("Progress/")]
+
+
+def test_a_resumed_run_leaves_out_what_came_after_its_state(recipe_file: Write) -> None:
+    path = recipe_file(tracked("tensorboard"))
+    sets = ["log.keep_states=0", "train.batch=512", "train.duration_kimg=2.048", "log.tick_kimg=1.024"]
+    folder = distill(path, sets=sets).folder
+    assert [e.step for e in events(folder).Scalars("Loss/student")] == [1024, 2048]
+    first = events(folder).Scalars("Loss/student")[1].wall_time
+    distill(path, sets=sets, resume=folder / "training-state-000001.pt")
+    again = events(folder).Scalars("Loss/student")
+    assert [e.step for e in again] == [1024, 2048] and again[1].wall_time > first
+
+
+def records(file: Path) -> Iterator[Any]:
+    """What an offline run holds: a log of LevelDB's form, in blocks of 32 KiB, of messages."""
+    from wandb.proto import wandb_internal_pb2
+
+    content, at, message = file.read_bytes(), 7, b""
+    assert content[:4] == b":W&B"
+    while at < len(content):
+        if 2**15 - at % 2**15 < 7:  # no room for a head: the block is filled with zeros
+            at += 2**15 - at % 2**15
+        _, length, kind = struct.unpack_from("<IHB", content, at)
+        message += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(message)
+            yield record
+            message = b""
+
+
+def test_weights_and_biases_writes_an_offline_run_that_is_one_after_a_resumption(recipe_file: Write, here: Here) -> None:
+    path = recipe_file(tracked("wandb"))
+    for kimg in (0.032, 0.048):
+        more = ("--set", "log.wandb.project=digits", "--set", f"train.duration_kimg={kimg}")
+        done = here("--recipe", path, "--resume", "auto", *more)
+        assert done.returncode == 0, done.stderr
+        assert "WARNING" not in done.stdout and "wandb:" not in done.stdout + done.stderr
+    folder = next((path.parent / "runs").glob("*-short"))
+    runs = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(runs) == 2
+    known, rows, configs = set(), list[dict[str, Any]](), list[str]()
+    for file in runs:
+        for record in records(file):
+            if record.WhichOneof("record_type") == "run":
+                known.add((record.run.project, record.run.run_id))
+                configs.append(str(record.run.config))
+            if record.WhichOneof("record_type") == "history":
+                rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
+    assert known == {("digits", (folder / "wandb-id.txt").read_text().strip())}
+    assert any("glr" in config for config in configs)
+    losses = [(row["kimg"], row["Loss/student"]) for row in rows if "Loss/student" in row]
+    wanted = [(line["Progress/kimg"]["mean"], line["Loss/student"]["mean"]) for line in statistics(folder)]
+    assert losses == [(pytest.approx(kimg), pytest.approx(loss)) for kimg, loss in wanted]
+    # The state comes before its snapshot, so a run without a table makes the snapshot at 0.032 again.
+    assert [row["kimg"] for row in rows if "fakes.path" in row or "fakes" in row] == [0, 0.016, 0.032, 0.032, 0.048]
+
+
+def test_a_key_is_never_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(UserError, match="no key for mode = 'online': set WANDB_API_KEY"):
+        build(WandbConfig(mode="online"))
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123456789\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert build(WandbConfig(mode="online")).config.mode == "online"
+
+
+@pytest.mark.parametrize(("name", "package"), [("tensorboard", "TensorBoard"), ("wandb", "Weights & Biases")])
+def test_a_missing_package_is_said_before_anything_is_written(name: str, package: str, recipe_file: Write) -> None:
+    path = recipe_file(tracked(name))
+    code = f"import sys; sys.modules['{name}'] = None; from registry.cli import main; main(['--recipe', {str(path)!r}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False)
+    assert f"{package} is not installed: pip install 'distill-generators[{name}]'" in error_line(done)
+    assert not (path.parent / "runs").exists()
+
+
+def test_wrong_names_and_settings_are_told_with_the_nearest(recipe_file: Write, here: Here) -> None:
+    done = here("check", recipe_file(tracked("tensorbord")))
+    assert "[log] trackers = ['tensorbord']: no tracker is called 'tensorbord' (did you mean 'tensorboard'?)" in done.stderr
+    assert "must be a table of the tracker's settings" in here("check", recipe_file(("[log]", "[log]\nwandb = 3"))).stderr
+    assert "[log] trackres is unknown" in here("check", recipe_file(("[log]", "[log]\ntrackres = []"))).stderr
+    done = here("check", recipe_file(tracked("wandb"), append='[log.wandb]\nmode = "always"\n'))
+    assert "[log.wandb] mode" in done.stderr
+
+
+FAILING = """
+from registry.api import Component, Config, Tracker, hookimpl
+
+
+class Deaf(Tracker):
+    def begin(self, folder, recipe, nimg):
+        print("begun", nimg)
+
+    def numbers(self, nimg, values):
+        raise ConnectionError("nobody\\x1b[2J answers")
+
+    def picture(self, nimg, name, path):
+        print("picture", name)
+
+    def end(self):
+        print("ended")
+
+
+@hookimpl
+def register_trackers():
+    return [Component("deaf", Config, lambda config: Deaf(), "hears nothing")]
+"""
+
+
+def installed(name: str, source: str, site: Path) -> dict[str, str]:
+    """The environment in which a module is a plugin."""
+    info = site / f"{name}-1.2.3.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2.3\n")
+    (info / "entry_points.txt").write_text(f"[distill]\n{name} = {name}\n")
+    (site / f"{name}.py").write_text(source)
+    return {"PYTHONPATH": str(site)}
+
+
+def test_a_tracker_that_fails_is_left_out(recipe_file: Write, cli: Here) -> None:
+    path = recipe_file(tracked("deaf"))
+    done = cli("--recipe", path, env=installed("deaf", FAILING, path.parent / "site"))
+    assert done.returncode == 0, done.stderr
+    line = "tracker 'deaf' has failed (ConnectionError: nobody"
+    assert done.stdout.count(line) == 1 and "the run goes on without it" in done.stdout and "\x1b[2J" not in done.stdout
+    assert "begun 0" in done.stdout and "picture real" not in done.stdout and "ended" not in done.stdout
+    assert 'trackers = [ "deaf",]' in next((path.parent / "runs").glob("*/recipe.toml")).read_text()
+
+
+def test_the_tracker_of_the_documentation_keeps_a_table(recipe_file: Write, cli: Here) -> None:
+    (text,) = (block for block in blocks("python", ROOT / "docs" / "plugins.md") if "class Table" in block)
+    path = recipe_file(tracked("table"))
+    done = cli("--recipe", path, env=installed("my_tracker", text, path.parent / "site"))
+    assert done.returncode == 0 and "WARNING plugin" not in done.stdout, done.stdout + done.stderr
+    with open(path.parent / "runs" / "numbers.csv") as file:
+        rows = [row for row in csv.reader(file) if row[2] == "Loss/student"]
+    assert [row[:2] for row in rows] == [["00000-short", "16"], ["00000-short", "32"], ["00000-short", "48"]]
