@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from registry.core import seal
+from registry.core.atomic import write_atomically
 from registry.core.errors import UserError
+from registry.edm.datasets import readable_labels
 from registry.files.bounds import STATE
 from registry.files.formats import load_network, save_network
-from registry.files.plain import load
-from tests.conftest import HERE, environment, tiny_network
+from registry.files.plain import load, problem
+from tests.conftest import HERE, environment, error_line, tiny_network
 
+Here = Callable[..., subprocess.CompletedProcess[str]]
 OLD = "distill/1"
 """The mark of files without a seal: what strangers' files would have."""
 
@@ -137,3 +143,44 @@ def test_a_tiny_file_takes_little_memory(content: dict[str, Any], tmp_path: Path
     *lines, kilobytes = done.stdout.splitlines()
     assert len(lines) == 3 and all("its network cannot be built: it has" in line for line in lines)
     assert int(kilobytes) < 512 * 1024
+
+
+UNUSUAL: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "sparse": lambda w: w.to_sparse(),
+    "quantised": lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
+    "nested": lambda w: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_tensors_that_only_torch_knows_are_refused_as_inspect_says(kind: str, here: Here, tmp_path: Path) -> None:
+    """torch's own reader of plain tensors admits them, and nothing here can use them."""
+    save_network(tmp_path / "net.pt", "denoiser", tiny_network(), {"D": 128.0})
+    content = torch.load(tmp_path / "net.pt", weights_only=True)
+    name = next(name for name, weights in content["weights"].items() if weights.ndim == 4)
+    content["weights"][name] = UNUSUAL[kind](content["weights"][name])
+    write_atomically(tmp_path / "net.pt", lambda file: (torch.save(content, file), seal.seal(file)))
+    assert here("inspect", tmp_path / "net.pt").returncode == 3
+    message = error_line(here("generate", "--network", tmp_path / "net.pt", "--seeds", "0", "--outdir", tmp_path / "out"))
+    assert "not a plain-tensor file written by distill, or damaged (it refers to torch." in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_compressed_file_is_not_unpacked(tmp_path: Path) -> None:
+    """torch's reader would: a megabyte of it can hold a gigabyte."""
+    save_network(tmp_path / "net.pt", "denoiser", tiny_network(), {"D": 128.0})
+    with zipfile.ZipFile(tmp_path / "net.pt") as old, zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as new:
+        for member in old.namelist():
+            new.writestr(member, old.read(member))
+    with open(tmp_path / "packed.pt", "r+b") as file:
+        seal.seal(file)
+    assert problem(tmp_path / "packed.pt") is None
+    with pytest.raises(UserError, match=r"has the compressed or encrypted member .*, which torch.save never writes"):
+        load(tmp_path / "packed.pt", "denoiser")
+
+
+def test_a_list_of_labels_is_no_longer_than_its_images_need() -> None:
+    content = b'{"labels": null, "x": [' + b"{}," * 1_000_001 + b"{}]}"
+    with pytest.raises(UserError, match="holds far more lists than there are images"):
+        readable_labels("set", content, ["a.png"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import shutil
@@ -22,7 +23,7 @@ from PIL import Image
 from registry.cli.group import interrupt
 from registry.core.errors import Interrupted, UserError
 from registry.edm.archive import make_dataset
-from registry.edm.datasets import load_images
+from registry.edm.datasets import grey_or_rgb, load_images
 from tests.conftest import environment, error_line
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -141,10 +142,50 @@ def test_a_tarball_that_ends_too_early_is_damaged(here: Cli, tmp_path: Path) -> 
 
 def test_tuples_in_tuples_do_not_end_the_process(here: Cli, tmp_path: Path) -> None:
     """As the key of a dictionary they would be hashed one within the other, until the stack is full."""
-    nested = b"\x80\x02}(" + b")" + b"\x85" * 1_000_000 + b"K\x01u."
+    nested = b"\x80\x02}(" + b")" + b"\x85" * 200_000 + b"K\x01u."
     message = error_line(here("dataset", tarball(tmp_path / "c.tar.gz", nested), tmp_path / "c.zip"))
     assert "data_batch_1 is damaged, or not CIFAR-10's: it holds tuples in tuples" in message
     assert [p.name for p in tmp_path.iterdir()] == ["c.tar.gz"]
+
+
+def test_a_tarball_is_unpacked_up_to_a_size(here: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member of zeros takes a few bytes, and would have to be unpacked to find the next."""
+    monkeypatch.setattr("registry.edm.archive.MOST_UNPACKED", 2**20)
+    for name, zeros in (("gz", 2**20), ("bz2", 2**21), ("xz", 2**21)):
+        with tarfile.open(tmp_path / f"c.tar.{name}", f"w:{name}") as archive:
+            info = tarfile.TarInfo("big")
+            info.size = zeros
+            archive.addfile(info, io.BytesIO(bytes(zeros)))
+        message = error_line(here("dataset", tmp_path / f"c.tar.{name}", tmp_path / "c.zip"))
+        assert "neither a folder of images nor CIFAR-10's python tarball: it is larger than that" in message
+    (tmp_path / "c.gz").write_bytes(gzip.compress(b"no tarball" * 100))
+    assert "neither a folder of images nor" in error_line(here("dataset", tmp_path / "c.gz", tmp_path / "c.zip"))
+
+
+@pytest.mark.parametrize("pickled", [b"\x80\x02" + b"N0" * 2**20 + b".", b"\x80\x02(" + b"]" * 2**20 + b"l."])
+def test_a_batch_that_takes_too_many_steps_is_not_unpickled(here: Cli, tmp_path: Path, pickled: bytes) -> None:
+    message = error_line(here("dataset", tarball(tmp_path / "c.tar.gz", pickled), tmp_path / "c.zip"))
+    assert "data_batch_1 is damaged, or not CIFAR-10's: it takes more than 262,144 steps to unpickle" in message
+
+
+def test_sixteen_bits_become_the_nearest_eight() -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(512, 128)
+    wanted = (values.astype(np.float64) / 257).round().astype(np.uint8)
+    assert np.array_equal(np.asarray(grey_or_rgb(Image.fromarray(values))), wanted)
+    wide = values.astype(np.int32) * 2 - 30000  # of mode I: what is outside becomes the nearest
+    assert np.array_equal(np.asarray(grey_or_rgb(Image.fromarray(wide))), (wide.clip(0, 65535) / 257).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("side", [1, 129])
+def test_a_feature_network_is_for_small_images(side: int, here: Cli, tmp_path: Path) -> None:
+    for i in range(4):
+        (tmp_path / "raw" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (side, side), 60 * i).save(tmp_path / "raw" / str(i % 2) / f"{i}.png")
+    make_dataset(str(tmp_path / "raw"), str(tmp_path / "set"))
+    message = error_line(
+        here("features", "--recipe", "digits_features", "--set", f"data.source={tmp_path / 'set'}", "--save", tmp_path / "f.pt")
+    )
+    assert f"has images of {side} pixels a side, and this network is for 2 to 128" in message
 
 
 BAD_SETS: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {

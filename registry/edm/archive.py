@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import itertools
 import json
+import lzma
 import pickle
 import pickletools
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -27,8 +31,11 @@ OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".npz", "
 """Suffixes that would surprise as the name of a folder. Others are part of a folder's name (faces.v2)."""
 
 
-MOST_MEMBERS, MOST_BYTES, MOST_TUPLES = 1000, 2**26, 100
-"""CIFAR-10's tarball has 9 members, a batch 31 MB and fewer than ten tuples."""
+MOST_UNPACKED, MOST_MEMBERS, MOST_BYTES, MOST_STEPS, MOST_TUPLES = 2**28, 1000, 2**26, 2**18, 100
+"""CIFAR-10's tarball has 178 MB when it is unpacked, and 9 members; a batch has 31 MB, and takes some 60,000 steps to unpickle,
+fewer than ten of which make tuples."""
+PACKED: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+"""What a compressed file begins with, and what unpacks it."""
 
 
 class Picture(NamedTuple):
@@ -141,10 +148,8 @@ def _square(picture: Picture, resolution: int | None, crop: bool) -> Image.Image
 def _pictures(source: Path, folder_labels: bool | None) -> Iterator[Picture]:
     if source.is_dir():
         yield from _folder(source, folder_labels)
-    elif source.is_file() and is_tarball(source):
+    elif source.is_file():
         yield from _cifar(source)
-    elif source.exists():
-        raise UserError(f"{source}: neither a folder of images nor CIFAR-10's python tarball")
     else:
         raise UserError(f"{source}: no such folder or file")
 
@@ -190,11 +195,14 @@ class _CifarUnpickler(pickle.Unpickler):
 
 
 def check_cifar(pickled: bytes) -> None:
-    """Check that a batch is not too large, and not nested: unpickling would follow tuples in tuples until the stack is full."""
+    """Check that a batch is not too large or too long, and not nested: unpickling would follow tuples in tuples until the stack is
+    full."""
     if len(pickled) > MOST_BYTES:
         raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
-    tuples = sum(op.name.startswith("TUPLE") for op, _, _ in pickletools.genops(pickled))
-    if tuples > MOST_TUPLES:
+    steps = [op.name for op, _, _ in itertools.islice(pickletools.genops(pickled), MOST_STEPS + 1)]
+    if len(steps) > MOST_STEPS:
+        raise ValueError(f"it takes more than {MOST_STEPS:,} steps to unpickle")
+    if sum(name.startswith("TUPLE") for name in steps) > MOST_TUPLES:
         raise ValueError("it holds tuples in tuples")
 
 
@@ -209,23 +217,34 @@ def _byte_dtype(code: Any, *_: object) -> np.dtype[Any]:
 
 
 @contextmanager
-def readable(source: Path) -> Iterator[None]:
-    """A tarball that ends too early is a damaged file, not the end of the input."""
+def tarball(source: Path) -> Iterator[tarfile.TarFile]:
+    """An open tarball, unpacked into a temporary file if it is compressed, and only up to a size. Raises UserError."""
+    unlike = f"{source}: neither a folder of images nor CIFAR-10's python tarball"
     try:
-        yield
-    except (EOFError, tarfile.TarError, zlib.error) as error:
+        with open(source, "rb") as file:
+            start = file.read(6)
+        unpack = next((unpack for magic, unpack in PACKED.items() if start.startswith(magic)), None)
+        with tempfile.TemporaryFile() as whole:
+            if unpack is not None:
+                with unpack(source) as packed:
+                    while piece := packed.read(2**20):
+                        whole.write(piece)
+                        if whole.tell() > MOST_UNPACKED:
+                            raise UserError(f"{unlike}: it is larger than that")
+                whole.seek(0)
+            with tarfile.open(fileobj=whole, mode="r:") if unpack else tarfile.open(source, "r:") as archive:
+                yield archive
+    except tarfile.ReadError as error:
+        raise UserError(f"{unlike} ({error})") from None
+    except (EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{source}: is damaged, or was not downloaded completely: {error}") from None
-
-
-def is_tarball(source: Path) -> bool:
-    """Whether a file is a tarball. Raises UserError if it may be one, but ends too early."""
-    with readable(source):
-        return tarfile.is_tarfile(source)
+    except OSError as error:
+        raise UserError(f"{source}: cannot be unpacked: {error.strerror or error}") from None
 
 
 def _cifar(source: Path) -> Iterator[Picture]:
     """The 50,000 training images of cifar-10-python.tar.gz, in order."""
-    with readable(source), tarfile.open(source) as archive:
+    with tarball(source) as archive:
         members = {Path(m.name).name: m for m in itertools.islice(archive, MOST_MEMBERS) if m.isfile()}
         batches = [f"data_batch_{i}" for i in range(1, 6) if f"data_batch_{i}" in members]
         if not batches:

@@ -25,6 +25,8 @@ from registry.edm.image_files import SUFFIXES, open_picture
 IMAGES = tuple(SUFFIXES)
 MOST_CLASSES = 100_000
 """Labels become rows with one column for each class."""
+MOST_LISTS = 1_000_000
+"""In a dataset.json, beside two for each image."""
 MOST_BYTES, MOST_RATIO, SMALL = 2**28, 30, 2**22
 """Of a ZIP's member when it is unpacked: bytes; times what it takes in the file, if it is not small."""
 
@@ -108,12 +110,20 @@ def _digits() -> Images:
     return Images(pixels, torch.from_numpy(digits.target.astype(np.int64)), "digits", levels=8.0)
 
 
+STRIP = 256
+"""Rows of a picture that are converted at a time."""
+
+
 def grey_or_rgb(image: Image.Image) -> Image.Image:
     """The image with 8 bits per channel. Palettes, transparency and other bit depths are converted."""
     if image.mode in ("L", "RGB"):
         return image
     if image.mode.startswith("I"):  # 16 bits and more
-        return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+        values = np.asarray(image)
+        found = np.empty(values.shape, np.uint8)
+        for i in range(0, len(values), STRIP):  # few bytes at a time
+            found[i : i + STRIP] = (values[i : i + STRIP].clip(0, 65535).astype(np.uint32) + 128) // 257  # the nearest of 0 … 255
+        return Image.fromarray(found)
     return image.convert("L" if image.mode in ("1", "F", "LA") else "RGB")
 
 
@@ -163,6 +173,8 @@ def whole_number(value: Any) -> int:
 
 def readable_labels(origin: str, content: bytes, pictures: Sequence[str]) -> dict[str, int] | None:
     """The class numbers by file name in a dataset.json, or None if it has no labels. Raises UserError if a picture has none."""
+    if content.count(b"[") + content.count(b"{") > MOST_LISTS + 2 * len(pictures):
+        raise UserError(f"{origin}: dataset.json holds far more lists than there are images")
     try:
         labels: Any = json.loads(content)["labels"]
         pairs = None if labels is None else [(str(name), whole_number(number)) for name, number in labels]

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from registry.core.text import shown
@@ -19,7 +18,7 @@ from registry.files.bounds import STATE
 from registry.files.facts import NetworkFacts
 from registry.files.formats import facts_of_pickle, layout_of, network_keys
 from registry.files.locate import open_path
-from registry.files.plain import NETWORK_KINDS, check_ours, check_seal, executed_as_pickle, load, load_safetensors
+from registry.files.plain import NETWORK_KINDS, check_ours, check_seal, executed_as_pickle, load, load_safetensors, plain_globals
 
 BUFFERS = ("resample_filter", "freqs", "u")
 """Tensors of EDM's networks that are not trained."""
@@ -77,17 +76,6 @@ def describe(source: str, kind: str | None = None) -> Description:
         found.networks.append(_network("", "", content["network"]["class"], kwargs, shapes, about.get("D"), levels))
     found.facts |= _facts(about | {k: content[k] for k in ("nimg",) if k in content})
     return found
-
-
-def plain_globals(path: Path) -> list[tuple[str, str, bool]]:
-    """The globals of a file of torch.save. Tensors of any dtype are only numbers, also of those that EDM's files never have."""
-    return [(module, name, executes and not is_dtype(module, name)) for module, name, executes in list_globals(path)]
-
-
-def is_dtype(module: str, name: str) -> bool:
-    """Whether a global is one of torch's dtypes, or the storage of one."""
-    found = vars(torch).get(name) if module == "torch" else None
-    return isinstance(found, torch.dtype) or (isinstance(found, type) and name.endswith("Storage"))
 
 
 def _pickle(path: Path, source: str, kind: str | None) -> Description:

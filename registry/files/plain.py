@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ FORMATS = {"distill/1": False, FORMAT: True}
 """The marks of our files, and whether a file with this mark has a seal."""
 MARK = "distill"
 """The key of our JSON in a safetensors file's metadata."""
+NOT_PLAIN = "not a plain-tensor file written by distill, or damaged"
 DAMAGED = "is damaged: its content is not what was written"
 NETWORK_KINDS = ("denoiser", "generator", "classifier")
 
@@ -103,6 +103,30 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, Tensor) or type(value) in (bool, int, float, str)
 
 
+def plain_globals(path: Path) -> list[tuple[str, str, bool]]:
+    """The globals of a file of torch.save. Tensors of any dtype are only numbers, also of those that EDM's files never have."""
+    return [(module, name, executes and not is_dtype(module, name)) for module, name, executes in list_globals(path)]
+
+
+def is_dtype(module: str, name: str) -> bool:
+    """Whether a global is one of torch's dtypes, or the storage of one."""
+    found = vars(torch).get(name) if module == "torch" else None
+    return isinstance(found, torch.dtype) or (isinstance(found, type) and name.endswith("Storage"))
+
+
+def check_plain(path: Path, source: object) -> None:
+    """Check that a file holds nothing but what `inspect` calls safe: torch's own loader admits more, such as sparse tensors, which
+    nothing of ours can use, and unpacks what is compressed. Raises UserError."""
+    try:
+        strange = [name for *name, executes in plain_globals(path) if executes]
+    except PickleError as error:
+        raise UserError(f"{source}: {NOT_PLAIN} ({shown(error)})") from None
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read: {error.strerror}") from None
+    if strange:
+        raise UserError(f"{source}: {NOT_PLAIN} (it refers to {shown('.'.join(filter(None, strange[0])))})")
+
+
 def load(source: str | Path, *kinds: str, sealed: bool | None = None) -> dict[str, Any]:
     """Load one of our files, of one of these kinds. `sealed` is what `check_seal` gave, if it was called already.
 
@@ -112,14 +136,13 @@ def load(source: str | Path, *kinds: str, sealed: bool | None = None) -> dict[st
     if not path.is_file():
         raise UserError(f"{source}: no such file")
     sealed = check_seal(path, source) if sealed is None else sealed
+    check_plain(path, source)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{source}: cannot be read: {error.strerror}") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f" (it refers to {found[1]})" if found else ""  # torch's own message advises to load it unsafely
-        raise UserError(f"{source}: not a plain-tensor file written by distill, or damaged{reason}") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError):
+        raise UserError(f"{source}: {NOT_PLAIN}") from None  # torch's own message advises to load it unsafely
     content = content if isinstance(content, dict) else {}
     check_mark(content, sealed, source)
     if content.get("kind") not in kinds:

@@ -16,6 +16,9 @@ from registry.files.formats import weights_hash
 from registry.measure.feature_network import FeatureNetwork
 from registry.recipe.tables import ClassifierConfig
 
+RESOLUTIONS = range(2, 129)
+"""It pools 2 × 2 pixels, and its hidden layer grows with the number of pixels."""
+
 
 class Classifier(nn.Module):
     """Two 3×3 convolutions, pooling, and a hidden layer of `features` units: x [B, C, R, R] -> logits [B, classes]."""

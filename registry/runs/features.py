@@ -31,6 +31,11 @@ def train_features(
     if images.classes is None:
         with settings_of(recipe.data):
             raise SettingError("source", "a classifier needs labels, and this set has none", recipe.data.source)
+    if images.image_shape[-1] not in classifier.RESOLUTIONS:
+        few, most = classifier.RESOLUTIONS[0], classifier.RESOLUTIONS[-1]
+        what = f"has images of {images.image_shape[-1]} pixels a side, and this network is for {few} to {most}"
+        with settings_of(recipe.data):
+            raise SettingError("source", f"{what}; larger ones have the features of inception", recipe.data.source)
     accuracy = classifier.held_out_accuracy(images.x(), images.classes, config)
     journal.log(f"accuracy on a held-out fifth: {accuracy:.1%}; now training on all {len(images)} images")
     with journal.progress("training the feature network", config.epochs) as bar:

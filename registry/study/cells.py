@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+import signal
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,8 +35,9 @@ from registry.study.grid import Combination, combinations
 Command = Callable[[str, Combination, int, Path, bool], list[str]]
 """From recipe, combination, seed, folder and whether to resume to the command line of the run, which a user could type."""
 
-INTERRUPTED = tuple(code for number in SIGNALS for code in (128 + number, -number))
-"""Exit codes of a run that was asked to stop; a process that is still loading is ended by the signal itself."""
+INTERRUPTED = tuple(code for number in (*SIGNALS, signal.SIGKILL) for code in (128 + number, -number))
+"""Exit codes of a run that was asked to stop, or killed, as where memory runs out; a process that is still loading is ended by any
+signal."""
 
 
 class Status(StrEnum):

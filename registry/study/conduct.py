@@ -84,7 +84,18 @@ def conduct(
         for source in sources:
             journal.log(f"{len(reuse(cells, source))} of {len(cells)} runs were copied from {source}")
         carry_out(study, cells, outdir, jobs, slurm, journal)
-        return report(study, outdir, read_results(cells), typed, journal)
+        summary = report(study, outdir, read_results(cells), typed, journal)
+        check_all_ran(cells)
+        return summary
+
+
+def check_all_ran(cells: Sequence[Cell]) -> None:
+    """Raises UserError if runs have failed, or were killed. One that has diverged is a result like others."""
+    found = [status(cell)[0] for cell in cells]
+    if failed := found.count(Status.FAILED):
+        raise UserError(f"{failed} of {len(cells)} runs have failed, as is said above; --retry runs them again")
+    if killed := found.count(Status.UNFINISHED):
+        raise UserError(f"{killed} of {len(cells)} runs were killed; the same command goes on with them")
 
 
 @contextmanager
