@@ -35,16 +35,18 @@ lint: .venv/test.stamp
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-# The pages that are made from the settings' classes and from the command.
-docs: .venv/run.stamp
+# The pages that are made from the settings' classes and from the command, and then the site of all pages: site/index.html.
+docs: .venv/test.stamp
 	$(PY) docs/reference.py
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
+	@echo "the site is site/index.html"
 
 format: .venv/test.stamp
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build site
 
 # The environment. torch is named first and alone, so that no other package chooses its build.
 .venv/base.stamp: constraints.txt
