@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import zipfile
@@ -101,13 +102,19 @@ def check_members(archive: zipfile.ZipFile, source: object) -> None:
 
 def _digits() -> Images:
     """The 1,797 real 8×8 digits that come with scikit-learn (UCI): 17 grey levels, ten classes."""
-    try:
+    package = importlib.util.find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        raise UserError(f"the digits come with scikit-learn, which is not installed: {install('digits')}")
+    file = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    if file.is_file():  # to import scikit-learn takes a second
+        rows = np.loadtxt(file, delimiter=",")
+        images, target = rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
+    else:
         from sklearn.datasets import load_digits
-    except ImportError:
-        raise UserError(f"the digits come with scikit-learn, which is not installed: {install('digits')}") from None
-    digits = load_digits()
-    pixels = torch.from_numpy(digits.images.astype(np.uint8))[:, None]
-    return Images(pixels, torch.from_numpy(digits.target.astype(np.int64)), "digits", levels=8.0)
+
+        images, target = load_digits().images, load_digits().target
+    pixels = torch.from_numpy(images.astype(np.uint8))[:, None]
+    return Images(pixels, torch.from_numpy(target.astype(np.int64)), "digits", levels=8.0)
 
 
 STRIP = 256
