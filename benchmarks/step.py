@@ -52,6 +52,8 @@ MODES: dict[str, list[tuple[str, object]]] = {
     "compile": [("compile", True)],
 }
 """Settings of [train]."""
+CHANNELS_LAST = "channels_last"
+"""A mode that the package does not have: the weights of all networks in the layout [N, H, W, C]."""
 PASSES = 11
 WARM = 3
 """Rounds before the timed ones: a compiled network is compiled again when it is first called in another mode."""
@@ -264,7 +266,11 @@ def main(options: argparse.Namespace) -> None:
     fresh = OnDevice(config.batch, teacher, device, GaussianNoise())
     ways = {"SiD's loop": lambda: sid.iteration(fresh, fresh), "ours": lambda: loop.iteration(run)}
     for mode in options.modes:
-        other = ours(teacher, config.model_copy(update=dict(pair for name in mode.split("+") for pair in MODES[name])), device)
+        other = ours(
+            teacher, config.model_copy(update=dict(pair for name in mode.split("+") for pair in MODES.get(name, ()))), device
+        )
+        for net in (other.teacher, other.student.net, other.generator.net) if CHANNELS_LAST in mode else ():
+            net.to(memory_format=torch.channels_last)
         ways[f"ours, {mode}"] = partial(loop.iteration, other)
     pieces = dict(parts(run, device))
     for work in (*ways.values(), *pieces.values()) * WARM:
@@ -349,7 +355,9 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--modes", nargs="*", default=[], help=f"also: {', '.join(MODES)}, or several joined by +: bf16+compile")
+    parser.add_argument(
+        "--modes", nargs="*", default=[], help=f"also: {', '.join((*MODES, CHANNELS_LAST))}, or several joined by +: bf16+compile"
+    )
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--picture", type=Path)
     main(parser.parse_args())
