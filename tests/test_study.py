@@ -63,7 +63,10 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("a study")
     (where / "toys.toml").write_text(METHODS)
     done = run("toys.toml", *sets(), "--seeds", "5", "--jobs", "2", cwd=where)
-    assert done.returncode == 1 and done.stderr == "distill: 1 of 4 runs have failed, as is said above; --retry runs them again\n"
+    assert (
+        done.returncode == 1
+        and done.stderr == "distill: --retry: 1 of 4 runs have failed, as is said above; with this they run again\n"
+    )
     (where / "output.txt").write_text(done.stdout)
     return where / "runs" / "study-toys"
 

@@ -90,10 +90,10 @@ def conduct(
 
 
 def check_all_ran(cells: Sequence[Cell]) -> None:
-    """Raises UserError if runs have failed, or were killed. One that has diverged is a result like others."""
+    """Raises UserError, or SettingError, if runs have failed or were killed. One that has diverged is a result like others."""
     found = [status(cell)[0] for cell in cells]
     if failed := found.count(Status.FAILED):
-        raise UserError(f"{failed} of {len(cells)} runs have failed, as is said above; --retry runs them again")
+        raise SettingError("retry", f"{failed} of {len(cells)} runs have failed, as is said above; with this they run again")
     if killed := found.count(Status.UNFINISHED):
         raise UserError(f"{killed} of {len(cells)} runs were killed; the same command goes on with them")
 
