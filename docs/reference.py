@@ -125,12 +125,18 @@ def options() -> str:
         usage = command.collect_usage_pieces(click.Context(command, info_name=name))
         lines += [f"## {name}", "", f"`{name} {' '.join(usage)}`", "", *described(command.help or ""), ""]
         rows = [
-            f"| {', '.join(f'`{flag}`' for flag in (*p.opts, *p.secondary_opts))} | {escaped(p.help)} |"
+            f"| {', '.join(f'`{flag}`' for flag in (*p.opts, *p.secondary_opts))} | {escaped(p.help)}{choices(p)} |"
             for p in command.params
             if isinstance(p, click.Option) and p.help
         ]
         lines += ["| option | what it does |", "|---|---|", *rows, ""] if rows else []
     return "\n".join(lines).rstrip() + "\n"
+
+
+def choices(option: click.Option) -> str:
+    """What an option may be, if that is a list."""
+    listed = option.type.choices if isinstance(option.type, click.Choice) else ()
+    return f" One of: {', '.join(f'`{choice}`' for choice in listed)}." if listed else ""
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
@@ -145,7 +151,7 @@ def described(text: str) -> list[str]:
     for paragraph in text.replace("\b\n", "").strip().split("\n\n"):
         rows = [line.strip() for line in paragraph.splitlines() if line.strip()]
         if all(row.startswith("distill ") for row in rows):
-            lines += ["```sh", *(re.sub(r"\s{2,}(?!#)", "  # ", row) for row in rows), "```", ""]
+            lines += ["```sh", *(re.sub(r"\s{2,}(?![#\s])", "  # ", row) for row in rows), "```", ""]
         else:
             lines += [" ".join(rows), ""]
     return lines[:-1]

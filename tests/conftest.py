@@ -193,6 +193,17 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "200", **(extra or {})}
 
 
+def installed(site: Path, name: str, source: str, plugin: str | None = None, module: str | None = None) -> dict[str, str]:
+    """Installs a module as a package with an entry point, and gives the environment that has it on its path."""
+    module = module or name
+    info = site / f"{name}-1.2.3.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2.3\n")
+    (info / "entry_points.txt").write_text(f"[distill]\n{plugin or name} = {module}\n")
+    (site / f"{module}.py").write_text(source)
+    return {"PYTHONPATH": str(site)}
+
+
 def error_line(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
     """The one line of an error. Asserts the exit code and that there is no traceback."""
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)

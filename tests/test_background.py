@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from registry.files.plain import problem
 from registry.runs.background import Background, in_main_memory
 from registry.runs.distill import distill
 from registry.runs.states import states
+from tests.conftest import environment
 from tests.soak import CHANGES, Run
 
 Write = Callable[..., Path]
@@ -68,6 +71,35 @@ def test_the_work_goes_on_beside_and_its_error_is_raised_once() -> None:
         background.wait()
         background.begin(lambda: done.append(2))
     assert done == [1, 2]
+
+
+LEFT = """
+import io, time, torch
+from registry.cli.group import leave
+from registry.runs.background import Background
+
+
+class Slow(io.RawIOBase):
+    def write(self, data):
+        time.sleep(0.05)
+        return len(data)
+
+
+try:
+    with Background() as background:
+        background.begin(lambda: torch.save({str(i): torch.zeros(1000) for i in range(3000)}, Slow()))
+        time.sleep(1)
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    leave(130)
+"""
+
+
+def test_a_second_ctrl_c_leaves_at_once_while_a_state_is_written() -> None:
+    """Python's shutdown would tear the thread out of torch's C++, which crashes more often than not."""
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", LEFT], env=environment(), capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_a_state_that_cannot_be_written_is_said_and_tried_again(tmp_path: Path, recipe_file: Write) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from registry.plugins import hooks
 from registry.plugins.component import Component, Published
 from registry.plugins.hooks import HOOKS
 from registry.plugins.loading import Plugins, Registered, components
-from tests.conftest import error_line
+from tests.conftest import error_line, installed
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -37,18 +38,7 @@ def register_losses():
 @pytest.fixture
 def package(tmp_path: Path) -> Callable[..., dict[str, str]]:
     """Installs a module as a package with an entry point, and gives the environment that has it on its path."""
-    site = tmp_path / "site"
-
-    def install(name: str, source: str, plugin: str | None = None, module: str | None = None) -> dict[str, str]:
-        module = module or name
-        info = site / f"{name}-1.2.3.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2.3\n")
-        (info / "entry_points.txt").write_text(f"[distill]\n{plugin or name} = {module}\n")
-        (site / f"{module}.py").write_text(source)
-        return {"PYTHONPATH": str(site)}
-
-    return install
+    return partial(installed, tmp_path / "site")
 
 
 BROKEN = {

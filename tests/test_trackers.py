@@ -17,7 +17,7 @@ from registry.builtin import WandbConfig
 from registry.builtin.wandb import build
 from registry.core.errors import UserError
 from registry.runs.distill import distill
-from tests.conftest import ROOT, environment, error_line
+from tests.conftest import ROOT, environment, error_line, installed
 from tests.test_readme import blocks
 
 Write = Callable[..., Path]
@@ -167,19 +167,9 @@ def register_trackers():
 """
 
 
-def installed(name: str, source: str, site: Path) -> dict[str, str]:
-    """The environment in which a module is a plugin."""
-    info = site / f"{name}-1.2.3.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2.3\n")
-    (info / "entry_points.txt").write_text(f"[distill]\n{name} = {name}\n")
-    (site / f"{name}.py").write_text(source)
-    return {"PYTHONPATH": str(site)}
-
-
 def test_a_tracker_that_fails_is_left_out(recipe_file: Write, cli: Here) -> None:
     path = recipe_file(tracked("deaf"))
-    done = cli("--recipe", path, env=installed("deaf", FAILING, path.parent / "site"))
+    done = cli("--recipe", path, env=installed(path.parent / "site", "deaf", FAILING))
     assert done.returncode == 0, done.stderr
     line = "tracker 'deaf' has failed (ConnectionError: nobody"
     assert done.stdout.count(line) == 1 and "the run goes on without it" in done.stdout and "\x1b[2J" not in done.stdout
@@ -190,7 +180,7 @@ def test_a_tracker_that_fails_is_left_out(recipe_file: Write, cli: Here) -> None
 def test_the_tracker_of_the_documentation_keeps_a_table(recipe_file: Write, cli: Here) -> None:
     (text,) = (block for block in blocks("python", ROOT / "docs" / "plugins.md") if "class Table" in block)
     path = recipe_file(tracked("table"))
-    done = cli("--recipe", path, env=installed("my_tracker", text, path.parent / "site"))
+    done = cli("--recipe", path, env=installed(path.parent / "site", "my_tracker", text))
     assert done.returncode == 0 and "WARNING plugin" not in done.stdout, done.stdout + done.stderr
     with open(path.parent / "runs" / "numbers.csv") as file:
         rows = [row for row in csv.reader(file) if row[2] == "Loss/student"]

@@ -162,7 +162,8 @@ def stay_with(launcher: str) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit with a code. One of several processes skips Python's shutdown, which torch's communication threads can abort."""
+    """Exit with a code. One of several processes skips Python's shutdown, which torch's communication threads can abort; so does
+    one that is left while it writes a state, since torch's writer of files crashes in it."""
     answer_signals(interrupt, signal.SIG_DFL)  # there is nothing left to interrupt
     try:
         sys.stdout.flush()
@@ -171,7 +172,7 @@ def leave(code: int) -> NoReturn:
         os._exit(code or 1)
     except ValueError:  # somebody closed them
         os._exit(code)
-    if several():
+    if several() or any(thread.daemon for thread in threading.enumerate()):
         os._exit(code)
     sys.exit(code)
 
