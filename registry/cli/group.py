@@ -27,7 +27,7 @@ from registry.cli.again import going_on
 from registry.cli.options import recipe_options
 from registry.cli.preview import preview
 from registry.core.errors import Diverged, Interrupted, Lost, Mistakes, SettingError, UserError
-from registry.core.interruption import heeded
+from registry.core.interruption import WRITER, heeded
 from registry.core.joining import first_to_tell, record, several
 from registry.core.text import printable, shown
 from registry.core.version import version
@@ -172,7 +172,7 @@ def leave(code: int) -> NoReturn:
         os._exit(code or 1)
     except ValueError:  # somebody closed them
         os._exit(code)
-    if several() or any(thread.daemon for thread in threading.enumerate()):
+    if several() or any(thread.name == WRITER for thread in threading.enumerate()):
         os._exit(code)
     sys.exit(code)
 

@@ -11,6 +11,9 @@ from types import FrameType, TracebackType
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Ctrl-C; the end of a job; what schedulers send some time before that; a terminal that is closed."""
 
+WRITER = "distill-writer"
+"""The name of a thread that writes a file in the background: Python's shutdown must not come while there is one."""
+
 
 def heeded() -> tuple[signal.Signals, ...]:
     """Those of the signals that are answered: not that of a closed terminal if nohup has it ignored."""

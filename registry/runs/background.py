@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from registry.core.errors import UserError
+from registry.core.interruption import WRITER
 
 
 class Background:
@@ -38,7 +39,7 @@ class Background:
             except BaseException as error:  # raised where the work is waited for
                 self._error = error
 
-        self._thread = threading.Thread(target=run, name="state", daemon=True)
+        self._thread = threading.Thread(target=run, name=WRITER, daemon=True)
         self._thread.start()
 
     def failed(self) -> bool:
