@@ -451,7 +451,7 @@ def test_the_options_of_the_command_are_frozen() -> None:
         "pretrain": common | {"--save"},
         "features": {"--recipe", "--set", "--save", "--debug"},
         "check": {"--set", "--loss", "--open", "--debug"},
-        "plan": {"--set", "--loss", "--gpu", "--gpus", "--tflops", "--debug"},
+        "plan": {"--set", "--loss", "--gpu", "--gpus", "--tflops", "--here", "--debug"},
         "generate": sampling | {"--seeds", "--class", "--batch", "--outdir", "--format", "--debug"},
         "evaluate": sampling
         | {

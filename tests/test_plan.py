@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -210,6 +211,10 @@ def test_the_command(cli: Cli) -> None:
     for text in ("three networks of 0.189 M parameters", "evaluations", "11.0", "batch_gpu up to 4", "0.5 TFLOP/s"):
         assert text in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
+    here = cli("plan", "quickstart", "--here", "--set", SMALL[0], "--set", "train.batch=8")
+    assert re.search(
+        r"25\.6 kimg of the game, if the device reaches\n  [\d.e-]+ TFLOP/s, as here: [\d.,]+ images/s, ", here.stdout
+    ), here
     assert "no size of a GPU's memory" in cli(*words, "--gpu", "large").stderr
     assert error_line(cli("plan", "quickstart", "--gpus", "3")).endswith(
         "[train] batch = 128: must be divisible by the 3 processes"

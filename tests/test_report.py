@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from registry import UserError, distill
+from registry import UserError, distill, pretrain
+from registry.measure.rows import in_text
 from registry.plugins.loading import load_plugins
 from registry.report.courses import charts
 from registry.report.history import read_history, unlike_defaults
-from registry.report.render import distinct_names, page, spread, write_page
+from registry.report.render import distinct_names, page, write_page
 from tests.conftest import error_line
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
@@ -43,7 +44,9 @@ def numbers(html: str) -> Any:
 
 def test_every_run_leaves_its_page(folders: list[Path]) -> None:
     html = (folders[0] / "report.html").read_text()
-    assert "IPFM distils digits_d128 into a generator of one evaluation: finished at 0.192 of 0.192 kimg" in html
+    assert (
+        "The teacher digits_d128, distilled with the loss ipfm into a generator of one evaluation: finished at 0.192 kimg" in html
+    )
     for caption in ("real images", "teacher, 35 evaluations", "teacher, 1 evaluation", "generator"):
         assert f"<figcaption>{caption}</figcaption>" in html, caption
     shown = len(list(folders[0].glob("fakes_*.png")))
@@ -93,6 +96,53 @@ def test_several_runs_on_one_page(folders: list[Path], here: Here, tmp_path: Pat
     assert len(re.findall(r'<td class="name">teacher</td>', html)) == 1  # it is the same for both
 
 
+def test_two_losses_and_two_teachers_on_one_page(folders: list[Path], tmp_path: Path) -> None:
+    """Each run is compared with its own teacher: rows, grids and lines have the teacher's name."""
+    other = distill("quickstart", loss="sid", sets=SETS, outdir=folders[0].parent).folder
+    html = write_page([folders[0], other], tmp_path / "both.html").read_text()
+    names = [f"{folders[0].name} (ipfm)", f"{other.name} (sid)"]
+    drawn = numbers(html)
+    assert drawn["names"] == names
+    assert [curve["label"] for curve in drawn["charts"][0]["curves"]] == names
+    levels = ["floor", "teacher digits_d128, 3 evaluations", "teacher digits_dinf, 3 evaluations"]
+    assert sorted(name for name, _ in drawn["charts"][0]["levels"]) == levels
+    assert "Dashed: what the final table has of the teacher and of real images." in html
+    assert re.findall(r'<td class="name">([^<]*)</td><td>(\d*)</td>', html) == [
+        (names[0], "1"), (names[1], "1"), ("teacher digits_d128", "3"), ("teacher digits_dinf", "3"), ("floor: real images", ""),
+    ]  # fmt: skip
+    assert re.findall("<figcaption>([^<]*)</figcaption>", html) == [
+        "real images",
+        *(f"teacher digits_{D}, {many}" for D in ("d128", "dinf") for many in ("35 evaluations", "1 evaluation")),
+        *names,
+    ]
+
+
+def test_the_page_of_a_teacher_in_training(tmp_path: Path) -> None:
+    """Real images beside the teacher's, and a metric at every snapshot; its network is the teacher's file so far."""
+    sets = {
+        "train.batch": 16, "train.duration_kimg": 0.064, "log.tick_kimg": 0.016, "log.snapshot_ticks": 2, "log.grid": 3,
+        "eval.samples": 30, "eval.repeats": 1, "eval.snapshot_samples": 20, "eval.teacher_steps": [2],
+    }  # fmt: skip
+    pretrain("teachers/digits_d128", sets=sets, outdir=tmp_path, save=tmp_path / "mine.pt")
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    html = (folder / "report.html").read_text()
+    assert "trained on digits: finished at 0.064 kimg" in html
+    assert re.findall("<figcaption>([^<]*)</figcaption>", html) == ["real images", "teacher"]
+    assert "generator" not in html.partition("<h2>Images</h2>")[2].partition("<h2>Recipe</h2>")[0]
+    measured = [json.loads(line) for path in folder.glob("metric-*.jsonl") for line in path.read_text().splitlines()]
+    assert measured
+    assert {line["kimg"] for line in measured} == {line["kimg"] for line in measured if (folder / line["snapshot_pkl"]).is_file()}
+    levels = numbers(html)["charts"][0]["levels"]
+    assert [name for name, _ in levels] == ["floor"]
+
+
+def test_the_parts_of_a_run_are_marked(folders: list[Path]) -> None:
+    begun = numbers((folders[0] / "report.html").read_text())["marks"]
+    assert [(mark["name"], mark["kimg"]) for mark in begun] == [("student alone", 0.064), ("game", 0.096)]
+    assert 0 < begun[0]["time"] <= begun[1]["time"]
+    assert numbers(page([read_history(folder) for folder in folders]))["marks"] == []
+
+
 def test_names_that_tell_runs_apart(folders: list[Path], tmp_path: Path) -> None:
     for name in ("a", "b"):
         shutil.copytree(folders[0], tmp_path / name / folders[0].name)
@@ -132,8 +182,9 @@ def test_what_is_unlike_the_defaults(folders: list[Path]) -> None:
 
 
 def test_a_single_value_has_no_spread() -> None:
-    assert spread([1.25]) == "1.25"
-    assert spread([1.0, 3.0]) == "2 ± 1.4"
+    assert in_text([1.25]) == "1.25"
+    assert in_text([1.0, 3.0]) == "2 ± 1.4"
+    assert in_text([10.0, 10.0]) == "10"
 
 
 def test_a_page_that_cannot_be_made_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,8 +210,10 @@ addEventListener("load", () => {
   const label = slider.getAttribute("aria-valuetext");
   const axis = () => document.querySelector(".u-legend .u-series .u-label").textContent;
   const first = axis();
+  const values = [...document.querySelectorAll(".u-legend .u-value")].map((cell) => cell.textContent);
   document.querySelector("input[name=against][value=time]").click();
   const found = {
+    values: values.filter((text) => text && text !== "--").length > values.length / 2,
     before, after, label, first, second: axis(), plots: document.querySelectorAll(".uplot canvas").length, errors: said,
     focused: document.activeElement === slider, wide: document.documentElement.scrollWidth <= innerWidth,
   };
@@ -186,7 +239,7 @@ def test_the_page_in_a_browser(width: int, options: list[str], folders: list[Pat
     assert (found["before"], found["after"], found["label"]) == (last, 0, "0 thousand images")
     assert (found["first"], found["second"]) == ("kimg", "training")
     assert found["plots"] == len(charts([read_history(folder) for folder in folders], ["a", "b"]))
-    assert found["focused"]
+    assert found["focused"] and found["values"]
     assert found["wide"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def test_from_pictures_to_a_generator(pictures: Path, here: Here, tmp_path: Path
     assert (load_teacher(file).image_shape, load_teacher(file).D) == ((3, 16, 16), 128.0)
     done = here("init", "flowers", "--teacher", file, "--data", pictures)
     assert done.returncode == 0, done.stderr
+    measured = [tomllib.loads((tmp_path / f"{name}.toml").read_text())["eval"] for name in ("my pictures", "flowers")]
+    assert [[table[key] for key in ("samples", "snapshot_samples")] for table in measured] == [[200, 200], [200, 200]]
     short |= {
         "warmup.kimg": 0.008,
         "warmup.pairs": 8,

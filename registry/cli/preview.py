@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -45,10 +45,10 @@ def preview(recipe: Recipe | PretrainRecipe) -> None:
     click.echo(f"# memory, work and time: distill plan {shlex.quote(str(recipe.path))}")
 
 
-def report(plan: Plan, recipe: Recipe | PretrainRecipe, gpus: int, memory: int | None, tflops: Sequence[float]) -> None:
-    """Print what a run needs."""
+def report(plan: Plan, recipe: Recipe | PretrainRecipe, gpus: int, memory: int | None, rates: Mapping[str, float]) -> None:
+    """Print what a run needs. `rates`: 10^12 operations per second, by how they are printed."""
     networks = "three networks" if isinstance(recipe, Recipe) else "a network"
-    gpu = "each GPU" if gpus > 1 else "the GPU"
+    gpu = "each device" if gpus > 1 else "the device"
     size, evaluation = plan.parameters / 1e6, plan.evaluation / 1e9
     click.echo(f"{networks} of {size:.3g} M parameters; one evaluation takes {evaluation:.3g} GFLOP per image")
     click.echo(f"memory of {gpu} with batch_gpu = {plan.at_a_time}:\n")
@@ -68,10 +68,11 @@ def report(plan: Plan, recipe: Recipe | PretrainRecipe, gpus: int, memory: int |
     if plan.largest is not None and memory is not None:
         fit = "not even one image at a time" if not plan.largest else f"batch_gpu up to {plan.largest}"
         click.echo(f"\nin {amount(memory)}, a tenth of it left for driver, work space and gaps: {fit}")
-    click.echo(f"\n{recipe.train.duration_kimg:,.6g} kimg of images, if {gpu} reaches")
-    for rate in tflops:
+    of = "the game" if isinstance(recipe, Recipe) else "images"
+    click.echo(f"\n{recipe.train.duration_kimg:,.6g} kimg of {of}, if {gpu} reaches")
+    for printed, rate in rates.items():
         speed = plan.images_per_second(rate, gpus)
-        click.echo(f"  {rate:6g} TFLOP/s: {speed:,.4g} images/s, {time(recipe.train.duration_kimg * 1000 / speed)}")
+        click.echo(f"  {printed}: {speed:,.4g} images/s, {time(recipe.train.duration_kimg * 1000 / speed)}")
 
 
 def amount(n: int) -> str:

@@ -119,7 +119,12 @@ def finite(context: click.Context, option: click.Parameter, values: tuple[float,
     "--tflops", type=click.FloatRange(1e-3, 1e5), callback=finite, multiple=True, default=(10, 30, 100), show_default=True,
     help="10^12 operations per second that a device reaches in practice; repeatable.",
 )  # fmt: skip
-def plan(recipe: str, sets: tuple[str, ...], loss: str | None, memory: int | None, gpus: int, tflops: tuple[float, ...]) -> None:
+@click.option(
+    "--here", is_flag=True, help="Time the network on this machine for a few seconds, and say how long the run takes here."
+)
+def plan(
+    recipe: str, sets: tuple[str, ...], loss: str | None, memory: int | None, gpus: int, tflops: tuple[float, ...], here: bool
+) -> None:
     """Work, memory and time of a recipe's run, counted without a GPU and without the teacher's file.
 
     distill plan sid_cifar10_uncond --gpu 80GB --gpus 8
@@ -128,6 +133,11 @@ def plan(recipe: str, sets: tuple[str, ...], loss: str | None, memory: int | Non
     resolved = resolve(recipe, plugins, sets, loss)
     if isinstance(resolved, FeaturesRecipe):
         raise UserError(f"{resolved.path}: the training of a feature network takes seconds; there is nothing to plan")
-    from registry.runs.plan import plan
+    from registry.runs.plan import plan, reached
 
-    report(plan(resolved, plugins, gpus, memory), resolved, gpus, memory, tflops)
+    found = plan(resolved, plugins, gpus, memory)
+    rates = {f"{rate:6g} TFLOP/s": rate for rate in tflops}
+    if here:
+        rate = reached(resolved, plugins, found.at_a_time)
+        rates = {f"{rate:.2g} TFLOP/s, as here": rate}
+    report(found, resolved, gpus, memory, rates)

@@ -39,7 +39,7 @@ def init(name: str | None, teacher: str | None, data: str | None, D: float) -> N
             raise SettingError(setting, "must not hold control characters", typed)
     found = located(data)
     if teacher:
-        text = distillation(str(path), *facts_of(teacher, found), data=found)
+        text = distillation(str(path), *facts_of(teacher, found))
     else:
         assert found is not None
         text = pretraining(str(path), found, D, *facts_of_images(found))
@@ -58,8 +58,11 @@ def located(data: str | None) -> str | None:
         raise SettingError("data", str(error), data) from None
 
 
-def facts_of(teacher: str, data: str | None) -> tuple[str, float, tuple[int, int, int], int]:
-    """Where a teacher is, its D, its images' shape, and its classes. Raises UserError if the images have another shape."""
+def facts_of(teacher: str, data: str | None) -> tuple[str, float, tuple[int, int, int], int, str | None, int | None]:
+    """Where a teacher is, its D, its images' shape, and its classes; where real images are, and how many.
+
+    Raises UserError if they have another shape.
+    """
     from registry.files.locate import published
     from registry.files.teachers import outline
     from registry.sample.opening import load_teacher
@@ -71,10 +74,13 @@ def facts_of(teacher: str, data: str | None) -> tuple[str, float, tuple[int, int
     else:
         sampler = load_teacher(teacher)
         source, D, shape, classes = sampler.domain.origin, sampler.D, sampler.image_shape, sampler.label_dim
-    if data is not None and (images := facts_of_images(data)[0]) != shape:
-        a, b = ("×".join(map(str, s)) for s in (images, shape))
+    if data is None:
+        return source, D, shape, classes, None, None
+    found, count, _ = facts_of_images(data)
+    if found != shape:
+        a, b = ("×".join(map(str, s)) for s in (found, shape))
         raise SettingError("data", f"its images are {a}, the teacher's {b}", data)
-    return source, D, shape, classes
+    return source, D, shape, classes, data, count
 
 
 def facts_of_images(data: str) -> tuple[tuple[int, int, int], int, bool]:

@@ -36,13 +36,15 @@ class Row:
         return mean(self.values[column])
 
     def text(self, column: str) -> str:
-        """mean ± standard deviation over the repeats; a dash without values; a whole number if all values equal it."""
-        if column not in self.values:
-            return "–"
-        values = self.values[column]
-        if len(set(values)) == 1 and values[0].is_integer() and abs(values[0]) < 1e15:
-            return f"{values[0]:.0f}"
-        return f"{self.mean(column):.3g} ± {spread(values):.2g}"
+        """A column's number as it is printed; a dash without values."""
+        return in_text(self.values[column]) if column in self.values else "–"
+
+
+def in_text(values: Sequence[float]) -> str:
+    """mean ± standard deviation over the repeats; without ± if there is one; a whole number if all values equal it."""
+    if len(set(values)) == 1 and float(values[0]).is_integer() and abs(values[0]) < 1e15:
+        return f"{values[0]:.0f}"
+    return f"{mean(values):.3g}" if len(values) == 1 else f"{mean(values):.3g} ± {spread(values):.2g}"
 
 
 def mean(values: Sequence[float]) -> float:

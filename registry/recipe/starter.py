@@ -21,13 +21,16 @@ def starter(template: str, **values: object) -> str:
     return environment.from_string((shipped() / "starters" / f"{template}.toml.j2").read_text(encoding="utf-8")).render(values)
 
 
-def distillation(file: str, source: str, D: float, image_shape: tuple[int, int, int], label_dim: int, data: str | None) -> str:
-    """A recipe that distils a teacher; `data` are real images to measure with."""
+def distillation(
+    file: str, source: str, D: float, image_shape: tuple[int, int, int], label_dim: int, data: str | None, count: int | None
+) -> str:
+    """A recipe that distils a teacher; `data` are `count` real images to measure with."""
     small = math.prod(image_shape) <= SMALL
+    most = 5000 if small else 10_000
     return starter(
         "distill", file=shlex.quote(file), name=Path(source).name, shape=shape(image_shape), D=number(D), classes=label_dim,
         small=small, source=json.dumps(source, ensure_ascii=False), data=data and json.dumps(data, ensure_ascii=False),
-        samples=5000 if small else 10_000, command=f"distill --recipe {shlex.quote(file)}",
+        samples=samples(count, most), snapshot=samples(count, 1000), command=f"distill --recipe {shlex.quote(file)}",
     )  # fmt: skip
 
 
@@ -43,9 +46,14 @@ def pretraining(file: str, source: str, D: float, image_shape: tuple[int, int, i
         channels=(32, 64, 128)[level], mult=([1, 2], [1, 2, 2], [1, 2, 2, 2])[level], blocks=(1, 2, 4)[level],
         attention=max(resolution // 2, 4) if level < 2 else 16, dropout=(0.05, 0.1, 0.13)[level],
         kimg=kimg, rampup=f"{kimg / 100:g}",
-        halflife=f"{kimg / 40:g}", tick=f"{kimg / 100:g}", samples=min(max(count, 200), 5000), snapshot=min(max(count, 200), 1000),
+        halflife=f"{kimg / 40:g}", tick=f"{kimg / 100:g}", samples=samples(count, 5000), snapshot=samples(count, 1000),
         command=f"distill pretrain --recipe {shlex.quote(file)} --save {shlex.quote(saved)}",
     )  # fmt: skip
+
+
+def samples(count: int | None, most: int) -> int:
+    """How many images are compared with so many real ones: as many, but neither very few nor more than `most`."""
+    return most if count is None else min(max(count, 200), most)
 
 
 def shape(image_shape: tuple[int, int, int]) -> str:

@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from registry.report.history import History, Line
+from registry.measure.saved import SavedRow
+from registry.report.history import History, Line, seconds_of
 
 MOST_POINTS = 1500
 """Of a curve: a screen has no more."""
+MOST_LEVELS = 4
+"""Horizontal lines of a chart."""
 Points = list[tuple[float, float, float]]
 """kimg, seconds of training, value."""
 
@@ -54,15 +57,13 @@ def metric_charts(runs: Sequence[History], names: Sequence[str]) -> Iterator[Cha
     for column in dict.fromkeys(column for run in runs for column in run.first_columns()):
         curves = []
         for i, run in enumerate(runs):
-            lines = [e for e in run.measurements.get(run.first_columns().get(column, ""), ()) if column in e["results"]]
-            points = thinned([(e["kimg"], e.get("train_seconds", 0.0), e["results"][column]) for e in lines])
+            found = [e for e in run.measurements.get(run.first_columns().get(column, ""), ()) if column in e["results"]]
+            points = thinned([(e["kimg"], e.get("train_seconds", 0.0), e["results"][column]) for e in found])
             curves.append(Curve(label(names, i, column), i, points))
         higher = any(run.higher(column) for run in runs)
-        reading = f"At every snapshot; {'higher' if higher else 'lower'} is better. {fewer(runs)}{LEVELS}"
-        yield Chart(column, "", reading, kept(curves), log=not higher, levels=levels(runs, column))
-
-
-LEVELS = "The dashed lines are what the final table has of the teacher and of real images."
+        lines = levels(runs, column)
+        reading = f"At every snapshot; {'higher' if higher else 'lower'} is better. {fewer(runs)}{dashed(lines)}"
+        yield Chart(column, "", reading, kept(curves), log=not higher, levels=lines)
 
 
 def fewer(runs: Sequence[History]) -> str:
@@ -72,17 +73,32 @@ def fewer(runs: Sequence[History]) -> str:
 
 
 def levels(runs: Sequence[History], column: str) -> tuple[tuple[str, float], ...]:
-    """What teacher and floor reach, if all runs say the same."""
+    """What each teacher with its most evaluations and real images reach in the final tables, where the runs agree on it."""
     found: dict[str, set[float]] = {}
     for run in runs:
-        for row in run.quality.rows[1:] if run.quality else ():
+        rows = run.quality.rows if run.quality else []
+        teachers = [row for row in rows if row.evaluations is not None][1:2]  # the first is the run's own network
+        for row in [*(() if run.is_pretraining else teachers), *(row for row in rows if row.evaluations is None)]:
             values = row.values.get(column)
             if values and all(map(math.isfinite, values)):
-                name = f"{row.name}, {row.evaluations} evaluations" if row.evaluations else "floor"
+                name = "floor" if row.evaluations is None else f"{row_name(run, row, runs)}, {row.evaluations} evaluations"
                 found.setdefault(name, set()).add(sum(values) / len(values))
-    alike = [(name, values.pop()) for name, values in found.items() if len(values) == 1]
-    teachers = [pair for pair in alike if pair[0] != "floor"]
-    return tuple(teachers[:1] + [pair for pair in alike if pair[0] == "floor"])
+    return tuple(sorted((name, values.pop()) for name, values in found.items() if len(values) == 1))[::-1][:MOST_LEVELS]
+
+
+def row_name(run: History, row: SavedRow, runs: Sequence[History]) -> str:
+    """What a row of a run's final table is called beside those of the other runs: several teachers have names."""
+    several = len({other.teacher for other in runs if not other.is_pretraining}) > 1
+    return f"{row.name} {run.teacher}" if several and row.evaluations is not None else row.name
+
+
+def dashed(lines: Sequence[tuple[str, float]]) -> str:
+    """A sentence on the horizontal lines of a chart."""
+    whose = [
+        *(["of the teacher"] if any(name != "floor" for name, _ in lines) else []),
+        *(["of real images"] if "floor" in dict(lines) else []),
+    ]
+    return f"Dashed: what the final table has {' and '.join(whose)}." if whose else ""
 
 
 LOSSES = {
@@ -144,9 +160,7 @@ def curves_of(runs: Sequence[History], names: Sequence[str], key: str) -> list[C
 def course(run: History, value: Callable[[Line], float], key: str | None = None) -> Points:
     """A number of the statistics, where it is there."""
     lines = [line for line in run.statistics if key is None or key in line]
-    return thinned(
-        [(line["Progress/kimg"]["mean"], line.get("Timing/train_sec", {"mean": 0.0})["mean"], value(line)) for line in lines]
-    )
+    return thinned([(line["Progress/kimg"]["mean"], seconds_of(line), value(line)) for line in lines])
 
 
 def label(names: Sequence[str], i: int, short: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,19 @@ from registry.files.locate import RECIPE
 from registry.measure.saved import QUALITY, Quality
 from registry.plugins.component import Component
 from registry.plugins.loading import Plugins
-from registry.recipe.tables import EvalConfig, GeneratorConfig, LogConfig, PretrainConfig, TrainConfig, WarmupConfig
+from registry.recipe.tables import (
+    MOST_BATCH,
+    MOST_KIMG,
+    DataConfig,
+    EvalConfig,
+    GeneratorConfig,
+    LogConfig,
+    NetworkConfig,
+    PretrainConfig,
+    TrainConfig,
+    WarmupConfig,
+    whole_batches,
+)
 from registry.recipe.texts import read_tables
 
 MOST_SNAPSHOTS = 24
@@ -56,17 +69,34 @@ class History:
         return max((float(line["Progress/kimg"]["mean"]) for line in self.statistics), default=0.0)
 
     @property
+    def ends(self) -> dict[str, float]:
+        """Thousands of images after which each part of the run ends, in whole batches; empty if its recipe does not say."""
+        warmup, train = self.table("warmup"), self.table("train")
+        lengths = {
+            "regression": warmup.get("kimg", 0),
+            "student": warmup.get("student_kimg", 0) if warmup.get("kimg") else 0,
+            "game": train.get("duration_kimg"),
+        }
+        batch = train.get("batch")
+        known = all(type(kimg) in (int, float) and 0 <= kimg <= MOST_KIMG for kimg in lengths.values())
+        if not known or type(batch) is not int or not 1 <= batch <= MOST_BATCH:
+            return {}
+        images = itertools.accumulate(whole_batches(kimg, batch) * batch for kimg in lengths.values())
+        return {part: end / 1000 for part, end in zip(lengths, images, strict=True)}
+
+    @property
     def total(self) -> float | None:
         """Thousands of images of the whole run, if its recipe says."""
-        warmup = self.table("warmup")
-        before = [warmup["kimg"], warmup.get("student_kimg", 0)] if warmup.get("kimg") else []
-        parts = [self.table("train").get("duration_kimg"), *before]
-        return float(sum(parts)) if all(type(part) in (int, float) and abs(part) < 1e9 for part in parts) else None
+        return self.ends.get("game")
+
+    def seconds_at(self, kimg: float) -> float:
+        """Of training, at the first line of the statistics with so many thousand images."""
+        return next((seconds_of(line) for line in self.statistics if line["Progress/kimg"]["mean"] >= kimg), self.seconds)
 
     @property
     def seconds(self) -> float:
         """Of training, without measuring."""
-        return max((line.get("Timing/train_sec", {"mean": 0.0})["mean"] for line in self.statistics), default=0.0)
+        return max((seconds_of(line) for line in self.statistics), default=0.0)
 
     @property
     def state(self) -> str:
@@ -78,6 +108,12 @@ class History:
     @property
     def is_pretraining(self) -> bool:
         return "network" in self.tables
+
+    @property
+    def teacher(self) -> str:
+        """What its teacher is called."""
+        table = self.table("teacher")
+        return Path(str(table.get("source", table.get("use", "?")))).name
 
     def table(self, name: str) -> dict[str, Any]:
         found = self.tables.get(name, {})
@@ -96,6 +132,11 @@ class History:
     def higher(self, column: str) -> bool:
         """Whether higher is better."""
         return self.quality is not None and column in self.quality.higher_is_better
+
+
+def seconds_of(line: Line) -> float:
+    """Of training, at a line of the statistics."""
+    return float(line.get("Timing/train_sec", {"mean": 0.0})["mean"])
 
 
 def read_history(path: Path) -> History:
@@ -163,6 +204,7 @@ def defaults(tables: Mapping[str, Any], plugins: Plugins) -> dict[str, dict[str,
     own: dict[str, Any] = {
         "train": PretrainConfig if "network" in tables else TrainConfig,
         "generator": GeneratorConfig, "warmup": WarmupConfig, "log": LogConfig, "eval": EvalConfig,
+        "data": DataConfig, "network": NetworkConfig,
     }  # fmt: skip
     for kind in ("teacher", "noise", "loss"):
         table = tables.get(kind)

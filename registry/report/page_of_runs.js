@@ -14,6 +14,13 @@
   };
   const number = (v) => (v == null ? "" : Math.abs(v) >= 1e5 || (v !== 0 && Math.abs(v) < 1e-3) ? v.toExponential(2) : `${+v.toPrecision(4)}`);
 
+  // The next of 1, 2, 5, 10, 20 … below a value, or above it if the value is given as negative.
+  function round(value) {
+    const size = 10 ** Math.floor(Math.log10(Math.abs(value)));
+    const steps = [1, 2, 5, 10].map((step) => step * size);
+    return value < 0 ? -steps.find((step) => step >= -value) : steps.reverse().find((step) => step <= value);
+  }
+
   // Every curve on one axis of x: uPlot wants a value or a gap of each at all of them.
   function aligned(curves) {
     const tables = curves.map((c) => [c[against], c.y]);
@@ -49,6 +56,40 @@
     };
   }
 
+  // Where the parts of a run begin: a vertical line each, named at its top.
+  function marks() {
+    return {
+      hooks: {
+        draw: [
+          (u) => {
+            const { ctx, bbox } = u;
+            ctx.save();
+            ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+            ctx.fillStyle = ctx.strokeStyle = css("--soft");
+            ctx.lineWidth = 0.6 * devicePixelRatio;
+            ctx.textBaseline = "top";
+            data.marks.forEach((mark, i) => {
+              const x = u.valToPos(mark[against], "x", true);
+              if (x < bbox.left || x > bbox.left + bbox.width) return;
+              ctx.beginPath();
+              ctx.moveTo(x, bbox.top);
+              ctx.lineTo(x, bbox.top + bbox.height);
+              ctx.stroke();
+              ctx.textAlign = x > bbox.left + bbox.width * 0.7 ? "right" : "left";
+              ctx.fillText(mark.name, x + (ctx.textAlign === "right" ? -4 : 4) * devicePixelRatio, bbox.top + i * 14 * devicePixelRatio);
+            });
+            ctx.restore();
+          },
+        ],
+      },
+    };
+  }
+
+  // Without a pointer the legend shows the last value of every curve.
+  function last(u) {
+    if (u.cursor.idx == null && u.data[0].length) u.setLegend({ idx: u.data[0].length - 1 }, false);
+  }
+
   function draw() {
     plots.forEach((plot) => plot.destroy());
     plots = hosts.map((host, i) => {
@@ -64,13 +105,13 @@
           legend: { show: true, live: true },
           cursor: { points: { size: 6 } },
           scales: {
-            x: { time: false },
+            x: { time: false, range: (u, low, high) => (low === high ? [low * 0.9, low * 1.1 || 1] : [low, high]) },
             y: {
               distr: chart.log ? 3 : 1,
               range: (u, low, high) => {
                 low = Math.min(low, ...bounds);
                 high = Math.max(high, ...bounds);
-                if (chart.log) return low === high ? [low / 2, high * 2] : [low / 1.3, high * 1.15];
+                if (chart.log) return [round(low / 1.2), -round(-high * 1.15)];
                 const room = high === low ? Math.abs(high) * 0.1 || 1 : (high - low) * 0.06;
                 return [low - room * (bounds.length ? 2.5 : 1), high + room];
               },
@@ -87,7 +128,8 @@
               value: (u, v) => number(v),
             })),
           ],
-          plugins: [levels(chart)],
+          plugins: [levels(chart), marks()],
+          hooks: { ready: [last], setCursor: [last] },
         },
         aligned(chart.curves),
         host,

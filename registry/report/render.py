@@ -15,11 +15,10 @@ from markupsafe import Markup
 
 from registry.core.atomic import sweep, write_atomically
 from registry.core.version import versions
-from registry.measure.rows import mean
-from registry.measure.rows import spread as deviation
+from registry.measure.rows import in_text
 from registry.plugins.loading import load_plugins
 from registry.recipe.resolved import dumps
-from registry.report.courses import Chart, Points, charts
+from registry.report.courses import Chart, Points, charts, row_name
 from registry.report.history import History, read_history, unlike_defaults
 from registry.show.journal import duration
 
@@ -50,13 +49,13 @@ def page(runs: Sequence[History]) -> str:
         runs=runs,
         names=names,
         sentences=[sentence(run) for run in runs],
-        pictures=[pictures(run) for run in runs],
+        pictures=pictures(runs, names),
         table=table(runs, names),
         charts=found,
         settings=settings(runs),
         recipes=[dumps(run.tables) if run.tables else "" for run in runs],
         surroundings=[surroundings(run) for run in runs],
-        data=Markup(data(found, names)),
+        data=Markup(data(found, names, marks(runs))),
         style=Markup((HERE / "uplot" / "uPlot.min.css").read_text(encoding="utf-8")),
         library=Markup((HERE / "uplot" / "uPlot.iife.min.js").read_text(encoding="utf-8")),
         script=Markup((HERE / "page_of_runs.js").read_text(encoding="utf-8")),
@@ -65,10 +64,16 @@ def page(runs: Sequence[History]) -> str:
 
 
 def distinct_names(runs: Sequence[History]) -> list[str]:
-    """The names of the runs' folders, or what tells their paths apart."""
+    """The names of the runs' folders, or what tells their paths apart; and the losses, if the runs have several."""
     names = [run.name for run in runs]
-    if len(set(names)) == len(runs):
-        return names
+    if len(set(names)) < len(runs):
+        names = distinct_paths(runs)
+    losses = [str(run.table("loss").get("use", "?")) for run in runs]
+    return names if len(set(losses)) == 1 else [f"{name} ({loss})" for name, loss in zip(names, losses, strict=True)]
+
+
+def distinct_paths(runs: Sequence[History]) -> list[str]:
+    """What tells the runs' paths apart, or else a number."""
     parts = [run.path.absolute().parts for run in runs]
     while len({part[-1] for part in parts}) == 1 and all(len(part) > 1 for part in parts):
         parts = [part[:-1] for part in parts]
@@ -82,30 +87,59 @@ def sentence(run: History) -> str:
     """What ran, in a sentence."""
     if not run.tables:
         return f"A run at {run.kimg:g} kimg, whose recipe cannot be read."
-    far = f"{run.kimg:g} of {run.total:g} kimg" if run.total else f"{run.kimg:g} kimg"
-    after = f"{run.state} at {far}, after {duration(run.seconds)} of training"
+    of = f" of {run.total:g}" if run.total and run.state != "finished" else ""
+    after = f"{run.state} at {run.kimg:g}{of} kimg, after {duration(run.seconds)} of training"
     if run.is_pretraining:
-        network, images = run.table("network"), run.table("data").get("source", "?")
-        return (
-            f"A teacher of D = {network.get('D', 'inf')} ({network.get('arch', '?')}) trained on {Path(str(images)).name}: {after}."
-        )
-    teacher, steps = run.table("teacher"), run.table("generator").get("steps", 1)
-    source = Path(str(teacher.get("source", teacher.get("use", "?")))).name
+        network, images = run.table("network"), Path(str(run.table("data").get("source", "?"))).name
+        what = f"D = {text(network.get('D', math.inf))} ({network.get('arch', '?')})"
+        return f"A teacher of {what} trained on {images}: {after}."
+    steps, loss = run.table("generator").get("steps", 1), run.table("loss").get("use", "?")
     count = "one evaluation" if steps == 1 else f"{steps} evaluations"
-    return f"{str(run.table('loss').get('use', '?')).upper()} distils {source} into a generator of {count}: {after}."
+    return f"The teacher {run.teacher}, distilled with the loss {loss} into a generator of {count}: {after}."
 
 
-def pictures(run: History) -> dict[str, Any]:
-    """Grids of the same seeds: real images, the teacher, and the generator's snapshots."""
-    still = []
+def pictures(runs: Sequence[History], names: Sequence[str]) -> dict[str, Any]:
+    """Grids of the same seeds: real images and teachers, each once, and every run's snapshots."""
+    still: dict[str, tuple[str, str]] = {}
+    several = len({run.teacher for run in runs if not run.is_pretraining}) > 1
+    for name, run in zip(names, runs, strict=True):
+        for caption, path, alt in still_pictures(run, f"teacher {run.teacher}" if several else "teacher"):
+            source = address(path)
+            if still.get(caption, (source,))[0] != source:
+                caption = f"{caption}, for {name}"
+            still[caption] = source, alt
+    moving = [
+        {
+            "caption": learner(run) if len(runs) == 1 else name,
+            "grids": [(f"{kimg:g}", address(path)) for kimg, path in run.snapshots],
+            "alt": f"The {learner(run)}'s images after",
+            "name": name,
+        }
+        for name, run in zip(names, runs, strict=True)
+        if run.snapshots
+    ]
+    if all(run.is_pretraining for run in runs):
+        reading = "An image in the same place has the same seed in every snapshot."
+    else:
+        reading = "An image in the same place has the same seed, so a generator can be compared with its teacher one by one."
+    return {"still": [(caption, *picture) for caption, picture in still.items()], "moving": moving, "reading": reading}
+
+
+def learner(run: History) -> str:
+    """Whose images a run's snapshots are."""
+    return "teacher" if run.is_pretraining else "generator"
+
+
+def still_pictures(run: History, teacher: str) -> list[tuple[str, Path, str]]:
+    """Caption, file and description of the grids that a run's snapshots are compared with."""
+    found = []
     if "real" in run.pictures:
-        still.append(("real images", address(run.pictures["real"]), "Real images, for comparison; they have no seeds."))
+        found.append(("real images", run.pictures["real"], "Real images, for comparison; they have no seeds."))
     teachers = sorted((int(name.rpartition("-")[2]), path) for name, path in run.pictures.items() if name.startswith("teacher-"))
     for nfe, path in reversed(teachers):
         many = f"{nfe} evaluation{'s' * (nfe > 1)}"
-        still.append((f"teacher, {many}", address(path), f"The teacher's images with {many}, of the generator's seeds."))
-    moving = [(kimg, address(path)) for kimg, path in run.snapshots]
-    return {"still": still, "moving": moving}
+        found.append((f"{teacher}, {many}", path, f"The teacher's images with {many}, of the generator's seeds."))
+    return found
 
 
 def address(path: Path) -> str:
@@ -114,38 +148,20 @@ def address(path: Path) -> str:
 
 
 def table(runs: Sequence[History], names: Sequence[str]) -> dict[str, Any] | None:
-    """The final tables: one row for a row of each run, mean ± standard deviation over sampling seeds."""
+    """The final tables: the runs' own networks, then teachers, then real images; what several runs share stands once."""
     columns = list(dict.fromkeys(column for run in runs if run.quality for row in run.quality.rows for column in row.values))
-    rows: list[tuple[str, ...]] = []
+    rows: dict[tuple[int, str, str], list[str]] = {}
     for name, run in zip(names, runs, strict=True):
         for i, row in enumerate(run.quality.rows if run.quality else ()):
-            if len(runs) > 1 and i and any(old[1:] == entry(row, columns)[1:] for old in rows):
-                continue  # the same teacher, measured once
-            who = row.name if len(runs) == 1 else name if i == 0 else row.name
-            rows.append((who, *entry(row, columns)[1:]))
-    if not rows:
-        return None
-    rows.sort(key=lambda row: row[0] not in names)  # generators first
-    best = {column: best_of(runs, column) for column in columns} if len(runs) > 1 else {}
-    return {"columns": columns, "rows": rows, "best": best}
-
-
-def entry(row: Any, columns: Sequence[str]) -> tuple[str, ...]:
-    """A row as texts."""
-    cells = [spread(row.values[column]) if column in row.values else "" for column in columns]
-    return (row.name, "" if row.evaluations is None else str(row.evaluations), *cells)
-
-
-def best_of(runs: Sequence[History], column: str) -> str:
-    """The best of the generators in a column, as it is printed."""
-    values = [run.quality.rows[0].values[column] for run in runs if run.quality and column in run.quality.rows[0].values]
-    pick = max if any(run.higher(column) for run in runs) else min
-    return spread(pick(values, key=mean)) if len({spread(v) for v in values}) > 1 else ""
-
-
-def spread(values: Sequence[float]) -> str:
-    """mean ± standard deviation; a single value stands alone."""
-    return f"{mean(values):.4g}" if len(values) == 1 else f"{mean(values):.4g} ± {deviation(values):.2g}"
+            own = len(runs) > 1 and (i == 0 or run.is_pretraining) and row.evaluations is not None
+            rank = 2 if row.evaluations is None else int(i > 0)
+            who, count = name if own else row_name(run, row, runs), "" if row.evaluations is None else str(row.evaluations)
+            cells = [in_text(row.values[column]) if column in row.values else "" for column in columns]
+            if rows.get((rank, who, count), cells) != cells:
+                who = f"{who}, for {name}"
+            rows[rank, who, count] = cells
+    ranked = sorted(rows.items(), key=lambda item: item[0][0])
+    return {"columns": columns, "rows": [(who, count, *cells) for (_, who, count), cells in ranked]} if rows else None
 
 
 def settings(runs: Sequence[History]) -> dict[str, Any]:
@@ -182,10 +198,19 @@ def surroundings(run: History) -> list[tuple[str, str]]:
     return found + [(name, str(version)) for name, version in run.versions.items()]
 
 
-def data(found: Sequence[Chart], names: Sequence[str]) -> str:
+def marks(runs: Sequence[History]) -> list[tuple[str, float, float]]:
+    """Where the parts of a run with a warm-up begin: name, thousands of images, seconds of training. Of one run only."""
+    if len(runs) > 1 or not runs[0].table("warmup").get("kimg"):
+        return []
+    starts = zip(("student alone", "game"), runs[0].ends.values(), strict=False)
+    return [(name, kimg, runs[0].seconds_at(kimg)) for name, kimg in starts if kimg < runs[0].kimg]
+
+
+def data(found: Sequence[Chart], names: Sequence[str], begun: Sequence[tuple[str, float, float]]) -> str:
     """The charts' numbers as JSON that may stand in a script."""
     content = {
         "names": list(names),
+        "marks": [{"name": name, "kimg": kimg, "time": seconds} for name, kimg, seconds in begun],
         "charts": [
             {
                 "log": chart.log and decades(chart) > 1,

@@ -24,7 +24,7 @@ from registry.files.formats import save_network
 from registry.measure.measuring import Sample, measure
 from registry.measure.protocol import in_words, protocols
 from registry.measure.rows import Metrics, Row, entry, headings, summary, table
-from registry.recipe.resolved import Choice, Recipe, Tables
+from registry.recipe.resolved import Choice, PretrainRecipe, Recipe, Tables
 from registry.recipe.tables import EvalConfig
 from registry.report.render import write_report
 from registry.runs.folder import RunFolder
@@ -59,10 +59,17 @@ def draw_start(folder: RunFolder, images: Tensor, teacher: Teacher, noise: Noise
     for nfe in (2 * heun_steps(shape[1], None, None) - 1, steps + 1 - steps % 2):  # Heun takes an odd number
         name = f"teacher-{nfe:03d}.png"
         folder.picture(partial(draw, folder.path / name, partial(sampled, nfe), columns), name)
-    source = recipe.data.source if recipe.data else recipe.eval.reference
     if teacher.images is not None:
         folder.picture(partial(save_samples, folder.path / "real.png", teacher.images[:n], columns), "real.png")
-    elif source and source != "teacher" and not source.endswith(".npz"):
+    else:
+        draw_real(folder, recipe)
+
+
+def draw_real(folder: RunFolder, recipe: Recipe | PretrainRecipe) -> None:
+    """real.png: a grid of real images, where the recipe names some."""
+    columns, source = recipe.log.grid, recipe.data.source if recipe.data else recipe.eval.reference
+    n = min(columns**2, MOST_OF_TEACHER)
+    if source and source != "teacher" and not source.endswith(".npz"):
         folder.picture(partial(draw, folder.path / "real.png", lambda: load_images(source, n).x()[:n], columns), "real.png")
 
 
@@ -100,7 +107,7 @@ def measure_snapshot(
     if not n or not metrics:
         return
     start = time.monotonic()
-    with folder.journal.progress("measuring the generator", n) as bar:
+    with folder.journal.progress("measuring the snapshot", n) as bar:
         found = measure(metrics, sample, range(n), config.batch, bar.at)
     seconds, kimg = time.monotonic() - start, nimg / 1000
     for choice, metric in metrics:
@@ -166,7 +173,8 @@ def course(stats: list[dict[str, Any]], key: str) -> tuple[list[float], list[flo
 
 def write_table(folder: RunFolder, rows: list[Row], metrics: Metrics, config: EvalConfig, nimg: int) -> None:
     """The final table, printed and kept as quality.txt and quality.json."""
-    title = f"{nimg / 1000:g} kimg: {config.samples} samples, mean ± standard deviation of {config.repeats} sampling seeds"
+    spread = f"mean ± standard deviation of {config.repeats} sampling seeds" if config.repeats > 1 else "one sampling seed"
+    title = f"{nimg / 1000:g} kimg: {config.samples} samples, {spread}"
     measured_like = protocols(metrics, config)
     shown = table(rows, metrics, title, config.samples)
     shown.caption = Text("\n".join(f"{name}: {line}" for name, line in in_words(measured_like.values()).items()))

@@ -6,8 +6,10 @@ out: it needs values, and costs next to nothing.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,11 +27,12 @@ from registry.plugins.loading import Plugins
 from registry.recipe.resolved import PretrainRecipe, Recipe, plain
 from registry.runs.building import build, build_generator, real_images
 from registry.runs.pretrain import new_network
-from registry.runs.training import share
+from registry.runs.training import share, start_device
 from registry.show.journal import Journal
 from registry.train import loop, pretraining
 from registry.train.cost import Cost, cost, nbytes
 from registry.train.data import RealImages
+from registry.train.passes import Passes
 from registry.train.step import mode
 
 META = torch.device("meta")
@@ -123,6 +126,40 @@ def largest(sizes: list[int], fits: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (middle + 1, high) if fits(sizes[middle]) else (low, middle)
     return sizes[low - 1] if low else 0
+
+
+def reached(recipe: Recipe | PretrainRecipe, plugins: Plugins, most: int, journal: Journal | None = None) -> float:
+    """Operations per second, in 10^12, that the recipe's device reaches with its network, whatever the weights.
+
+    Evaluations and their gradients are timed, of 1, 2, 4 … up to `most` images, until they take half a second. Raises UserError.
+    """
+    device = start_device(recipe.train)
+    domain, make = distillations(recipe, plugins) if isinstance(recipe, Recipe) else pretrainings(recipe)
+    run, rng = make(1, 1), torch.Generator(device)
+    net = copy.deepcopy(network(run)).to_empty(device=device).requires_grad_(True)
+    for tensor in net.state_dict(keep_vars=True).values():  # constants would lead to numbers close to 0, which take longer
+        tensor.data.normal_(0, 0.1, generator=rng) if tensor.is_floating_point() else tensor.zero_()
+    operations, passes = 3 * evaluation(network(run), domain), Passes(recipe.train.precision, recipe.train.compile)
+
+    def seconds(n: int) -> float:
+        x = torch.randn(n, *domain.image_shape, generator=rng, device=device)
+        labels = torch.zeros(n, domain.label_dim, device=device) if domain.label_dim else None
+        start = time.monotonic()
+        with passes(net):
+            net(x, torch.ones(n, device=device), labels).sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.monotonic() - start
+
+    n, best = 1, 0.0
+    with (journal or Journal()).progress("timing", most) as bar:
+        while True:
+            took = min(seconds(n) for _ in range(4))
+            best = max(best, n * operations / took / 1e12)
+            bar.at(n)
+            if n == most or took > 0.5:
+                return best
+            n = min(2 * n, most)
 
 
 Run = loop.Distillation | pretraining.Pretraining

@@ -27,13 +27,16 @@ from registry.recipe.resolved import TABLE_NAMES, PretrainRecipe, training_table
 from registry.runs.building import build_metrics, check_target, parameter_count, real_images
 from registry.runs.built import check_noise
 from registry.runs.health import check_images
-from registry.runs.outputs import draw_curves, draw_fakes, snapshot_name, write_network, write_table
+from registry.runs.outputs import draw_curves, draw_fakes, draw_real, measure_snapshot, snapshot_name, write_network, write_table
 from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train
 from registry.sample.heun import heun_samples
 from registry.show.journal import Journal
 from registry.train import pretraining
 from registry.train.data import RealImages
 from registry.train.step import mode
+
+STEPS = 18
+"""Heun steps of a snapshot's images, as EDM samples CIFAR-10: 35 evaluations."""
 
 
 @torch_left_alone()
@@ -73,21 +76,22 @@ def pretrain(
 
     def snapshot() -> None:
         with run.average.averaged() as averaged, sampling(averaged):
-            fakes = heun_samples(averaged, noise, domain, range(recipe.log.grid**2), 18)
-            draw_fakes(folder, run.nimg, fakes, recipe.log.grid)
-            write_network(folder, snapshot_name(run.nimg, saved.tables), "denoiser", averaged, facts, run.nimg)
+            sample = partial(heun_samples, averaged, noise, domain, steps=STEPS)
+            draw_fakes(folder, run.nimg, sample(range(recipe.log.grid**2)), recipe.log.grid)
+            file = write_network(folder, snapshot_name(run.nimg, saved.tables), "denoiser", averaged, facts, run.nimg)
+            measure_snapshot(folder, metrics, partial(sample, shared=True), recipe.eval, file, run.nimg, saved.clock.seconds)
         draw_curves(folder, ("denoiser",), metrics)
 
     with interruptible(start) as folder:
-        journal.log(
-            f"training a {recipe.network.arch} of {parameter_count(net)} parameters "
-            f"on {domain.origin} ({len(data)} images), D = {noise.D:g}"
-        )
+        size = f"{recipe.network.arch} of {parameter_count(net)} parameters"
+        journal.log(f"training a {size} on {domain.origin} ({len(data)} images), D = {noise.D:g}")
+        if run.nimg == 0:
+            draw_real(folder, recipe)
         train(partial(pretraining.iterations, run), run, recipe, folder, lambda: {"denoiser": run.denoiser}, saved, snapshot)
 
         target = Path(save) if save else folder.path / "teacher.pt"
         with run.average.averaged() as averaged, sampling(averaged):
-            check_images(heun_samples(averaged, noise, domain, range(8), 18), "denoiser", run.nimg)
+            check_images(heun_samples(averaged, noise, domain, range(8), STEPS), "denoiser", run.nimg)
             if folder.writes:
                 save_network(target, "denoiser", averaged, facts | {"nimg": run.nimg, "versions": versions()})
             if metrics:
