@@ -409,6 +409,35 @@ def test_a_signal_while_a_snapshot_is_measured_saves_a_state_and_the_snapshot_is
     assert measured == [0.032, 0.048]
 
 
+def test_a_signal_while_a_teachers_snapshot_is_measured(tmp_path: Path) -> None:
+    """It is the same in `distill pretrain`."""
+    sets = {
+        "train.batch": 16, "train.duration_kimg": 0.048, "log.tick_kimg": 0.016, "log.snapshot_ticks": 2, "log.grid": 1,
+        "log.outdir": str(tmp_path), "eval.samples": 20, "eval.repeats": 1, "eval.teacher_steps": [2],
+    }  # fmt: skip
+    words = [sys.executable, "-m", "registry.cli", "pretrain", "--recipe", "teachers/digits_d128"]
+    words += [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
+    slow = subprocess.Popen(
+        [*words, "--set", "eval.snapshot_samples=2000000"], env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    folder = tmp_path / "00000-digits_d128"
+    deadline = time.monotonic() + 120
+    while not (folder / "network-snapshot-000000.pkl").is_file():
+        assert slow.poll() is None and time.monotonic() < deadline, slow.communicate()
+        time.sleep(0.02)
+    slow.send_signal(signal.SIGTERM)
+    try:
+        _, err = slow.communicate(timeout=180)
+    finally:
+        slow.kill()
+    assert slow.returncode == 128 + signal.SIGTERM, err
+    resumed = [*words, "--resume", "auto", "--set", "eval.snapshot_samples=20"]
+    done = subprocess.run(resumed, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["kimg"] for line in (folder / "metric-frechet.jsonl").read_text().splitlines()] == [0.032, 0.048]
+    assert (folder / "network-snapshot-best.pkl").is_file()
+
+
 def test_a_second_ctrl_c_leaves_at_once() -> None:
     with Interruption(), pytest.raises(KeyboardInterrupt):  # noqa: PT012
         os.kill(os.getpid(), signal.SIGUSR1)
