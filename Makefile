@@ -53,6 +53,7 @@ clean:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "distill needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1). Point make at another one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; \
 	  exit 1; }
+	@echo "making an environment in .venv: first torch (about 200 MB for the CPU), then the other packages; this takes some minutes"
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet $(PIP_ARGS) -c constraints.txt "$(TORCH)" hatchling editables
 	@touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import signal
@@ -23,8 +24,8 @@ from registry.cli import main
 from registry.cli.again import going_on, typed
 from registry.cli.group import reason
 from registry.core.errors import Interrupted
-from registry.files.formats import load_network
-from tests.conftest import environment, error_line
+from registry.files.formats import load_network, save_network
+from tests.conftest import environment, error_line, tiny_network
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Write = Callable[..., Path]
@@ -125,6 +126,18 @@ def test_checking_and_listing_do_not_import_torch(recipe_file: Write) -> None:
         code = f"import sys; sys.argv = ['distill', *{args!r}]\nfrom registry.cli import main\ntry: main()\nexcept SystemExit as e: assert not e.code\nassert 'torch' not in sys.modules"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_a_network_is_opened_without_torchs_compiler(tmp_path: Path) -> None:
+    """Arithmetic on the meta device imports it, for a second and more."""
+    net = tiny_network(model_channels=8, channel_mult=[1, 2])
+    save_network(tmp_path / "net.pkl", "denoiser", net, {"D": math.inf, "sigma_data": 0.5})
+    code = (
+        "import sys; from registry.files.formats import load_network; load_network(sys.argv[1]); "
+        "assert 'torch' in sys.modules and not {'torch._dynamo', 'sympy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "net.pkl"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_check_reports_every_recipe(cli: Cli, recipe_file: Write) -> None:

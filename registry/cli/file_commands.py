@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 
 import click
 
@@ -12,6 +14,14 @@ from registry.cli.options import kind, say_doubt
 
 DANGEROUS = 3
 """The exit code of `inspect` for a file that would execute something elsewhere."""
+
+
+def working(what: str, source: str) -> AbstractContextManager[None]:
+    """Something that moves on a terminal meanwhile, if the file is here; a download has a bar of its own."""
+    from registry.core.text import shown
+    from registry.show.journal import Journal
+
+    return Journal().working(f"{what} {shown(source)}") if os.path.isfile(os.path.expanduser(source)) else nullcontext()
 
 
 @main.command()
@@ -30,7 +40,8 @@ def inspect(file: str, show_globals: bool, kind: str | None) -> None:
     from registry.core.text import shown
     from registry.files.describe import describe
 
-    found, console = describe(file, kind), Console(highlight=False)
+    with working("reading", file):
+        found, console = describe(file, kind), Console(highlight=False)
 
     def line(text: str) -> None:
         console.print(shown(text, most=1000), markup=False, soft_wrap=True)
@@ -68,16 +79,14 @@ def convert(source: str, target: str, key: str | None, kind: str | None, as_: st
     With --as sid, IN is a training state of distill, and OUT one that SiD's loop resumes: student, generator, average and both
     optimisers.
     """
-    if as_ is not None:
-        from registry.files.handover import hand_over
-
-        if key or kind:
-            raise click.UsageError("--as sid converts a whole training state; leave --key and --kind out")
-        click.echo(hand_over(source, target))
-        return
+    if as_ is not None and (key or kind):
+        raise click.UsageError("--as sid converts a whole training state; leave --key and --kind out")
     from registry.files.formats import convert_network
+    from registry.files.handover import hand_over
 
-    click.echo(convert_network(source, target, key, kind, on_doubt=say_doubt))
+    with working("converting", source):
+        line = hand_over(source, target) if as_ else convert_network(source, target, key, kind, on_doubt=say_doubt)
+    click.echo(line)
 
 
 @main.command()

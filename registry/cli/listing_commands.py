@@ -45,7 +45,7 @@ def runs(folder: Path) -> None:
             dimension(run.tables),
             str(run.table("generator").get("steps", "")),
             f"{run.kimg:g} of {run.total:g}" if run.total else f"{run.kimg:g}",
-            best(run.best),
+            f"{shown(run.best.column, 30)} {run.best.value:.4g} at {run.best.kimg:g}" if run.best else "",
             run.state + (", can be resumed" if run.state == "stopped" and any(run.path.glob("training-state-*.pt")) else ""),
         )
         for run in found
@@ -61,13 +61,6 @@ def dimension(tables: Mapping[str, Any]) -> str:
     noise, plugins = tables.get("noise"), load_plugins()
     use = noise.get("use") if isinstance(noise, dict) else None
     return "inf" if use in plugins.serving("noise", math.inf) and use not in plugins.serving("noise", 1.0) else ""
-
-
-def best(note: Mapping[str, Any]) -> str:
-    """The best snapshot's number."""
-    value, kimg = note.get("value"), note.get("kimg")
-    known = isinstance(value, int | float) and isinstance(kimg, int | float)
-    return f"{shown(note.get('column', ''), 30)} {value:.4g} at {kimg:g}" if known else ""
 
 
 @main.command()

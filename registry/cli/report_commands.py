@@ -21,7 +21,8 @@ def report(runs: tuple[Path, ...], output: Path | None) -> None:
 
     The page is one file that needs no network. By default it is the run's report.html; that of several runs is ./report.html.
     """
+    from registry.core.text import printable
     from registry.report.render import REPORT, write_page
 
     path = output or (runs[0] / REPORT if len(runs) == 1 else Path(REPORT))
-    click.echo(f"the page is in {write_page(runs, path)}")
+    click.echo(f"the page is in {printable(str(write_page(runs, path)))}")

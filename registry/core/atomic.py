@@ -28,12 +28,14 @@ except ImportError:  # Windows
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], durable: bool = True, new: bool = False) -> None:
     """Write a file whole or not at all, by moving a temporary file in the same folder into place. Raises UserError.
 
-    A `new` file does not take the place of another.
+    A `new` file does not take the place of another, and none that of a device or a pipe.
 
     `content` may be a function that writes it, so that it need not be in memory as a whole. With `durable`, wait until the content
     is on the disk, so that even a power failure cannot leave half a file.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path}: is a device or a pipe; give the name of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         if durable:  # others are many
             sweep(path.parent, path.name)

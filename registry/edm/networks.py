@@ -30,15 +30,36 @@ class Init(NamedTuple):
     weight: float = 1.0
     bias: float = 0.0
 
-    def draw(self, shape: Sequence[int], fan_in: int, fan_out: int) -> Tensor:
+    def weights(self, shape: Sequence[int], fan_in: int, fan_out: int) -> Tensor:
+        return self._draw(self.weight, shape, fan_in, fan_out)
+
+    def biases(self, shape: Sequence[int], fan_in: int, fan_out: int) -> Tensor:
+        return self._draw(self.bias, shape, fan_in, fan_out)
+
+    def _draw(self, factor: float, shape: Sequence[int], fan_in: int, fan_out: int) -> Tensor:
+        if without_values():
+            return torch.empty(*shape)
         if self.law == "xavier_uniform":
-            return math.sqrt(6 / (fan_in + fan_out)) * (2 * torch.rand(*shape) - 1)
+            return factor * (math.sqrt(6 / (fan_in + fan_out)) * (2 * torch.rand(*shape) - 1))
         if self.law == "kaiming_uniform":
-            return math.sqrt(3 / fan_in) * (2 * torch.rand(*shape) - 1)
-        return math.sqrt(1 / fan_in) * torch.randn(*shape)
+            return factor * (math.sqrt(3 / fan_in) * (2 * torch.rand(*shape) - 1))
+        return factor * (math.sqrt(1 / fan_in) * torch.randn(*shape))
+
+
+def without_values() -> bool:
+    """Whether networks are made on the meta device. Arithmetic there would import torch's compiler, which takes a second."""
+    return torch.get_default_device().type == "meta"
 
 
 # --------------------------------------------------------------------------------------------------------- layers
+
+
+def separable(taps: Sequence[float]) -> Tensor:
+    """The filter [1, 1, n, n] of these taps in both directions; its values add up to 1."""
+    row = torch.as_tensor(taps, dtype=torch.float32)
+    if without_values():
+        return torch.empty(1, 1, len(row), len(row))
+    return torch.outer(row, row)[None, None] / row.sum() ** 2
 
 
 class Linear(nn.Module):
@@ -48,8 +69,8 @@ class Linear(nn.Module):
         super().__init__()
         init = init or Init()
         self.in_features, self.out_features = in_features, out_features
-        self.weight = nn.Parameter(init.weight * init.draw([out_features, in_features], in_features, out_features))
-        self.bias = nn.Parameter(init.bias * init.draw([out_features], in_features, out_features)) if bias else None
+        self.weight = nn.Parameter(init.weights([out_features, in_features], in_features, out_features))
+        self.bias = nn.Parameter(init.biases([out_features], in_features, out_features)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
@@ -78,11 +99,9 @@ class Conv2d(nn.Module):
         self.up, self.down, self.fused_resample = up, down, fused_resample
         fans = in_channels * kernel**2, out_channels * kernel**2
         shape = [out_channels, in_channels, kernel, kernel]
-        self.weight = nn.Parameter(init.weight * init.draw(shape, *fans)) if kernel else None
-        self.bias = nn.Parameter(init.bias * init.draw([out_channels], *fans)) if kernel else None
-        taps = torch.as_tensor(resample_filter, dtype=torch.float32)
-        kernel2d = torch.outer(taps, taps)[None, None] / taps.sum() ** 2
-        self.register_buffer("resample_filter", kernel2d if up or down else None)
+        self.weight = nn.Parameter(init.weights(shape, *fans)) if kernel else None
+        self.bias = nn.Parameter(init.biases([out_channels], *fans)) if kernel else None
+        self.register_buffer("resample_filter", separable(resample_filter) if up or down else None)
 
     def forward(self, x: Tensor) -> Tensor:
         w = None if self.weight is None else self.weight.to(x.dtype)

@@ -57,19 +57,33 @@ def is_whole_line(entry: Any) -> bool:
     """Whether this is what a run writes: statistics or a measurement, numbers within bounds, at some thousands of images."""
     if not isinstance(entry, dict):
         return False
-    measured, statistics = entry.get("results"), [value for key, value in entry.items() if "/" in key]
-    if measured is None or statistics:
-        numbers = [value.get("mean") if isinstance(value, dict) else None for value in (entry.get("Progress/kimg"), *statistics)]
-    else:
-        names = [entry[key] for key in ("metric", "snapshot_pkl") if key in entry]
-        if not (isinstance(measured, dict) and all(isinstance(name, str) and Path(name).name == name for name in names)):
-            return False
-        numbers = [entry.get("kimg"), *measured.values()]
-    return all(_is_number(number) for number in (*numbers, entry.get("train_seconds", 0)))
+    return is_measurement(entry) if "results" in entry else is_statistics(entry)
+
+
+def is_measurement(entry: dict[str, Any]) -> bool:
+    names, measured = [entry[key] for key in ("metric", "snapshot_pkl") if key in entry], entry["results"]
+    return (
+        isinstance(measured, dict)
+        and all(isinstance(name, str) and Path(name).name == name for name in names)
+        and type(samples := entry.get("samples", 1)) is int
+        and 0 < samples < LARGEST
+        and all(_is_number(number) for number in measured.values())
+        and all(_is_finite(number) for number in (entry.get("kimg"), entry.get("train_seconds", 0)))
+    )
+
+
+def is_statistics(entry: dict[str, Any]) -> bool:
+    means = {key: value.get("mean") if isinstance(value, dict) else None for key, value in entry.items() if "/" in key}
+    where = means.get("Progress/kimg"), means.get("Timing/train_sec", 0)
+    return all(_is_number(mean) for mean in means.values()) and all(_is_finite(mean) for mean in where)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not LARGEST < abs(value) < float("inf")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= LARGEST
 
 
 def kimg_of(entry: dict[str, Any]) -> float:

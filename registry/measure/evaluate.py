@@ -74,7 +74,8 @@ def evaluate(
 
     content = result(sampler, config, metrics, row) | {"total_time": time.monotonic() - start}
     if distributed.rank() == 0:
-        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(path, text.encode(errors="replace"))  # a path may have bytes that are no characters
         journal.console.print(table_of_repeats(row, metrics, config))
         journal.console.print(particulars(content))
     journal.log(f"saved in {path}")

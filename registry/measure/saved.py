@@ -49,10 +49,19 @@ class Quality(Saved):
     """A run's quality.json."""
 
     rows: list[SavedRow] = Field(min_length=1)
-    nimg: int | None = None
+    nimg: Annotated[int, Field(ge=0, le=10**15)] | None = None
     """Images of the run when it was measured; earlier versions did not say."""
     columns: dict[Name, Annotated[list[Name], Field(min_length=1)]] = {}
     """By metric."""
+
+
+class Best(BaseModel):
+    """A run's best.json: its snapshot with the best number so far."""
+
+    model_config = STRICT
+    kimg: Number
+    column: Name
+    value: Number
 
 
 class Summary(BaseModel):
@@ -71,4 +80,5 @@ class Evaluated(Saved):
 
 
 QUALITY = TypeAdapter(Quality)
+BEST = TypeAdapter(Best)
 EITHER: TypeAdapter[Quality | Evaluated] = TypeAdapter(Quality | Evaluated)

@@ -18,17 +18,32 @@ MOST_CHARACTERS, DEEPEST = 1_000_000, 50
 
 def read_tables(path: Path) -> Tables:
     """A TOML file as plain tables. Raises UserError with line and column."""
+    return read_text_and_tables(path)[1]
+
+
+def read_text_and_tables(path: Path) -> tuple[str, Tables]:
+    """The same, and the file's text."""
     try:
         text = path.read_text(encoding="utf-8")
         if too_nested(text):
             raise UserError(f"{path}: not a recipe: its tables or lists are nested too deeply, or it is too long")
-        return tomllib.loads(text)
+        tables = tomllib.loads(text)
+        check_integers(tables)
+        return text, tables
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file in UTF-8, so not a recipe") from None
     except ValueError as error:  # also a number of thousands of digits
         raise UserError(f"{path}: not valid TOML: {shown(error)}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def check_integers(value: Any) -> None:
+    """TOML's integers have 64 bits; tomllib takes more. Raises ValueError."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("an integer of more than 64 bits")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        check_integers(inner)
 
 
 def too_nested(text: str) -> bool:

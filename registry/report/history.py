@@ -12,11 +12,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from registry.core.errors import UserError
-from registry.core.text import printable_values
+from registry.core.text import printable, printable_values
 from registry.files.json_files import ANYTHING, kept
 from registry.files.json_lines import STATISTICS, readable_lines
 from registry.files.locate import RECIPE
-from registry.measure.saved import QUALITY, Quality
+from registry.measure.saved import BEST, QUALITY, Best, Quality
 from registry.plugins.component import Component
 from registry.plugins.loading import Plugins
 from registry.recipe.tables import (
@@ -32,7 +32,7 @@ from registry.recipe.tables import (
     WarmupConfig,
     whole_batches,
 )
-from registry.recipe.texts import read_tables
+from registry.recipe.texts import read_text_and_tables
 
 MOST_SNAPSHOTS = 24
 """Pictures of a page's slider."""
@@ -55,7 +55,9 @@ class History:
     """{"real", "teacher-35", …}: grids of the same seeds."""
     snapshots: list[tuple[float, Path]]
     """Grids of the generator's images, by thousands of images."""
-    best: dict[str, Any] = field(default_factory=dict)
+    recipe: str = ""
+    """The text of that file."""
+    best: Best | None = None
     versions: dict[str, Any] = field(default_factory=dict)
     running: bool = False
 
@@ -145,10 +147,11 @@ def read_history(path: Path) -> History:
         what = "no run folder: it has neither recipe.toml nor stats.jsonl" if path.is_dir() else "no such folder"
         raise UserError(f"{path}: {what}")
     try:
-        tables = printable_values(read_tables(path / RECIPE)) if (path / RECIPE).is_file() else {}
+        text, tables = read_text_and_tables(path / RECIPE) if (path / RECIPE).is_file() else ("", {})
     except UserError:
-        tables = {}
-    names = {"real": "real.png", **{p.stem: p.name for p in sorted(path.glob("teacher-*.png"))}}
+        text, tables = "", {}
+    teachers = sorted(p.name for p in path.glob("teacher-*.png") if re.fullmatch(r"teacher-[0-9]{1,9}", p.stem))
+    names = {"real": "real.png", **{name.removesuffix(".png"): name for name in teachers}}
     measured: dict[str, list[Line]] = {
         p.stem.removeprefix("metric-"): [line for line in readable_lines(p) if {"kimg", "results"} <= line.keys()]
         for p in sorted(path.glob("metric-*.jsonl"))
@@ -158,13 +161,14 @@ def read_history(path: Path) -> History:
     versions = whole.get("versions")
     return History(
         path=path,
-        tables=tables,
+        tables=printable_values(tables),
+        recipe=printable(text.expandtabs()),
         statistics=[line for line in readable_lines(path / STATISTICS) if "Progress/kimg" in line],
         measurements={metric: lines for metric, lines in measured.items() if lines},
         quality=quality,
         pictures={name: path / file for name, file in names.items() if (path / file).is_file()},
         snapshots=spread_out(sorted(grids(path)), MOST_SNAPSHOTS),
-        best=kept(path / "best.json", ANYTHING) or {},
+        best=kept(path / "best.json", BEST),
         versions=versions if isinstance(versions, dict) else {},
         running=is_locked(path),
     )
@@ -174,7 +178,7 @@ def grids(path: Path) -> list[tuple[float, Path]]:
     """The grids of a run, with thousands of images."""
     found = [(0.0, path / "fakes_init.png")] if (path / "fakes_init.png").is_file() else []
     return found + [
-        (float(m[1]), p) for p in path.glob("fakes_*.png") if (m := re.fullmatch(r"fakes_(\d+)", p.stem)) and p.is_file()
+        (float(m[1]), p) for p in path.glob("fakes_*.png") if (m := re.fullmatch(r"fakes_([0-9]{1,9})", p.stem)) and p.is_file()
     ]
 
 

@@ -17,7 +17,6 @@ from registry.core.atomic import sweep, write_atomically
 from registry.core.version import versions
 from registry.measure.rows import in_text
 from registry.plugins.loading import load_plugins
-from registry.recipe.resolved import dumps
 from registry.report.courses import Chart, Points, charts, row_name
 from registry.report.history import History, read_history, unlike_defaults
 from registry.show.journal import duration
@@ -34,7 +33,7 @@ def write_report(folder: Path) -> Path:
 def write_page(folders: Sequence[Path], path: Path) -> Path:
     """Write one page for one or several runs. Raises UserError."""
     sweep(path.parent, path.name)  # what was killed while it wrote the page
-    write_atomically(path, page([read_history(folder) for folder in folders]).encode(), durable=False)
+    write_atomically(path, page([read_history(folder) for folder in folders]).encode(errors="replace"), durable=False)
     return path
 
 
@@ -53,7 +52,7 @@ def page(runs: Sequence[History]) -> str:
         table=table(runs, names),
         charts=found,
         settings=settings(runs),
-        recipes=[dumps(run.tables) if run.tables else "" for run in runs],
+        recipes=[run.recipe for run in runs],
         surroundings=[surroundings(run) for run in runs],
         data=Markup(data(found, names, marks(runs))),
         style=Markup((HERE / "uplot" / "uPlot.min.css").read_text(encoding="utf-8")),

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from registry.core import distributed
 from registry.core.atomic import write_atomically
@@ -99,6 +100,15 @@ class Journal:
                 yield Bar(progress, progress.add_task(description, total=total, note=""))
             finally:
                 self._progress = None
+
+    @contextmanager
+    def working(self, description: str) -> Iterator[None]:
+        """Something that moves on a terminal while work goes on whose length is not known, such as reading a large file."""
+        if not (self.active and self.console.is_terminal) or self._progress is not None:
+            yield
+            return
+        with self.console.status(Text(description)):
+            yield
 
 
 class Terminal(Console):
