@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,12 @@ def settings() -> str:
         for name, config in tables.items():
             lines += [f"### [{name}]", "", *table(config), ""]
     lines += ["## Components", "", "`use` in a table names the component; the other keys are its own. Plugins add theirs.", ""]
+    own = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]["entry-points"][
+        "distill"
+    ]  # not who else is installed
     for kind, place in KINDS.items():
         for entry in load_plugins().registered:
-            if entry.kind == kind and isinstance(entry.component, Component):
+            if entry.kind == kind and isinstance(entry.component, Component) and entry.owner in own:
                 component = entry.component
                 head = f"[{place}{component.name}]" if place.endswith(".") else f'[{place}] use = "{component.name}"'
                 lines += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -25,7 +26,7 @@ from registry.measure.measuring import measure
 from registry.plugins.component import Component
 from registry.recipe.resolved import Choice
 from registry.runs.built import check_answer, check_facts, check_noise
-from tests.conftest import error_line, tiny_network
+from tests.conftest import error_line, installed, tiny_network
 
 SHAPE = (1, 8, 8)
 
@@ -255,3 +256,41 @@ def test_a_fault_in_another_module_of_a_plugin_is_the_plugins(cli: Any, recipe_f
     )
     line = error_line(done)
     assert line.startswith("distill: plugin 'near': SystemExit: 0 (") and "far_away.py, line 8)" in line
+
+
+PLUGIN = """
+from registry.api import Component, Config, Metric, hookimpl
+
+class Brightness(Metric):
+    columns = ("brightness",)
+
+    def embed(self, images):
+        return images.flatten(1).mean(1, keepdim=True)
+
+    def compare(self, rows):
+        return {"brightness": 1.0 * float(rows.mean())}
+
+@hookimpl
+def register_metrics():
+    return [Component("brightness", Config, lambda config, domain: Brightness(), "the mean of all values")]
+"""
+
+
+def test_a_teacher_is_measured_again_when_a_plugins_formula_has_changed(
+    cli: Callable[..., subprocess.CompletedProcess[str]], recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    env = installed(tmp_path / "site", "bright", PLUGIN)
+    recipe = recipe_file(append='metrics = ["brightness"]\n')
+    numbers = []
+    for factor in ("1.0", "1.0", "10.0"):
+        (tmp_path / "site" / "bright.py").write_text(PLUGIN.replace("1.0 *", f"{factor} *"))
+        done = cli("--recipe", recipe, env=env)
+        assert done.returncode == 0, done.stderr
+        folder = max((tmp_path / "runs").iterdir())
+        quality = json.loads((folder / "quality.json").read_text())
+        numbers.append([row["values"]["brightness"][0] for row in quality["rows"] if row["evaluations"]])
+        protocol = quality["protocols"]["brightness"]
+        assert "reference" not in protocol and len(protocol["code"]) == 12
+        assert ("measuring the teacher" in done.stdout) == (len(numbers) != 2)
+    assert numbers[1] == numbers[0]
+    assert numbers[2] == pytest.approx([10 * number for number in numbers[0]])

@@ -185,6 +185,13 @@ def test_half_precision_is_planned_as_on_a_gpu() -> None:
     assert math.isclose(sum(a.work.values()) / a.evaluation, 11, rel_tol=0.01)
 
 
+def test_the_warm_up_is_counted() -> None:
+    """8 pairs of 23 evaluations; 3 batches of the regression at 3 each; 2 of the student alone, at 1 and 3."""
+    found = planned("warmup.kimg=0.02", "warmup.pairs=8", "warmup.nfe=23", "warmup.student_kimg=0.016")
+    assert found.before == (8 * 23 + 24 * 3 + 16 * 4) * found.evaluation
+    assert planned().before == 0
+
+
 def test_the_training_of_a_teacher_is_three_evaluations() -> None:
     wanted = expect(resolve("teachers/digits_d128", load_plugins(), ("train.batch=4",)), PretrainRecipe)
     found = plan(wanted, load_plugins())
@@ -212,9 +219,8 @@ def test_the_command(cli: Cli) -> None:
         assert text in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
     here = cli("plan", "quickstart", "--here", "--set", SMALL[0], "--set", "train.batch=8")
-    assert re.search(
-        r"25\.6 kimg of the game, if the device reaches\n  [\d.e-]+ TFLOP/s, as here: [\d.,]+ images/s, ", here.stdout
-    ), here
+    said = r"25\.6 kimg of the game, if the device reaches\n  \S+ TFLOP/s, as here: \S+ images/s, .* with the warm-up\n$"
+    assert re.search(said, here.stdout), here
     assert "no size of a GPU's memory" in cli(*words, "--gpu", "large").stderr
     assert error_line(cli("plan", "quickstart", "--gpus", "3")).endswith(
         "[train] batch = 128: must be divisible by the 3 processes"

@@ -176,7 +176,7 @@ def test_no_run(make: bool, problem: str, here: Here, tmp_path: Path) -> None:
 
 
 def test_what_is_unlike_the_defaults(folders: list[Path]) -> None:
-    found = unlike_defaults(read_history(folders[0]).tables, load_plugins())
+    found = unlike_defaults(read_history(folders[0]), load_plugins())
     assert {("train", "batch"), ("train", "lr"), ("noise", "t_max"), ("log", "grid")} <= found
     assert not {("train", "seed"), ("train", "eps"), ("loss", "alpha"), ("generator", "steps")} & found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -58,6 +59,26 @@ def test_the_shell_completes(words: str, found: str) -> None:
     assert found in done.stdout.splitlines() and not done.stderr
 
 
+@pytest.mark.parametrize(("words", "wanted", "unwanted"), [
+    ("distill --recipe quick", "quickstart", "quick.txt"), ("distill --recipe t", "toy_2d", "teachers/digits_d3"),
+    ("distill pretrain --recipe teach", "teachers/digits_d128", "quickstart"), ("distill generate --network digits_d1", "digits_d128", "digits_d1.toml"),
+    ("distill --resume a", "auto", "quickstart"), ("distill --recipe sid_c", "sid_cifar10_uncond", "sid_c.pt"),
+])  # fmt: skip
+def test_bash_has_names_and_files(words: str, wanted: str, unwanted: str, tmp_path: Path) -> None:
+    """The function that bash gets is called as bash calls it."""
+    for name in ("quick.txt", "digits_d1.toml", "sid_c.pt"):
+        (tmp_path / name).touch()
+    command = Path(sys.executable).with_name("distill")
+    env = environment({"PATH": f"{command.parent}:{os.environ['PATH']}"})
+    script = subprocess.run(
+        [command], env=env | {"_DISTILL_COMPLETE": "bash_source"}, capture_output=True, text=True, check=True
+    ).stdout
+    asked = f'COMP_WORDS=({words}); COMP_CWORD={len(words.split()) - 1}; _distill_completion distill; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", f"{script}\n{asked}"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    found = done.stdout.splitlines()
+    assert wanted in found and unwanted not in found, done
+
+
 def recipe(*sets: str, name: str = "quickstart") -> Recipe | PretrainRecipe:
     found = resolve(name, load_plugins(), sets)
     assert isinstance(found, Recipe | PretrainRecipe)
@@ -87,13 +108,24 @@ def test_no_shipped_recipe_is_warned_of() -> None:
 
 
 def test_what_is_not_set_fits_the_run() -> None:
-    assert LogConfig().fitted(100_000) == LogConfig() and LogConfig().fitted(0) == LogConfig()
-    short = LogConfig().fitted(48)
+    assert LogConfig().fitted(100_000, 256) == LogConfig() and LogConfig().fitted(0, 256) == LogConfig()
+    short = LogConfig().fitted(48, 256)
     assert (short.tick_kimg, short.snapshot_ticks) == (0.48, 10)
-    assert LogConfig(tick_kimg=12).fitted(48).tick_kimg == 12 and LogConfig(snapshot_ticks=7).fitted(48).snapshot_ticks == 7
+    assert (
+        LogConfig(tick_kimg=12).fitted(48, 256).tick_kimg == 12 and LogConfig(snapshot_ticks=7).fitted(48, 256).snapshot_ticks == 7
+    )
     for kimg in (0.01, 1, 37, 800, 4999, 5000, 123_456):
-        log = LogConfig().fitted(kimg)
-        assert 0 < log.tick_kimg * log.snapshot_ticks <= kimg
+        log = LogConfig().fitted(kimg, 128)
+        between = log.tick_kimg * log.snapshot_ticks
+        assert 0 < between <= kimg
+        assert log.tick_kimg >= min(0.128, kimg) and (between >= 1 or log.tick_kimg * (log.snapshot_ticks + 1) > kimg)
+
+
+def test_a_snapshot_has_no_more_images_than_the_final_table() -> None:
+    few, set_ = (
+        recipe("eval.samples=300", *more, name="teachers/digits_d3").eval for more in ((), ("eval.snapshot_samples=1000",))
+    )
+    assert (few.snapshot_samples, set_.snapshot_samples) == (300, 1000)
 
 
 def test_a_teachers_rampup_is_a_share_of_a_short_run(recipe_file: Callable[..., Path], tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
 
 from registry.files.locate import STUDIES, shipped
 from registry.plugins.loading import load_plugins
+
+OWN_FOLDERS = {"distill": ".", "pretrain": "teachers", "features": "features", "study": "."}
+"""Where the recipes of a command are, for those that run one kind only."""
 
 
 def losses(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -22,27 +26,41 @@ def metrics(context: click.Context, parameter: click.Parameter, incomplete: str)
 
 
 def recipes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The shipped recipes, and files."""
+    """The shipped recipes that the command runs, and files."""
     found = (path.relative_to(shipped()) for path in shipped().rglob("*.toml") if path.parent.name != STUDIES)
-    return [*items((path.with_suffix("").as_posix() for path in found), incomplete), files(incomplete)]
+    own = OWN_FOLDERS.get(context.info_name or "")
+    names = [path.with_suffix("").as_posix() for path in found if own is None or path.parent.as_posix() == own]
+    return or_files(names, incomplete, (".toml",))
 
 
 def studies(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The shipped studies, and files."""
-    return [*items((path.stem for path in (shipped() / STUDIES).glob("*.toml")), incomplete), files(incomplete)]
+    return or_files([path.stem for path in (shipped() / STUDIES).glob("*.toml")], incomplete, (".toml",))
 
 
 def networks(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The shipped and the published teachers, and files."""
     names = [path.stem for path in (shipped() / "teachers").glob("*.pt")]
     names += load_plugins().names("published")
-    return [*items(names, incomplete), files(incomplete)]
+    return or_files(names, incomplete, (".pkl", ".pt", ".safetensors"))
+
+
+def states(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What a run is resumed from: auto, and files."""
+    return or_files(["auto"], incomplete, (".pt",))
 
 
 def items(names: Iterable[str], incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
 
 
-def files(incomplete: str) -> CompletionItem:
-    """Leaves the rest to the shell."""
-    return CompletionItem(incomplete, type="file")
+def or_files(names: Iterable[str], incomplete: str, suffixes: tuple[str, ...]) -> list[CompletionItem]:
+    """The names that fit, with the files of this folder that do; or else the shell completes a path by itself.
+
+    Both at once are not possible: bash forgets the names when it is told to complete a path.
+    """
+    found = items(names, incomplete)
+    if not found:
+        return [CompletionItem(incomplete, type="file")]
+    here = (path.name for path in Path().iterdir() if path.suffix in suffixes and not path.name.startswith("."))
+    return [*found, *items(here, incomplete)]

@@ -43,7 +43,12 @@ recipe_options = options(
     override,
     click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random: [train] seed."),
     click.option("--outdir", metavar="DIR", help="Where run folders are made: [log] outdir."),
-    click.option("--resume", metavar="auto|PATH", help="Continue from a training state or run folder; or begin from SiD's."),
+    click.option(
+        "--resume",
+        metavar="auto|PATH",
+        shell_complete=completion.states,
+        help="Continue from a training state or run folder; or begin from SiD's.",
+    ),
     click.option("--dry-run", is_flag=True, help="Print the resolved recipe and what would run; run nothing."),
 )
 """The options of everything that runs a recipe."""

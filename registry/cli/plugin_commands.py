@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import shlex
+import sys
 from pathlib import Path
 
 import click
@@ -47,4 +49,7 @@ def new_plugin(name: str, kind: str) -> None:
     from registry.plugins.beginning import begin_plugin
 
     folder = begin_plugin(name, kind, shipped() / "starters" / "plugin", Path())
-    click.echo(f"{folder} is written; install it and run its tests with:\n  pip install -e {folder}\n  python -m pytest {folder}")
+    pip = f"{shlex.quote(sys.executable)} -m"
+    click.echo(
+        f"{folder} is written; install it and run its tests with:\n  {pip} pip install -e '{folder}[test]'\n  {pip} pytest {folder}"
+    )

@@ -72,7 +72,8 @@ def report(plan: Plan, recipe: Recipe | PretrainRecipe, gpus: int, memory: int |
     click.echo(f"\n{recipe.train.duration_kimg:,.6g} kimg of {of}, if {gpu} reaches")
     for printed, rate in rates.items():
         speed = plan.images_per_second(rate, gpus)
-        click.echo(f"  {printed}: {speed:,.4g} images/s, {time(recipe.train.duration_kimg * 1000 / speed)}")
+        seconds = recipe.train.duration_kimg * 1000 / speed + plan.before / (gpus * rate * 1e12)
+        click.echo(f"  {printed}: {speed:,.4g} images/s, {time(seconds)}{' with the warm-up' if plan.before else ''}")
 
 
 def amount(n: int) -> str:

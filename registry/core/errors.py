@@ -12,6 +12,10 @@ class UserError(Exception):
     """Something the user can fix. Its message is one line: what was wrong, where, and what would be right."""
 
 
+class BrokenContract(UserError):
+    """What a component gave is not what its kind promises. Whoever knows the component's name puts it before the message."""
+
+
 class Mistakes(UserError):
     """Mistakes that were found together: a line for each."""
 

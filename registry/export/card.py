@@ -58,7 +58,7 @@ def card(name: str, facts: NetworkFacts, generator: Mapping[str, Any], license: 
         "D": D if D == "inf" else f"{D:g}",
         "teacher": text(name_of(facts.teacher or "")),
         "loss": text(loss),
-        "trained on": f"{facts.nimg / 1000:,.0f} thousand images of its own" if facts.nimg else "",
+        "trained on": f"{facts.nimg / 1000:,.6g} thousand images, the warm-up's included" if facts.nimg else "",
     }
     fence = "`" * (1 + max(3, *(len(run) for run in re.findall("`+", recipe)), 0))
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -40,6 +42,8 @@ class Guarded(Metric):
         self.details = metric.details
         with self.told("details must be a dict of plain values"):
             json.dumps(dict(self.details))
+        self.code = code_of(type(metric))
+        """A hash of the plugin's code: the formula may change, and the name stay."""
 
     def embed(self, images: Tensor) -> Tensor:
         with undisturbed():
@@ -80,6 +84,22 @@ class Guarded(Metric):
             yield
         except (TypeError, ValueError, OverflowError):
             raise UserError(f"{self.who}: {sentence}") from None
+
+
+def code_of(kind: type) -> str | None:
+    """A hash of the package that a class comes from, or None if it is ours or its code is not in files."""
+    package = kind.__module__.partition(".")[0]
+    if package == __name__.partition(".")[0]:
+        return None
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # __main__
+        spec = None
+    if spec is None or not spec.has_location or spec.origin is None:
+        return None
+    places = [Path(place) for place in spec.submodule_search_locations or ()]
+    files = sorted(file for place in places for file in place.rglob("*.py")) if places else [Path(spec.origin)]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 @contextmanager

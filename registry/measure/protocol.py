@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from registry.core.contracts import Metric
+from registry.measure.guarded import Guarded
 from registry.recipe.resolved import Choice
 from registry.recipe.tables import EvalConfig
 
@@ -15,7 +16,9 @@ Protocol = Mapping[str, Any]
 
 def compared_with(metric: Metric) -> dict[str, Any]:
     """What a metric's numbers depend on besides the images and how many there are."""
-    return metric.details or {"reference": metric.fingerprint}
+    own = metric.details or {"reference": metric.fingerprint}
+    known = {**own, "code": metric.code if isinstance(metric, Guarded) else None}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def protocols(metrics: Sequence[tuple[Choice, Metric]], config: EvalConfig) -> dict[str, dict[str, Any]]:

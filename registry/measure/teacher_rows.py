@@ -19,6 +19,7 @@ from registry.core.version import versions
 from registry.files.downloads import cache_folder
 from registry.files.json_files import STRICT, kept
 from registry.files.locate import shipped
+from registry.measure.guarded import Guarded
 from registry.measure.measuring import measured
 from registry.measure.rows import Metrics, Row
 from registry.measure.saved import Name, SavedRow
@@ -111,11 +112,15 @@ def keep(path: Path, rows: dict[str, dict[str, Any]]) -> str:
 
 def row_depends_on(teacher: Teacher, noise: Noise, metrics: Metrics, config: EvalConfig, steps: int) -> dict[str, Any]:
     """Everything that a teacher's row depends on, as plain values."""
-    return depends_on(teacher.denoiser, noise) | {
-        "weights": teacher.weights or None,
-        "steps": steps,
-        "samples": config.samples,
-        "repeats": config.repeats,
-        "metrics": {choice.name: plain(choice.config) for choice, _ in metrics},
-        "reference": {choice.name: metric.fingerprint for choice, metric in metrics},
-    }
+    return (
+        depends_on(teacher.denoiser, noise)
+        | {
+            "weights": teacher.weights or None,
+            "steps": steps,
+            "samples": config.samples,
+            "repeats": config.repeats,
+            "metrics": {choice.name: plain(choice.config) for choice, _ in metrics},
+            "reference": {choice.name: metric.fingerprint for choice, metric in metrics},
+        }
+        | {f"code of {c.name}": m.code for c, m in metrics if isinstance(m, Guarded) and m.code}
+    )

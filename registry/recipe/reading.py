@@ -268,8 +268,9 @@ class Reading:
                 self.wrong(choice.kind, ("use",), f"= {choice.name!r}: {reason}")
         self.finish()
         assert teacher and noise and loss and generator and warmup and train and log and evaluation
-        log = log.fitted(train.duration_kimg + (warmup.kimg and warmup.kimg + warmup.student_kimg))
-        return Recipe(self.path, teacher, noise, loss, data, generator, warmup, train, log, evaluation, metrics, trackers, swaps)
+        log = log.fitted(train.duration_kimg + (warmup.kimg and warmup.kimg + warmup.student_kimg), train.batch)
+        tables = teacher, noise, loss, data, generator, warmup, train, log, evaluation.fitted(), metrics, trackers, swaps
+        return Recipe(self.path, *tables)
 
     def data_as_wanted(self, loss: Choice | None) -> None:
         """[data] must be there if the loss wants real images, and only then."""
@@ -294,8 +295,8 @@ class Reading:
             self.wrong("noise", ("use",), f"= {noise.name!r}: {reason}")
         self.finish()
         assert data and network and noise and train and log and evaluation
-        log = log.fitted(train.duration_kimg)
-        return PretrainRecipe(self.path, data, network, noise, train.fitted(), log, evaluation, metrics, trackers)
+        log = log.fitted(train.duration_kimg, train.batch)
+        return PretrainRecipe(self.path, data, network, noise, train.fitted(), log, evaluation.fitted(), metrics, trackers)
 
     def features(self) -> FeaturesRecipe:
         """The recipe of a feature network's training. Raises UserError with all that is wrong."""

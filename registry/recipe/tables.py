@@ -6,6 +6,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 from typing import Annotated, Any, Literal
@@ -278,13 +279,14 @@ class LogConfig(Config):
     )
     grid: int = Field(8, ge=1, le=64, description="the sample grid has grid × grid images")
 
-    def fitted(self, kimg: float) -> LogConfig:
+    def fitted(self, kimg: float, batch: int) -> LogConfig:
         """The same, and what is not set fits a run of so many thousand images: a hundred ticks and ten snapshots, or EDM's if it is
-        longer."""
+        longer. A tick is a batch at least, and between snapshots are a thousand images, since their files are named after those."""
         if kimg >= 100 * self.tick_kimg or not kimg:
             return self
-        tick = self.tick_kimg if "tick_kimg" in self.model_fields_set else float(f"{kimg / 100:.2g}")
-        ticks = self.snapshot_ticks if "snapshot_ticks" in self.model_fields_set else min(max(int(kimg / tick / 10), 1), 50)
+        tick = self.tick_kimg if "tick_kimg" in self.model_fields_set else min(max(float(f"{kimg / 100:.2g}"), batch / 1000), kimg)
+        ticks = min(max(int(kimg / tick / 10), math.ceil(1 / tick), 1), max(int(kimg / tick), 1))
+        ticks = self.snapshot_ticks if "snapshot_ticks" in self.model_fields_set else ticks
         return self.model_copy(update={"tick_kimg": tick, "snapshot_ticks": ticks})
 
 
@@ -298,7 +300,9 @@ class EvalConfig(Config):
     samples: int = Field(5000, ge=2, description="images per measurement; published FIDs have 50000")
     batch: int = Field(100, ge=1, description="images that a process has in memory at a time")
     repeats: int = Field(3, ge=1, description="sampling seeds of the final table: mean and spread")
-    snapshot_samples: int = Field(1000, ge=0, description="images of the metric at a snapshot; 0 = not measured")
+    snapshot_samples: int = Field(
+        1000, ge=0, description="images of the metric at a snapshot; 0 = not measured; by default not more than `samples`"
+    )
     teacher_steps: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = Field(
         (18, 5), description="the teacher's sampler in the final table: Heun steps"
     )
@@ -309,6 +313,12 @@ class EvalConfig(Config):
         if value == 1:
             raise ValueError("must be 0, or at least 2: one image is no distribution")
         return value
+
+    def fitted(self) -> EvalConfig:
+        """The same, with as many images at a snapshot as at the end if those are fewer and nothing else is said."""
+        if "snapshot_samples" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"snapshot_samples": min(self.snapshot_samples, self.samples)})
 
 
 PLACEHOLDER = re.compile(r"\{([\w-]+(?:\.[\w-]+)+)\}")

@@ -222,11 +222,15 @@ def defaults(tables: Mapping[str, Any], plugins: Plugins) -> dict[str, dict[str,
     }
 
 
-def unlike_defaults(tables: Mapping[str, Any], plugins: Plugins) -> set[tuple[str, str]]:
-    """The settings (table, key) that are not as they would be by default."""
-    known = defaults(tables, plugins)
+def unlike_defaults(run: History, plugins: Plugins) -> set[tuple[str, str]]:
+    """The settings (table, key) that are not as they would be by default in a run of this length."""
+    known, batch = defaults(run.tables, plugins), run.table("train").get("batch")
+    if run.total and type(batch) is int:
+        known["log"] |= vars(LogConfig().fitted(run.total, batch))
+    if type(samples := run.table("eval").get("samples")) is int:
+        known["eval"]["snapshot_samples"] = min(known["eval"]["snapshot_samples"], samples)
     found = set()
-    for name, table in tables.items():
+    for name, table in run.tables.items():
         for key, value in table.items() if isinstance(table, dict) else ():
             default = known.get(name, {}).get(key)
             default = list(default) if isinstance(default, tuple) else default

@@ -6,7 +6,7 @@ import base64
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from registry.core.atomic import sweep, write_atomically
 from registry.core.version import versions
+from registry.measure.protocol import in_words
 from registry.measure.rows import in_text
 from registry.plugins.loading import load_plugins
 from registry.report.courses import Chart, Points, charts, row_name
@@ -159,8 +160,11 @@ def table(runs: Sequence[History], names: Sequence[str]) -> dict[str, Any] | Non
             if rows.get((rank, who, count), cells) != cells:
                 who = f"{who}, for {name}"
             rows[rank, who, count] = cells
+    if not rows:
+        return None
     ranked = sorted(rows.items(), key=lambda item: item[0][0])
-    return {"columns": columns, "rows": [(who, count, *cells) for (_, who, count), cells in ranked]} if rows else None
+    measured_like = dict.fromkeys(line for run in runs if run.quality for line in in_words(run.quality.protocols.values()).items())
+    return {"columns": columns, "rows": [(who, count, *cells) for (_, who, count), cells in ranked], "like": measured_like}
 
 
 def settings(runs: Sequence[History]) -> dict[str, Any]:
@@ -168,7 +172,7 @@ def settings(runs: Sequence[History]) -> dict[str, Any]:
     plugins = load_plugins()
     if len(runs) == 1:
         tables = runs[0].tables
-        marked = unlike_defaults(tables, plugins)
+        marked = unlike_defaults(runs[0], plugins)
         rows = [(f"[{t}] {k}", [text(tables[t][k])]) for t, k in sorted(marked, key=lambda pair: [*tables].index(pair[0]))]
         return {"title": "What differs from the defaults", "rows": rows}
     keys = dict.fromkeys((t, k) for run in runs for t, table in run.tables.items() if isinstance(table, dict) for k in table)
@@ -178,12 +182,20 @@ def settings(runs: Sequence[History]) -> dict[str, Any]:
 
 
 def text(value: Any) -> str:
-    """A setting as it stands in a recipe."""
+    """A setting as it stands in a recipe, but for the quotation marks of a text alone."""
     if value is None:
         return "—"
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {inner(item)}' for key, item in value.items())} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(inner, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def inner(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else text(value)
 
 
 def surroundings(run: History) -> list[tuple[str, str]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from registry.core.contracts import Noise, Teacher
-from registry.core.errors import UserError
+from registry.core.errors import BrokenContract, UserError
 from registry.core.streams import Streams
 from registry.core.text import kind
 from registry.recipe.resolved import Choice
@@ -70,6 +72,15 @@ def check_tensor(choice: Choice, call: str, found: Any, shape: tuple[int, ...]) 
     demand(choice, isinstance(found, Tensor), f"{call} must give a tensor {list(shape)}, not a {kind(found)}")
     right = found.shape == shape and found.is_floating_point()
     demand(choice, right, f"{call} must give {list(shape)}, and gave {list(found.shape)} of {found.dtype}")
+
+
+@contextmanager
+def told_of(choice: Choice) -> Iterator[None]:
+    """What breaks the contract of this component's kind is told with its name and its plugin's."""
+    try:
+        yield
+    except BrokenContract as error:
+        raise UserError(f"{choice.who}: {error}") from error
 
 
 def demand(choice: Choice, right: bool, sentence: str) -> None:

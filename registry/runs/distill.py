@@ -21,6 +21,7 @@ from registry.recipe.arguments import Given, Sets, recipe_of
 from registry.recipe.resolved import Recipe, Tables
 from registry.report.render import REPORT
 from registry.runs.building import build, build_generator, build_metrics, generator_facts, parameter_count, real_images
+from registry.runs.built import told_of
 from registry.runs.checkpoints import Stateful
 from registry.runs.folder import RunFolder
 from registry.runs.health import check_images, check_unchanged, fingerprint
@@ -104,7 +105,7 @@ def distill(
     saved = Saved(parts, recipe.tables(), generator_facts(recipe, teacher, noise, generator))
 
     start = partial(start_or_resume, recipe, run, saved, resume, found, journal)
-    with interruptible(start) as folder:
+    with interruptible(start) as folder, told_of(recipe.loss):
         if run.nimg < run.regression_end:
             saved.clock.start()  # making pairs is a part of the training
             run.pairs = teacher_pairs(teacher, noise, generator.sigmas, recipe.warmup.pairs, recipe.warmup.nfe, device, journal)

@@ -25,6 +25,7 @@ from registry.files.locate import published
 from registry.files.teachers import outline
 from registry.plugins.loading import Plugins
 from registry.recipe.resolved import PretrainRecipe, Recipe, plain
+from registry.recipe.tables import whole_batches
 from registry.runs.building import build, build_generator, real_images
 from registry.runs.pretrain import new_network
 from registry.runs.training import share, start_device
@@ -50,6 +51,8 @@ class Plan:
     """Operations of one evaluation of that network, for one image."""
     work: Mapping[str, int]
     """Operations of an iteration for one image, by step."""
+    before: int
+    """Operations of the whole warm-up: the teacher's pairs, their regression, the student alone."""
     weights: int
     """Bytes of all networks and of the average."""
     moments: int
@@ -107,9 +110,11 @@ def plan(
         most = largest(sizes, fits) if memory else None
     images = at_a_time * min(2, own // at_a_time)
     times = {"student": recipe.train.student_steps - recipe.train.shared_pass} if isinstance(recipe, Recipe) else {}
+    per_image = evaluation(network(run), domain)
     return Plan(
         parameters=sum(p.numel() for p in network(run).parameters()),
-        evaluation=evaluation(network(run), domain),
+        evaluation=per_image,
+        before=evaluations_before(recipe) * per_image,
         work={name: times.get(name, 1) * c.flop // images for name, c in found.items()},
         weights=weights,
         moments=moments,
@@ -117,6 +122,15 @@ def plan(
         at_a_time=at_a_time,
         largest=most,
     )
+
+
+def evaluations_before(recipe: Recipe | PretrainRecipe) -> int:
+    """Evaluations of a network in the whole warm-up; a backward pass counts as two."""
+    if not isinstance(recipe, Recipe) or not recipe.warmup.kimg:
+        return 0
+    warmup, steps, batch = recipe.warmup, recipe.generator.steps, recipe.train.batch
+    regression, alone = (whole_batches(kimg, batch) * batch for kimg in (warmup.kimg, warmup.student_kimg))
+    return warmup.pairs * warmup.nfe + regression * 3 * steps + alone * (steps + 3)
 
 
 def largest(sizes: list[int], fits: Callable[[int], bool]) -> int:

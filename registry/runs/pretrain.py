@@ -24,6 +24,7 @@ from registry.measure.teacher_rows import teacher_rows
 from registry.plugins.loading import load_plugins
 from registry.recipe.arguments import Given, Sets, recipe_of
 from registry.recipe.resolved import TABLE_NAMES, PretrainRecipe, training_tables
+from registry.report.render import REPORT
 from registry.runs.building import build_metrics, check_target, parameter_count, real_images
 from registry.runs.built import check_noise
 from registry.runs.health import check_images
@@ -98,7 +99,7 @@ def pretrain(
                 teacher = Teacher(averaged, path=target.resolve(), weights=weights_hash(averaged), **vars(domain))
                 rows = teacher_rows(teacher, noise, metrics, recipe.eval, journal, fresh=True, own=True)
                 write_table(folder, [*rows, floor_row(metrics, recipe.eval)], metrics, recipe.eval, run.nimg)
-    journal.log(f"the teacher is in {target}")
+    journal.log(f"the teacher is in {target}; the page of its training: {folder.path / REPORT}")
     return target
 
 

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from registry.core.contracts import Denoiser, KnowsLevelRatio, Noise
+from registry.core.errors import BrokenContract
 from registry.core.streams import Streams
 
 
@@ -33,6 +34,14 @@ def denoising_loss_at(
 def generator_weight(x: Tensor, f_star: Tensor) -> Tensor:
     """w = C·H·W/|x − f*(x_r)|₁ per image, its mean absolute error at least 1e-5, no gradient: [B, 1, 1, 1] (SiD Eq. 24)."""
     return 1 / (x - f_star).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-5).detach()
+
+
+def shaped(values: Tensor, x: Tensor) -> Tensor:
+    """An objective, before its weight would hide that it has another shape than x. Raises BrokenContract."""
+    if not isinstance(values, Tensor) or values.shape != x.shape:
+        given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise BrokenContract(f"objective() must give values of the images' shape, {tuple(x.shape)}, and gave {given}")
+    return values
 
 
 class DenoisingGame(ABC):
@@ -66,7 +75,7 @@ class DenoisingGame(ABC):
         f_star, f = teacher(x_r, sigma, labels), student(x_r, sigma, labels)
         assert isinstance(noise, KnowsLevelRatio)
         weight = noise.level_ratio(sigma) * edm_weight(sigma.to(f.dtype), self.sigma_data)
-        return weight.reshape(-1, 1, 1, 1) * (f - x) ** 2, generator_weight(x, f_star) * self.objective(x, f_star, f)
+        return weight.reshape(-1, 1, 1, 1) * (f - x) ** 2, generator_weight(x, f_star) * shaped(self.objective(x, f_star, f), x)
 
     def generator(
         self, teacher: Denoiser, student: Denoiser, x: Tensor, labels: Tensor | None, noise: Noise, rng: Streams
@@ -75,4 +84,4 @@ class DenoisingGame(ABC):
         sigma = noise.generator_sigma(rng)
         x_r = noise.perturb(x, sigma, rng)
         f_star, f = teacher(x_r, sigma, labels), student(x_r, sigma, labels)
-        return generator_weight(x, f_star) * self.objective(x, f_star, f)
+        return generator_weight(x, f_star) * shaped(self.objective(x, f_star, f), x)

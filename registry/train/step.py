@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from registry.core import distributed
-from registry.core.errors import UserError
+from registry.core.errors import BrokenContract, UserError
 from registry.train.reduction import GradientSum
 
 
@@ -198,17 +198,17 @@ def reduce(values: Tensor, batch: int) -> tuple[Tensor, Tensor]:
 
 
 def checked(values: Tensor, x: Tensor, method: str) -> Tensor:
-    """The values that a loss gives for images x [b, C, H, W], if it can be learned from them. Raises UserError."""
+    """The values that a loss gives for images x [b, C, H, W], if it can be learned from them. Raises BrokenContract."""
     if not torch.is_grad_enabled():
         torch.set_grad_enabled(True)
-        raise UserError(f"the loss's {method}() turned gradients off for all that follows; use `with torch.no_grad():` instead")
-    wanted = f"the loss's {method}() must give unreduced values of the images' shape, {tuple(x.shape)}"
+        raise BrokenContract(f"{method}() turned gradients off for all that follows; use `with torch.no_grad():` instead")
+    wanted = f"{method}() must give unreduced values of the images' shape, {tuple(x.shape)}"
     if not isinstance(values, Tensor):
-        raise UserError(f"{wanted}, and gave a {type(values).__name__}")
+        raise BrokenContract(f"{wanted}, and gave a {type(values).__name__}")
     if values.shape != x.shape or not values.is_floating_point():
-        raise UserError(f"{wanted}, and gave {values.dtype} of shape {tuple(values.shape)}")
+        raise BrokenContract(f"{wanted}, and gave {values.dtype} of shape {tuple(values.shape)}")
     if not values.requires_grad:
-        raise UserError(f"the loss's {method}() gave values without a gradient, so there is nothing to learn from")
+        raise BrokenContract(f"{method}() gave values without a gradient, so there is nothing to learn from")
     return values
 
 
