@@ -41,7 +41,7 @@ def begin_plugin(typed: str, kind: str, templates: Path, parent: Path) -> Path:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 text = environment.from_string(source.read_text(encoding="utf-8")).render(
                     name=name, distribution=name.replace("_", "-"), kind=kind, host=f"{DISTRIBUTION}>=0.1",
-                    camel="".join(word.capitalize() for word in name.split("_")),
+                    camel="".join(word.capitalize() for word in name.split("_")).removesuffix("Loss") or "My",
                 )  # fmt: skip
                 target.write_text(text, encoding="utf-8")
     return folder

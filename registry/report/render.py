@@ -205,7 +205,8 @@ def surroundings(run: History) -> list[tuple[str, str]]:
         found.append(("images per second, at last", f"{speed:.0f}"))
     if memory := run.last("Resources/peak_mem_mb"):
         found.append(("memory at most", f"{memory:.0f} MB"))
-    found.append(("device", str(run.table("train").get("device", "?"))))
+    if (device := run.table("train").get("device")) not in (None, "auto"):
+        found.append(("device", str(device)))
     return found + [(name, str(version)) for name, version in run.versions.items()]
 
 

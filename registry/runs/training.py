@@ -259,7 +259,7 @@ def train(
     ticks = Ticks(folder, learners, recipe.log.tick_kimg, run.device, signs)
     length = math.ceil(run.total / 1000 * 10) / 10
     check_agreement(saved.parts, run.nimg)
-    with folder.journal.progress(recipe.name, length, lines=False) as bar, saved.background:
+    with folder.journal.progress(f"{recipe.name}, kimg", length, lines=False) as bar, saved.background:
         if saved.snapshot_due:
             make(snapshot, saved, folder, run)
         while True:
@@ -267,7 +267,7 @@ def train(
             saved.clock.start()
             try:
                 for _ in with_fastest_threads(iterations(), saved.threads, run.device, folder.journal):
-                    bar.at(round(run.nimg / 1000, 1), f"kimg  {ticks.speed(run.nimg):.0f} img/s  {ticks.note}")
+                    bar.at(round(run.nimg / 1000, 1), f"{ticks.speed(run.nimg):.0f} img/s  {ticks.note}")
                     after_iteration(run, recipe.train, folder, learners, saved, snapshot, schedule, ticks)
                 return
             except Diverged as error:
