@@ -86,8 +86,11 @@ def test_every_flipped_bit_of_a_network_is_noticed(suffix: str, files: Path, tmp
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_damaged_network_is_not_called_safe(suffix: str, files: Path, here: Here, tmp_path: Path) -> None:
     for seed in range(8):
-        file = flipped(files / f"net.{suffix}", tmp_path / f"net.{suffix}", seed)
-        assert "damaged" in error_line(here("inspect", file))
+        done = here("inspect", flipped(files / f"net.{suffix}", tmp_path / f"net.{suffix}", seed))
+        if done.returncode == 3:  # the bit is in the name of something that a pickle calls
+            assert suffix == "pkl" and "DANGEROUS: loading it elsewhere would run" in done.stdout, done
+        else:
+            assert "damaged" in error_line(done)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

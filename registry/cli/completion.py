@@ -62,5 +62,8 @@ def or_files(names: Iterable[str], incomplete: str, suffixes: tuple[str, ...]) -
     found = items(names, incomplete)
     if not found:
         return [CompletionItem(incomplete, type="file")]
-    here = (path.name for path in Path().iterdir() if path.suffix in suffixes and not path.name.startswith("."))
+    try:
+        here = [path.name for path in Path().iterdir() if path.suffix in suffixes and not path.name.startswith(".")]
+    except OSError:  # the folder is gone
+        here = []
     return [*found, *items(here, incomplete)]

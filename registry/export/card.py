@@ -58,7 +58,7 @@ def card(name: str, facts: NetworkFacts, generator: Mapping[str, Any], license: 
         "D": D if D == "inf" else f"{D:g}",
         "teacher": text(name_of(facts.teacher or "")),
         "loss": text(loss),
-        "trained on": f"{facts.nimg / 1000:,.6g} thousand images, the warm-up's included" if facts.nimg else "",
+        "trained on": trained_on(facts),
     }
     fence = "`" * (1 + max(3, *(len(run) for run in re.findall("`+", recipe)), 0))
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
@@ -74,6 +74,15 @@ def card(name: str, facts: NetworkFacts, generator: Mapping[str, Any], license: 
         table=markdown(numbers), protocols=[(text(m), text(line)) for m, line in in_words(numbers.protocols.values()).items()],
         recipe=recipe.strip(), fence=fence, version=version(),
     )  # fmt: skip
+
+
+def trained_on(facts: NetworkFacts) -> str:
+    """How many images the generator has learned from."""
+    if not facts.nimg:
+        return ""
+    return (
+        f"{facts.nimg / 1000:,.6g} thousand images{', those of the warm-up included' if facts.table('warmup').get('kimg') else ''}"
+    )
 
 
 def markdown(numbers: Numbers) -> str:
