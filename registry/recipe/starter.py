@@ -46,7 +46,7 @@ def pretraining(file: str, source: str, D: float, image_shape: tuple[int, int, i
         channels=(32, 64, 128)[level], mult=([1, 2], [1, 2, 2], [1, 2, 2, 2])[level], blocks=(1, 2, 4)[level],
         attention=max(resolution // 2, 4) if level < 2 else 16, dropout=(0.05, 0.1, 0.13)[level],
         kimg=kimg, rampup=f"{kimg / 100:g}",
-        halflife=f"{kimg / 40:g}", tick=f"{kimg / 100:g}", samples=samples(count, 5000), snapshot=samples(count, 1000),
+        halflife=f"{kimg / 40:g}", samples=samples(count, 5000), snapshot=samples(count, 1000),
         command=f"distill pretrain --recipe {shlex.quote(file)} --save {shlex.quote(saved)}",
     )  # fmt: skip
 
