@@ -129,7 +129,7 @@ def test_names_that_are_no_characters(finished: Path, here: Here, tmp_path: Path
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished, "r\udcff")
     assert here("report", "r\udcff").returncode == here("runs", tmp_path).returncode == 0
-    assert "give a name of characters that can be printed" in error_line(here("export", "r\udcff", "hub\udcff"))
+    assert "the name is not in UTF-8, which safetensors needs" in error_line(here("export", "r\udcff", "hub\udcff"))
     done = here("evaluate", "--network", "r\udcff", "--reference", "digits", "--metrics", "sliced_wasserstein", "--samples", "8")
     assert done.returncode == 0, done.stderr
     (saved,) = tmp_path.rglob("*.metric-*.json")

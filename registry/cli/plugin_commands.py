@@ -49,7 +49,6 @@ def new_plugin(name: str, kind: str) -> None:
     from registry.plugins.beginning import begin_plugin
 
     folder = begin_plugin(name, kind, shipped() / "starters" / "plugin", Path())
-    pip = f"{shlex.quote(sys.executable)} -m"
-    click.echo(
-        f"{folder} is written; install it and run its tests with:\n  {pip} pip install -e '{folder}[test]'\n  {pip} pytest {folder}"
-    )
+    python = shlex.quote(sys.executable)
+    install, test = f"{python} -m pip install -e '{folder}[test]'", f"{python} -m pytest {folder}"
+    click.echo(f"{folder} is written; install it and run its tests with:\n  {install}\n  {test}")

@@ -39,8 +39,10 @@ def write_folder(sampler: Sampler, facts: NetworkFacts, file: Path, target: Path
     check_folder(target.parent, "out")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: is there already; give a new folder, or remove it")
-    if not str(target.absolute()).isprintable():
-        raise UserError(f"{target}: safetensors cannot write there; give a name of characters that can be printed")
+    try:
+        str(target.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{target}: the name is not in UTF-8, which safetensors needs; give another") from None
     license = licence_of(str(facts.table("teacher").get("source", "")), license)
     with new_folder(target) as folder, journal.progress("exporting", 3) as bar:
         fill(folder, sampler, facts, numbers_of(file, facts.nimg), license, target.resolve().name)

@@ -87,13 +87,18 @@ def levels(runs: Sequence[History], column: str) -> tuple[tuple[str, float], ...
             if values and all(map(math.isfinite, values)):
                 name = "floor" if row.evaluations is None else f"{row_name(run, row, runs)}, {row.evaluations} evaluations"
                 found.setdefault(name, set()).add(sum(values) / len(values))
-    return tuple(sorted((name, values.pop()) for name, values in found.items() if len(values) == 1))[::-1][:MOST_LEVELS]
+    agreed = [(name, values.pop()) for name, values in found.items() if len(values) == 1]
+    return tuple(sorted(agreed, reverse=True)[:MOST_LEVELS])
 
 
 def row_name(run: History, row: SavedRow, runs: Sequence[History]) -> str:
-    """What a row of a run's final table is called beside those of the other runs: several teachers have names."""
-    several = len({other.teacher for other in runs if not other.is_pretraining}) > 1
-    return f"{row.name} {run.teacher}" if several and row.evaluations is not None else row.name
+    """What a row of a run's final table is called beside those of the other runs."""
+    return teacher_name(run, runs) if row.name == "teacher" and not run.is_pretraining else row.name
+
+
+def teacher_name(run: History, runs: Sequence[History]) -> str:
+    """What a run's teacher is called beside those of the other runs: by its name, if there are several."""
+    return f"teacher {run.teacher}" if len({other.teacher for other in runs if not other.is_pretraining}) > 1 else "teacher"
 
 
 def dashed(lines: Sequence[tuple[str, float]]) -> str:

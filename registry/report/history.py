@@ -228,7 +228,7 @@ def unlike_defaults(run: History, plugins: Plugins) -> set[tuple[str, str]]:
     if run.total and type(batch) is int:
         known["log"] |= vars(LogConfig().fitted(run.total, batch))
     if type(samples := run.table("eval").get("samples")) is int:
-        known["eval"]["snapshot_samples"] = min(known["eval"]["snapshot_samples"], samples)
+        known["eval"] |= {"snapshot_samples": EvalConfig.model_construct(samples=samples).fitted().snapshot_samples}
     found = set()
     for name, table in run.tables.items():
         for key, value in table.items() if isinstance(table, dict) else ():

@@ -18,7 +18,8 @@
   function round(value) {
     const size = 10 ** Math.floor(Math.log10(Math.abs(value)));
     const steps = [1, 2, 5, 10].map((step) => step * size);
-    return value < 0 ? -steps.find((step) => step >= -value) : steps.reverse().find((step) => step <= value);
+    const found = value < 0 ? steps.find((step) => step >= -value) : steps.reverse().find((step) => step <= value);
+    return found === undefined ? value : Math.sign(value) * found; // undefined only by rounding, next to a power of ten
   }
 
   // Every curve on one axis of x: uPlot wants a value or a gap of each at all of them.
@@ -27,63 +28,52 @@
     return tables.length === 1 ? tables[0] : uPlot.join(tables);
   }
 
-  function levels(chart) {
-    return {
-      hooks: {
-        draw: [
-          (u) => {
-            const { ctx, bbox } = u;
-            ctx.save();
-            ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
-            // Lines may be close to each other: the highest is named above it, the others below, at the two ends in turn.
-            [...chart.levels].sort((a, b) => b[1] - a[1]).forEach(([name, value], i) => {
-              const y = u.valToPos(value, "y", true);
-              if (y < bbox.top || y > bbox.top + bbox.height) return;
-              ctx.strokeStyle = ctx.fillStyle = css("--soft");
-              ctx.setLineDash([4 * devicePixelRatio, 4 * devicePixelRatio]);
-              ctx.beginPath();
-              ctx.moveTo(bbox.left, y);
-              ctx.lineTo(bbox.left + bbox.width, y);
-              ctx.stroke();
-              ctx.textAlign = i % 2 ? "left" : "right";
-              ctx.textBaseline = i ? "top" : "bottom";
-              ctx.fillText(name, i % 2 ? bbox.left + 4 : bbox.left + bbox.width - 4, y + (i ? 3 : -2) * devicePixelRatio);
-            });
-            ctx.restore();
-          },
-        ],
-      },
+  // What is painted over a plot, in the colour and size of a note.
+  function overlay(paint) {
+    const draw = (u) => {
+      const { ctx, bbox } = u;
+      ctx.save();
+      ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+      ctx.strokeStyle = ctx.fillStyle = css("--soft");
+      const line = (x0, y0, x1, y1) => {
+        ctx.beginPath();
+        ctx.moveTo(x0, y0);
+        ctx.lineTo(x1, y1);
+        ctx.stroke();
+      };
+      paint(u, ctx, bbox, line);
+      ctx.restore();
     };
+    return { hooks: { draw: [draw] } };
   }
 
+  // Lines may be close to each other: the highest is named above it, the others below, at the two ends in turn.
+  const levels = (chart) =>
+    overlay((u, ctx, bbox, line) => {
+      ctx.setLineDash([4 * devicePixelRatio, 4 * devicePixelRatio]);
+      [...chart.levels].sort((a, b) => b[1] - a[1]).forEach(([name, value], i) => {
+        const y = u.valToPos(value, "y", true);
+        if (y < bbox.top || y > bbox.top + bbox.height) return;
+        line(bbox.left, y, bbox.left + bbox.width, y);
+        ctx.textAlign = i % 2 ? "left" : "right";
+        ctx.textBaseline = i ? "top" : "bottom";
+        ctx.fillText(name, i % 2 ? bbox.left + 4 : bbox.left + bbox.width - 4, y + (i ? 3 : -2) * devicePixelRatio);
+      });
+    });
+
   // Where the parts of a run begin: a vertical line each, named at its top.
-  function marks() {
-    return {
-      hooks: {
-        draw: [
-          (u) => {
-            const { ctx, bbox } = u;
-            ctx.save();
-            ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
-            ctx.fillStyle = ctx.strokeStyle = css("--soft");
-            ctx.lineWidth = 0.6 * devicePixelRatio;
-            ctx.textBaseline = "top";
-            data.marks.forEach((mark, i) => {
-              const x = u.valToPos(mark[against], "x", true);
-              if (x < bbox.left || x > bbox.left + bbox.width) return;
-              ctx.beginPath();
-              ctx.moveTo(x, bbox.top);
-              ctx.lineTo(x, bbox.top + bbox.height);
-              ctx.stroke();
-              ctx.textAlign = x > bbox.left + bbox.width * 0.7 ? "right" : "left";
-              ctx.fillText(mark.name, x + (ctx.textAlign === "right" ? -4 : 4) * devicePixelRatio, bbox.top + i * 14 * devicePixelRatio);
-            });
-            ctx.restore();
-          },
-        ],
-      },
-    };
-  }
+  const marks = () =>
+    overlay((u, ctx, bbox, line) => {
+      ctx.lineWidth = 0.6 * devicePixelRatio;
+      ctx.textBaseline = "top";
+      data.marks.forEach((mark, i) => {
+        const x = u.valToPos(mark[against], "x", true);
+        if (x < bbox.left || x > bbox.left + bbox.width) return;
+        line(x, bbox.top, x, bbox.top + bbox.height);
+        ctx.textAlign = x > bbox.left + bbox.width * 0.7 ? "right" : "left";
+        ctx.fillText(mark.name, x + (ctx.textAlign === "right" ? -4 : 4) * devicePixelRatio, bbox.top + i * 14 * devicePixelRatio);
+      });
+    });
 
   // Without a pointer the legend shows the last value of every curve.
   function last(u) {
@@ -105,7 +95,7 @@
           legend: { show: true, live: true },
           cursor: { points: { size: 6 } },
           scales: {
-            x: { time: false, range: (u, low, high) => (low === high ? [low * 0.9, low * 1.1 || 1] : [low, high]) },
+            x: { time: false },
             y: {
               distr: chart.log ? 3 : 1,
               range: (u, low, high) => {

@@ -18,7 +18,7 @@ from registry.core.version import versions
 from registry.measure.protocol import in_words
 from registry.measure.rows import in_text
 from registry.plugins.loading import load_plugins
-from registry.report.courses import Chart, Points, charts, row_name
+from registry.report.courses import Chart, Points, charts, row_name, teacher_name
 from registry.report.history import History, read_history, unlike_defaults
 from registry.show.journal import duration
 
@@ -68,8 +68,9 @@ def distinct_names(runs: Sequence[History]) -> list[str]:
     names = [run.name for run in runs]
     if len(set(names)) < len(runs):
         names = distinct_paths(runs)
-    losses = [str(run.table("loss").get("use", "?")) for run in runs]
-    return names if len(set(losses)) == 1 else [f"{name} ({loss})" for name, loss in zip(names, losses, strict=True)]
+    losses = ["" if run.is_pretraining else f" ({run.table('loss').get('use', '?')})" for run in runs]
+    several = len({*losses} - {""}) > 1
+    return [f"{name}{loss}" for name, loss in zip(names, losses, strict=True)] if several else names
 
 
 def distinct_paths(runs: Sequence[History]) -> list[str]:
@@ -101,13 +102,12 @@ def sentence(run: History) -> str:
 def pictures(runs: Sequence[History], names: Sequence[str]) -> dict[str, Any]:
     """Grids of the same seeds: real images and teachers, each once, and every run's snapshots."""
     still: dict[str, tuple[str, str]] = {}
-    several = len({run.teacher for run in runs if not run.is_pretraining}) > 1
     for name, run in zip(names, runs, strict=True):
-        for caption, path, alt in still_pictures(run, f"teacher {run.teacher}" if several else "teacher"):
+        for caption, path, alt in still_pictures(run, teacher_name(run, runs)):
             source = address(path)
-            if still.get(caption, (source,))[0] != source:
-                caption = f"{caption}, for {name}"
-            still[caption] = source, alt
+            if source in {shown for shown, _ in still.values()}:
+                continue
+            still[f"{caption}, for {name}" if caption in still else caption] = source, alt
     moving = [
         {
             "caption": learner(run) if len(runs) == 1 else name,
