@@ -10,6 +10,7 @@ surroundings torch's settings and random states, which belong to the caller
 levels       every schedule of sigma
 interruption signals that ask a run to stop
 distributed  torchrun's processes, and this process's device
+sharding     networks of which every process holds a part
 text         text from files, made safe to print
 version      of this package, and of what measured something
 """

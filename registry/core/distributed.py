@@ -84,12 +84,14 @@ def world_size() -> int:
 
 
 @contextmanager
-def answered() -> Iterator[None]:
-    """Raises Lost if another process does not take part."""
+def answered(nothing_else: bool = True) -> Iterator[None]:
+    """Raises Lost if another process does not take part in a message. Unless there is `nothing_else` in here, an error of another
+    kind is left as it is."""
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        of_a_message = isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+        if isinstance(error, torch.OutOfMemoryError) or not (nothing_else or of_a_message):
             raise
         reason = " ".join(str(error).split())[:200]
         raise Lost(f"process {rank()} of {world_size()}: another process has ended, or does not answer ({reason})") from error

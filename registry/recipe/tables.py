@@ -100,6 +100,15 @@ def whole_batches(kimg: float, batch: int) -> int:
     return -(-round(kimg * 1000) // batch)
 
 
+def can_be_split(value: bool, info: ValidationInfo) -> bool:
+    """Of [train] shard: what does not work with it. Raises ValueError."""
+    for other in ("compile", "shared_pass"):
+        if value and info.data.get(other):
+            raise ValueError(f"does not work with {other}; leave one of them out")
+    return value
+
+
+Shard = Annotated[bool, AfterValidator(can_be_split)]
 OnNonfinite = Literal["replace", "stop", "rollback"]
 
 
@@ -143,6 +152,10 @@ class TrainConfig(Config):
         description="the student's last step and the generator's use the same images and evaluations: two less, and another "
         "algorithm",
     )
+    shard: Shard = Field(
+        False,
+        description="split weights, gradients, moments and averages over the processes (FSDP2): less memory, more messages",
+    )
     clip: Positive | None = Field(None, description="the student's gradient, after the scaling, is shortened to this norm")
     gclip: Positive | None = Field(None, description="the same for the generator's gradient")
     augment: float = Field(
@@ -183,6 +196,10 @@ class PretrainConfig(Config):
     eps: Positive = Field(1e-8, description="Adam's epsilon")
     precision: Precision = Field(None, description=PRECISION)
     compile: bool = Field(False, description="compile the network with torch.compile: a minute or more at the start, then faster")
+    shard: Shard = Field(
+        False,
+        description="split weights, gradients, moments and averages over the processes (FSDP2): less memory, more messages",
+    )
     clip: Positive | None = Field(None, description="largest norm of the gradient; a longer one is shortened")
     augment: float = Field(0.0, ge=0, le=1, description="EDM's augmentation: probability of each operation (EDM on CIFAR-10: 0.12)")
     ema_halflife_kimg: float = Field(500.0, ge=0, allow_inf_nan=False, description="half-life of the average")

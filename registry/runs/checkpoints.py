@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from registry.core import distributed
 from registry.core.errors import UserError
+from registry.core.sharding import gathered, outline
 from registry.core.surroundings import random_states, restore_random_states
 from registry.core.text import shown
 from registry.files.bounds import STATE
@@ -49,11 +50,14 @@ def save_state(
     Raises UserError; in the background, it is raised there.
     """
     rng = distributed.gather(random_states())
+    learners = {name: part for name, part in parts.items() if isinstance(part, Learner)}
+    networks = {name: blueprint(outline(learner.net)) for name, learner in learners.items()}
+    split = any(outline(learner.net) is not learner.net for learner in learners.values())
+    states = gathered({name: part.state_dict() for name, part in parts.items()}) if split else None
 
     def content() -> dict[str, Any]:
-        networks = {name: blueprint(part.net) for name, part in parts.items() if isinstance(part, Learner)}
         return {
-            "parts": {name: part.state_dict() for name, part in parts.items()}, "networks": networks,
+            "parts": states or {name: part.state_dict() for name, part in parts.items()}, "networks": networks,
             "nimg": nimg, "seconds": seconds, "snapshot_due": snapshot_due, "rollbacks": rollbacks, "rng": rng,
             "threads": threads,
             "recipe": dict(recipe), "about": dict(facts or {}),
@@ -66,7 +70,7 @@ def save_state(
     if background is None:
         distributed.by_rank0(lambda: write(content()))
     elif distributed.rank() == 0:
-        background.begin(partial(write, in_main_memory(content())))
+        background.begin(partial(write, content() if split else in_main_memory(content())))
 
 
 def read_state(path: Path, parts: Mapping[str, Stateful]) -> dict[str, Any]:

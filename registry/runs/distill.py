@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import torch
 
 from registry.core import distributed
 from registry.core.contracts import Domain, Noise, Teacher
+from registry.core.sharding import whole
 from registry.core.surroundings import torch_left_alone, usual_torch
 from registry.files.formats import weights_hash
 from registry.measure.measuring import floor_row, measured
@@ -23,6 +27,7 @@ from registry.report.render import REPORT
 from registry.runs.building import build, build_generator, build_metrics, generator_facts, parameter_count, real_images
 from registry.runs.built import told_of
 from registry.runs.checkpoints import Stateful
+from registry.runs.clock import Clock
 from registry.runs.folder import RunFolder
 from registry.runs.health import check_images, check_unchanged, fingerprint
 from registry.runs.outputs import (
@@ -42,6 +47,7 @@ from registry.show.notebook import html_table
 from registry.train import loop
 from registry.train.generator import Generator
 from registry.train.signs import signs
+from registry.train.warmup import Pairs
 
 
 @dataclass
@@ -107,27 +113,43 @@ def distill(
     start = partial(start_or_resume, recipe, run, saved, resume, found, journal)
     with interruptible(start) as folder, told_of(recipe.loss):
         if run.nimg < run.regression_end:
-            saved.clock.start()  # making pairs is a part of the training
-            run.pairs = teacher_pairs(teacher, noise, generator.sigmas, recipe.warmup.pairs, recipe.warmup.nfe, device, journal)
-            saved.clock.stop(device)
+            run.pairs = pairs(recipe, run, generator, teacher, noise, saved.clock, journal)
         for line in (introduction(recipe, teacher, noise, generator, device), *teacher.remarks, *phases(run)):
             journal.log(line)
         shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
 
         def snapshot() -> None:
-            with run.average.averaged() as net:
+            with run.averaged() as net:
                 draw_fakes(folder, run.nimg, generator.sample(shown), recipe.log.grid, teacher.images)
                 file = write_network(folder, snapshot_name(run.nimg, saved.tables), "generator", net, saved.facts, run.nimg)
                 measure_snapshot(folder, metrics, generator.sample, recipe.eval, file, run.nimg, saved.clock.seconds)
             draw_curves(folder, ("regression", "student", "generator"), metrics)
 
         if run.nimg == 0:
-            draw_start(folder, generator.sample(shown), teacher, noise, generator.steps, recipe)
+            with run.averaged(), whole_teacher(teacher) as f_star:
+                draw_start(folder, generator.sample(shown), f_star, noise, generator.steps, recipe)
         seen = partial(signs_and_teacher, run, fingerprint(run.teacher.state_dict()))
         train(partial(loop.iterations, run), run, recipe, folder, run.learners, saved, snapshot, seen, run.milestones)
         rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher)
     journal.log(f"the run is in {folder.path}; its page: {folder.path / REPORT}")
     return Result(sampler_of(generator, teacher, saved.tables, folder.path), rows, folder.path)
+
+
+def pairs(
+    recipe: Recipe,
+    run: loop.Distillation,
+    generator: Generator,
+    teacher: Teacher,
+    noise: Noise,
+    clock: Clock,
+    journal: Journal,
+) -> Pairs:
+    """What the generator learns in the warm-up. Making it is a part of the training."""
+    clock.start()
+    with whole_teacher(teacher) as f_star:
+        found = teacher_pairs(f_star, noise, generator.sigmas, recipe.warmup.pairs, recipe.warmup.nfe, run.device, journal)
+    clock.stop(run.device)
+    return found
 
 
 def sampler_of(generator: Generator, teacher: Teacher, tables: Tables, folder: Path) -> Sampler:
@@ -154,16 +176,24 @@ def final_table(
     fresh_teacher: bool,
 ) -> list[Row]:
     """Generator, teacher, floor; the generator is left with its averaged weights. Raises Diverged if its images are not finite."""
-    with run.average.averaged() as net:
+    with run.averaged() as net:
         check_images(generator.sample(range(8)), "generator", run.nimg)
         rows = [measured("generator", generator.steps, generator.sample, metrics, recipe.eval, folder.journal)] if metrics else []
-        weights = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+        finished = copy.deepcopy(net)
     if metrics:
-        rows += teacher_rows(teacher, noise, metrics, recipe.eval, folder.journal, fresh_teacher)
+        with whole_teacher(teacher) as f_star:
+            rows += teacher_rows(f_star, noise, metrics, recipe.eval, folder.journal, fresh_teacher)
         rows.append(floor_row(metrics, recipe.eval))
         write_table(folder, rows, metrics, recipe.eval, run.nimg)
-    generator.net.load_state_dict(weights)
+    generator.net = finished
     return rows
+
+
+@contextmanager
+def whole_teacher(teacher: Teacher) -> Iterator[Teacher]:
+    """The teacher with all of its weights in every process."""
+    with whole(teacher.denoiser) as denoiser:
+        yield teacher if denoiser is teacher.denoiser else replace(teacher, denoiser=denoiser)
 
 
 def introduction(recipe: Recipe, teacher: Teacher, noise: Noise, generator: Generator, device: torch.device) -> str:

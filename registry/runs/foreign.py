@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.core.errors import UserError
+from registry.core.sharding import outline
 from registry.edm.sid_states import ADAMS, NETWORKS, SiDState, read_sid_state
 from registry.files.formats import misfit
 from registry.runs.checkpoints import Stateful
@@ -36,7 +37,7 @@ def adopt(path: Path, parts: Mapping[str, Stateful], D: float) -> tuple[int, lis
     if state.D not in (None, D):
         raise UserError(f"{path}: its networks have D = {state.D:g}, the teacher has D = {D:g}")
     for name, net in state.networks.items():
-        if problem := misfit(student.net, net):
+        if problem := misfit(outline(student.net), net):
             raise UserError(f"{path}: its {NETWORKS[name]} does not fit the teacher: {problem}")
     lines = [introduction(path, int(number[1]), state)]
     for name, learner in (("student", student), ("generator", generator)):

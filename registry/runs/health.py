@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from registry.core import distributed
 from registry.core.errors import Diverged, UserError
+from registry.core.sharding import is_split, local
 from registry.files.finite import not_finite
 from registry.runs.checkpoints import Stateful
 from registry.train.step import Learner
@@ -30,7 +31,7 @@ def check_health(learners: Mapping[str, Learner], nimg: int, strict: bool, begin
     for name, learner in learners.items():
         if tensor := not_finite(learner.modules):
             problem = Diverged(f"{tensor} of the {name} is not finite {where}", nimg)
-        elif not all(moment.isfinite().all() for moment in tensors(list(learner.optimiser.state.values()))):
+        elif not all(moment.isfinite().all() for moment in local(tensors(list(learner.optimiser.state.values())))):
             problem = Diverged(f"Adam's moments of the {name} are not finite {where}: a gradient was too large", nimg)
         elif begin and dead[name]:
             advice = "look at the loss, the noise levels and the images"
@@ -61,10 +62,11 @@ def check_unchanged(frozen: nn.Module, name: str, before: int) -> None:
 
 
 def check_agreement(parts: Mapping[str, Stateful], nimg: int) -> None:
-    """Check that all processes are at the same image with the same weights, moments and averages. Raises UserError."""
+    """Check that all processes are at the same image with the same weights, moments and averages, but for those that are split over
+    them. Raises UserError."""
     if distributed.world_size() == 1:
         return
-    prints = {name: fingerprint(part.state_dict()) for name, part in parts.items()}
+    prints = {name: fingerprint([t for t in tensors(part.state_dict()) if not is_split(t)]) for name, part in parts.items()}
     found = distributed.gather((distributed.world_size(), nimg, prints))
     for rank, (world, images, own) in enumerate(found):
         other = [name for name in parts if own[name] != found[0][2][name]]
@@ -77,9 +79,11 @@ def check_agreement(parts: Mapping[str, Stateful], nimg: int) -> None:
 
 
 def fingerprint(state: Any) -> int:
-    """A number that changes if a bit of a state's tensors does: the sum of their words, each tensor with a factor of its own."""
+    """A number that changes if a bit of a state's tensors, in this process, does: a hash of the sums of their words."""
     words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    sums = [t.contiguous().reshape(-1).view(words[t.element_size()]).sum(dtype=torch.int64) for t in tensors(state) if t.numel()]
+    sums = [
+        t.contiguous().reshape(-1).view(words[t.element_size()]).sum(dtype=torch.int64) for t in local(tensors(state)) if t.numel()
+    ]
     return hash(tuple(torch.stack([s.to(sums[0].device) for s in sums]).tolist())) if sums else 0
 
 

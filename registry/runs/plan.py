@@ -34,6 +34,7 @@ from registry.train import loop, pretraining
 from registry.train.cost import Cost, cost, nbytes
 from registry.train.data import RealImages
 from registry.train.passes import Passes
+from registry.train.recompute import blocks
 from registry.train.step import mode
 
 META = torch.device("meta")
@@ -98,13 +99,15 @@ def plan(
     sizes = sorted({*low, *(own // n for n in low)})
     with (journal or Journal()).progress("counting", 1 + (len(sizes).bit_length() if memory else 0)) as bar:
         found, run = costs(at_a_time), make(1, 1)
-        weights, moments = held(run)
+        split = devices if recipe.train.shard else 1
+        weights, moments = (bytes_ // split for bytes_ in held(run))
+        less = elsewhere(network(run), split)
         heaviest = max(found, key=lambda name: found[name].peak)
         tried = itertools.count(1)
 
         def fits(n: int) -> bool:
             bar.at(next(tried))
-            needed = weights + moments + costs(n, heaviest)[heaviest].peak
+            needed = weights + moments + costs(n, heaviest)[heaviest].peak - less
             return needed <= (memory or 0) * (1 - RESERVE)
 
         most = largest(sizes, fits) if memory else None
@@ -118,7 +121,7 @@ def plan(
         work={name: times.get(name, 1) * c.flop // images for name, c in found.items()},
         weights=weights,
         moments=moments,
-        peaks={name: c.peak for name, c in found.items()},
+        peaks={name: c.peak - less for name, c in found.items()},
         at_a_time=at_a_time,
         largest=most,
     )
@@ -247,6 +250,16 @@ def held(run: Run) -> tuple[int, int]:
     modules = [network(run), *(learner.modules for learner in learners)]
     average = sum(tensor.nbytes for tensor in run.average.state_dict().values())
     return nbytes(*modules) + average, sum(2 * p.nbytes for learner in learners for p in learner.modules.parameters())
+
+
+def elsewhere(net: nn.Module, devices: int) -> int:
+    """Bytes of a network's gradient that other devices hold if it is split over so many, less those of the block with the most
+    weights, which come together with their gradient."""
+    if devices == 1:
+        return 0
+    whole = sum(p.nbytes for p in net.parameters())
+    units = [sum(p.nbytes for p in block.parameters()) for block in blocks(net)]
+    return whole - whole // devices - 2 * max([*units, whole - sum(units)])
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ state and stops, also while a snapshot is measured; the snapshot is then made wh
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -198,7 +199,7 @@ def locked_state(folder: RunFolder, state: Path, resume: str | None, saved: Save
     Since the state was found, the run that wrote it may have saved a later one, and have ended; but for a state that was named
     itself, the newest is taken.
     """
-    if not distributed.from_rank0(Path(resume or "").expanduser().is_file()):
+    if not distributed.from_rank0(Path(os.path.expanduser(resume or "")).is_file()):
         state = newest_state(folder) or state
     with distributed.everywhere(state) as file:
         content = read_state(file, saved.parts)
@@ -259,7 +260,8 @@ def train(
     ticks = Ticks(folder, learners, recipe.log.tick_kimg, run.device, signs)
     length = math.ceil(run.total / 1000 * 10) / 10
     check_agreement(saved.parts, run.nimg)
-    with folder.journal.progress(f"{recipe.name}, kimg", length, lines=False) as bar, saved.background:
+    bars = folder.journal.progress(f"{recipe.name}, kimg", length, lines=False)
+    with bars as bar, saved.background, distributed.answered(nothing_else=False):  # split networks have messages of their own
         if saved.snapshot_due:
             make(snapshot, saved, folder, run)
         while True:

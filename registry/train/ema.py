@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch_ema import ExponentialMovingAverage
 
+from registry.core import distributed
+from registry.core.sharding import is_split, local, split_like, whole
+
 
 def ema_beta(batch: int, nimg: int, halflife_kimg: float, rampup_ratio: float) -> float:
     """beta = 0.5^(batch/max(H, 1e-8)), H = min(halflife, rampup_ratio·nimg) in images; a ratio of 0 sets no limit (EDM, SiD).
@@ -38,25 +41,30 @@ class EMA:
         The arithmetic of torch-ema's `update`, value by value, for all tensors at once.
         """
         self._average.decay = ema_beta(batch, nimg, self.halflife_kimg, self.rampup_ratio)
-        moved = torch._foreach_sub(self._average.shadow_params, self._parameters)
+        averages = local(self._average.shadow_params)
+        moved = torch._foreach_sub(averages, local(self._parameters))
         torch._foreach_mul_(moved, 1.0 - self._average.decay)
-        torch._foreach_sub_(self._average.shadow_params, moved)
+        torch._foreach_sub_(averages, moved)
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
-        """The network with its averaged parameters inside the context, and its own again after it."""
+        """The network with its averaged parameters inside the context, and its own again after it. If it is split over the
+        processes, which must all take part, a whole copy."""
         try:
-            with self._average.average_parameters():
-                yield self.net
+            with self._average.average_parameters(), whole(self.net) as net:
+                yield net
         finally:
             self._average.collected_params = None  # otherwise every saved state would hold one more model
 
     @torch.no_grad()
     def distance(self) -> float:
         """|θ − average|/|average|: how far the network has moved from its average."""
-        pairs = list(zip(self.net.parameters(), self._average.shadow_params, strict=True))
+        pairs = list(zip(local(self._parameters), local(self._average.shadow_params), strict=True))
         moved = torch.stack([(p - average).double().square().sum() for p, average in pairs]).sum()
-        return float((moved / torch.stack([average.double().square().sum() for _, average in pairs]).sum()).sqrt())
+        squares = torch.stack([moved, torch.stack([average.double().square().sum() for _, average in pairs]).sum()])
+        if any(map(is_split, self._parameters)):
+            distributed.sum_(squares)
+        return float((squares[0] / squares[1]).sqrt())
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by parameter name."""
@@ -66,4 +74,4 @@ class EMA:
         """Restore averages saved by `state_dict`; the names must be those of the network."""
         assert list(state) == self._names, "the averages belong to another network"
         for shadow, value in zip(self._average.shadow_params, state.values(), strict=True):
-            shadow.data.copy_(value)
+            shadow.data.copy_(split_like(value, shadow))

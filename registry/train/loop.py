@@ -10,18 +10,21 @@ Algorithm 1 of IPFM and of SiD, one iteration:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from registry.core.contracts import Loss, Noise, SharesPass, Teacher
+from registry.core.sharding import shard
 from registry.core.streams import Streams
 from registry.recipe.tables import TrainConfig, WarmupConfig, whole_batches
 from registry.train.data import RealImages, augmented
 from registry.train.ema import EMA
 from registry.train.generator import Generator
 from registry.train.passes import Passes
+from registry.train.recompute import blocks
 from registry.train.step import Learner, checked, cosine_rate, own_image_numbers
 from registry.train.warmup import Pairs, regression_loss
 
@@ -44,6 +47,10 @@ class Distillation:
         generator.to(device)
         # A loss with parameters of its own: they are trained along with the student.
         companion = loss.to(device) if isinstance(loss, torch.nn.Module) else None
+        student = teacher.copy().to(device)
+        if train.shard:
+            for net in (teacher.denoiser, student, generator.net):
+                shard(net, blocks(net))
         self.noise, self.loss, self.train, self.device, self.data = noise, loss, train, device, data
         self.warmup = warmup or WarmupConfig()
         self.pairs: Pairs | None = None
@@ -51,7 +58,7 @@ class Distillation:
 
         self.teacher = teacher.denoiser
         self.student = Learner(
-            teacher.copy().to(device), train.batch, train.lr, train.betas, train.eps, train.loss_scaling, train.clip,
+            student, train.batch, train.lr, train.betas, train.eps, train.loss_scaling, train.clip,
             companion=companion,
         )  # fmt: skip
         self.generator = Learner(
@@ -89,6 +96,18 @@ class Distillation:
     def milestones(self) -> tuple[int, int]:
         """Images at the end of each part of the warm-up."""
         return self.regression_end, self.game_start
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """The generator with its averaged weights, whole in every process."""
+        model = self.generator.model
+        own = model.net
+        with self.average.averaged() as net:
+            model.net = net
+            try:
+                yield net
+            finally:
+                model.net = own
 
     def learners(self) -> dict[str, Learner]:
         """Who learned in the last iteration, by the name of the loss."""

@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from registry.core.contracts import Noise
+from registry.core.sharding import shard
 from registry.core.streams import Streams
 from registry.recipe.tables import PretrainConfig
 from registry.train.data import RealImages, augmented
 from registry.train.ema import EMA
 from registry.train.losses import denoising_loss
 from registry.train.passes import Passes
+from registry.train.recompute import blocks
 from registry.train.step import Learner, cosine_rate, own_image_numbers
 
 
@@ -22,7 +24,10 @@ class Pretraining:
 
     def __init__(self, net: nn.Module, noise: Noise, data: RealImages, train: PretrainConfig, device: torch.device) -> None:
         self.noise, self.data, self.train, self.device = noise, data, train, device
-        self.denoiser = Learner(net.to(device), train.batch, train.lr, train.betas, train.eps, clip=train.clip)
+        net.to(device)
+        if train.shard:
+            shard(net, blocks(net))
+        self.denoiser = Learner(net, train.batch, train.lr, train.betas, train.eps, clip=train.clip)
         self.passes = Passes(train.precision, train.compile)
         self.average = EMA(net, train.ema_halflife_kimg, train.ema_rampup_ratio)
         self.nimg = 0

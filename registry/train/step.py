@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from registry.core import distributed
 from registry.core.errors import BrokenContract, UserError
+from registry.core.sharding import is_split, local, split_state
 from registry.train.reduction import GradientSum
 
 
@@ -34,9 +35,11 @@ class Adam(torch.optim.Adam):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the moments. The settings stay the recipe's, and are not those of the run that is resumed."""
-        own = [{key: group[key] for key in ("betas", "eps")} for group in self.param_groups]
-        inspect.unwrap(torch.optim.Adam.load_state_dict)(self, state_dict)
-        for group, settings in zip(self.param_groups, own, strict=True):
+        ours = [{key: group[key] for key in ("betas", "eps")} for group in self.param_groups]
+        parameters = dict(enumerate(p for group in self.param_groups for p in group["params"]))
+        moments = {i: split_state(of, dict.fromkeys(of, parameters[i])) for i, of in state_dict["state"].items()}
+        inspect.unwrap(torch.optim.Adam.load_state_dict)(self, {**state_dict, "state": moments})
+        for group, settings in zip(self.param_groups, ours, strict=True):
             group.update(settings)
 
 
@@ -101,11 +104,12 @@ class Learner:
     @contextmanager
     def summing(self, last: bool) -> Iterator[None]:
         """For a backward pass: with the `last` of a step the gradients are summed over processes, each as soon as it is there."""
-        if distributed.world_size() == 1:
+        whole = [parameter for parameter in self.parameters if not is_split(parameter)]
+        if distributed.world_size() == 1 or not whole:
             yield
             return
         if self.over_processes is None:
-            self.over_processes = GradientSum(self.parameters)
+            self.over_processes = GradientSum(whole)
         with self.over_processes.completing() if last else nullcontext():
             yield
 
@@ -136,7 +140,7 @@ class Learner:
         return {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict(), **companion}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.net.load_state_dict(state["net"])
+        self.net.load_state_dict(split_state(state["net"], self.net.state_dict()))
         if self.companion is not None:
             self.companion.load_state_dict(state["companion"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -218,10 +222,23 @@ def shield(x: Tensor, finite: Tensor) -> None:
         x.register_hook(lambda gradient: torch.where(finite.reshape(-1, 1, 1, 1), gradient, 0))
 
 
+def gradients(parameters: Iterable[nn.Parameter]) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients that there are: the whole ones, and this process's parts of those that are split over the processes."""
+    there = [p.grad for p in parameters if p.grad is not None]
+    return [g for g in there if not is_split(g)], local(g for g in there if is_split(g))
+
+
 @torch.no_grad()
 def repair_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Replace NaN by 0 and ±inf by ±1e5 in all gradients (EDM, SiD), and give the number of values replaced."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    whole, parts = gradients(parameters)
+    return repaired(whole) + (distributed.sum_(repaired(parts)) if parts else 0)
+
+
+def repaired(gradients: list[Tensor]) -> Tensor:
+    """The number of values replaced in these."""
+    if not gradients:
+        return torch.zeros((), dtype=torch.int64)
     # g − g is 0 where g is finite, and NaN elsewhere, which counts as not 0: much faster than isfinite() for many small tensors.
     bad = torch.stack([torch.count_nonzero(nothing) for nothing in torch._foreach_sub(gradients, gradients)]).sum()
     for g in gradients:
@@ -232,10 +249,12 @@ def repair_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
 @torch.no_grad()
 def shorten_gradients(parameters: Iterable[nn.Parameter], longest: float | None) -> Tensor:
     """The norm of all gradients together, before they are scaled down to `longest` if it is given."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    whole, parts = gradients(parameters)
+    norm = torch.nn.utils.get_total_norm(whole)
+    if parts:
+        norm = (norm**2 + distributed.sum_(torch.nn.utils.get_total_norm(parts) ** 2)).sqrt()
     if longest is not None:
-        torch._foreach_mul_(gradients, (longest / norm.clamp(min=1e-12)).clamp(max=1.0))
+        torch._foreach_mul_(whole + parts, (longest / norm.clamp(min=1e-12)).clamp(max=1.0))
     return norm
 
 
