@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from registry.cli.group import interrupt
 from registry.core.errors import Interrupted, UserError
 from registry.edm.archive import make_dataset
 from registry.edm.datasets import grey_or_rgb, load_images
-from tests.conftest import environment, error_line
+from tests.conftest import ROOT, environment, error_line
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 X, SIGMA = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 2.0])
@@ -342,3 +343,69 @@ def test_damaged_and_swollen_archives_are_refused(tmp_path: Path) -> None:
     made(b'{"labels": null}' + b" " * 2**27, zipfile.ZIP_DEFLATED)
     with pytest.raises(UserError, match=r"dataset\.json would take 128 MiB"):
         load_images(str(tmp_path / "a.zip"))
+
+
+def of_classes(folder: Path) -> Path:
+    for name in "abc":
+        (folder / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(folder / name / "1.png")
+    return folder
+
+
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
+    folder = of_classes(tmp_path / "images")
+    (folder / "c").rename(tmp_path / "elsewhere")
+    (folder / "c").symlink_to("../elsewhere")
+    assert "3 images of 8×8, L, 3 classes" in make_dataset(str(folder), str(tmp_path / "out.zip"))
+    assert len(load_images(str(folder))) == 3
+
+
+ODD_ENTRIES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a link to nowhere": (lambda f: (f / "d").symlink_to("/of/nowhere"), "d: is a link that leads nowhere"),
+    "an image that is a link to nowhere": (lambda f: (f / "a" / "2.png").symlink_to("gone.png"), "2.png: is a link that leads nowhere"),
+    "labels that are a folder": (lambda f: (f / "dataset.json").mkdir(), "dataset.json: is no regular file"),
+    "labels that are a pipe": (lambda f: os.mkfifo(f / "dataset.json"), "dataset.json: is no regular file"),
+    "labels that are a device": (lambda f: (f / "dataset.json").symlink_to("/dev/zero"), "dataset.json: is no regular file"),
+    "a link to the folder itself": (lambda f: (f / "a" / "up").symlink_to(f), "up: is a link to a folder that it stands in"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD_ENTRIES)
+def test_nothing_is_left_out_of_a_folder_without_a_word(case: str, tmp_path: Path) -> None:
+    make, text = ODD_ENTRIES[case]
+    folder = of_classes(tmp_path / "images")
+    make(folder)
+    for read in (lambda: load_images(str(folder)), lambda: make_dataset(str(folder), str(tmp_path / "out.zip"))):
+        with pytest.raises(UserError, match=text):
+            read()
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs the rights to become another user")
+def test_a_folder_or_list_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    """As another user, for root may read everything. It is the source that is named, not the destination."""
+    folder = of_classes(tmp_path / "images")
+    (folder / "b").chmod(0)
+    (listed := of_classes(tmp_path / "listed") / "dataset.json").write_text('{"labels": null}')
+    listed.chmod(0)
+    code = (
+        "import os, sys; from registry.edm.archive import make_dataset; from registry.core.errors import UserError\n"
+        "os.setuid(65534)\n"
+        "for source in sys.argv[1:]:\n"
+        "    try: print(make_dataset(source, 'out.zip'))\n"
+        "    except UserError as error: print(error)\n"
+    )
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o777)
+    for place in (tmp_path, *tmp_path.parents[:3]):
+        if place != Path("/tmp"):
+            place.chmod(place.stat().st_mode | 0o055)
+    done = subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path / "listed")], cwd=tmp_path / "out",
+                          env=environment({"PYTHONPATH": str(ROOT)}), capture_output=True, text=True, check=False)  # fmt: skip
+    first, second = done.stdout.splitlines()
+    assert first == f"{folder / 'b'}: cannot be read: Permission denied"
+    assert second == f"{tmp_path / 'listed'}: cannot be read: Permission denied"
+
+
+def test_a_source_that_is_empty_is_not_the_working_folder(here: Cli, tmp_path: Path) -> None:
+    assert "the source is empty" in error_line(here("dataset", "", tmp_path / "out.zip"))

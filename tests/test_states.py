@@ -452,6 +452,16 @@ def test_a_second_ctrl_c_leaves_at_once() -> None:
     assert signalled() == 0
 
 
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_it_does_so_after_other_signals_and_wherever_the_first_came(first: signal.Signals) -> None:
+    with Interruption(), pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signalled() == first
+        with Interruption():
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_two_runs_never_write_into_one_folder(run_folder: Path, here: Here, tmp_path: Path) -> None:
     with FileLock(run_folder / "run.lock"):
         line = error_line(here("--recipe", tmp_path / "short.toml", "--resume", "auto"))

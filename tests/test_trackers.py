@@ -26,8 +26,8 @@ TRACKED = ("[log]", '[log]\ntrackers = ["{}"]')
 METRIC = ("[eval]", '[eval]\nmetrics = ["sliced_wasserstein"]\nreference = "digits"')
 
 
-def tracked(name: str) -> tuple[str, str]:
-    return TRACKED[0], TRACKED[1].format(name)
+def tracked(*names: str) -> tuple[str, str]:
+    return TRACKED[0], TRACKED[1].format('", "'.join(names))
 
 
 def statistics(folder: Path) -> list[dict[str, Any]]:
@@ -175,6 +175,50 @@ def test_a_tracker_that_fails_is_left_out(recipe_file: Write, cli: Here) -> None
     assert done.stdout.count(line) == 1 and "the run goes on without it" in done.stdout and "\x1b[2J" not in done.stdout
     assert "begun 0" in done.stdout and "picture real" not in done.stdout and "ended" not in done.stdout
     assert 'trackers = [ "deaf",]' in next((path.parent / "runs").glob("*/recipe.toml")).read_text()
+
+
+RUDE = """
+import asyncio, sys
+from registry.api import Component, Config, Tracker, hookimpl
+
+class Unspeakable(Exception):
+    def __str__(self): raise ValueError
+
+class Quiet(Tracker):
+    def begin(self, folder, recipe, nimg): pass
+    def numbers(self, nimg, values): assert values
+    def picture(self, nimg, name, path): pass
+    def end(self): sys.exit(0)
+
+class Clears(Quiet):
+    def begin(self, folder, recipe, nimg):
+        recipe["train"].clear(); recipe.clear()
+    def numbers(self, nimg, values):
+        values.clear(); sys.exit(0)
+
+class Leaves(Quiet):
+    def numbers(self, nimg, values): raise asyncio.CancelledError
+
+class Mumbles(Quiet):
+    def picture(self, nimg, name, path): raise Unspeakable
+
+@hookimpl
+def register_trackers():
+    return [Component(made.__name__.lower(), Config, lambda config, made=made: made(), "a tracker") for made in (Clears, Leaves, Mumbles, Quiet)]
+"""
+
+
+def test_whatever_a_tracker_raises_or_clears_the_run_goes_on(recipe_file: Write, cli: Here, tmp_path: Path) -> None:
+    env = installed(tmp_path / "site", "rude", RUDE)
+    done = cli("--recipe", recipe_file(tracked("clears", "leaves", "mumbles", "quiet")), env=env)
+    assert done.returncode == 0, done.stderr
+    for name, reason in (
+        ("clears", "SystemExit: 0"),
+        ("leaves", "CancelledError: "),
+        ("mumbles", "Unspeakable: Unspeakable without a text"),
+    ):
+        assert f"tracker '{name}' has failed ({reason}); the run goes on without it" in " ".join(done.stdout.split())
+    assert len(statistics(next((tmp_path / "runs").glob("*-short")))) == 3
 
 
 def test_the_tracker_of_the_documentation_keeps_a_table(recipe_file: Write, cli: Here) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -84,7 +85,7 @@ def default_folder(name: str | None, study: Study) -> Path:
     """A study's own folder, if it was named by that; otherwise runs/study-NAME, or runs/study-RECIPE-AXES for a typed one."""
     if name is None:
         return Path("runs") / "-".join(["study", Path(study.recipe).stem, *(axis.name.rpartition(".")[2] for axis in study.axes)])
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir() or path.name == "study.toml":
         return path if path.is_dir() else path.parent
     return Path("runs") / f"study-{path.stem}"

@@ -28,6 +28,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         self.number = 0
+        self._to_leave = False  # Ctrl-C has come
         here = threading.current_thread() is threading.main_thread()
         caught = heeded() if here else ()
         self._previous = {s: signal.signal(s, self._note) for s in caught}
@@ -40,8 +41,9 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == self.number == signal.SIGINT:
+        if number == signal.SIGINT and any(entered._to_leave for entered in _entered):
             raise KeyboardInterrupt
+        self._to_leave |= number == signal.SIGINT
         self.number = self.number or number
 
 

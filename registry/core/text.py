@@ -13,7 +13,11 @@ def printable(text: str) -> str:
 
 def shown(text: object, most: int = 200) -> str:
     """Text from a file or an error, on one line of a terminal."""
-    line = printable(" ".join(str(text)[:1000].split()))
+    try:
+        words = str(text)
+    except Exception:  # a stranger's error
+        words = f"{type(text).__name__} without a text"
+    line = printable(" ".join(words[:1000].split()))
     return line if len(line) <= most else line[:most] + "…"
 
 

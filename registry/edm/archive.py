@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import lzma
+import os
 import pickle
 import pickletools
 import tarfile
@@ -25,7 +26,7 @@ from PIL import Image
 from registry.core.atomic import new_folder, sweep, sweep_folders, write_atomically
 from registry.core.errors import SettingError, UserError
 from registry.edm.datasets import IMAGES, grey_or_rgb, readable_labels
-from registry.edm.image_files import open_picture
+from registry.edm.image_files import files_below, open_picture
 
 OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".npz", ".json")
 """Suffixes that would surprise as the name of a folder. Others are part of a folder's name (faces.v2)."""
@@ -63,10 +64,12 @@ def make_dataset(
     sub-folders if there are several, in alphabetical order, as in EDM's tool. `folder_labels` = True takes the sub-folders in
     any case, False never. `progress` is called with the number of images written. A failure leaves nothing behind.
     """
-    target = Path(dest).expanduser()
+    if not str(source).strip():
+        raise UserError("the source is empty; give a folder of images, or CIFAR-10's python tarball")
+    target = Path(os.path.expanduser(dest))
     sweep(target.parent, target.name)
     sweep_folders(target)
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise UserError(f"{dest}: already exists; give another file or folder, or remove it")
     if target.suffix.lower() in OTHER_ARCHIVES:
         raise UserError(f"{dest}: a data set is a .zip or a folder, not a {target.suffix}")
@@ -76,7 +79,7 @@ def make_dataset(
 
     def fill(write: Callable[[str, bytes], object]) -> None:
         nonlocal shape
-        for i, picture in enumerate(_pictures(Path(source).expanduser(), folder_labels)):
+        for i, picture in enumerate(_pictures(Path(os.path.expanduser(source)), folder_labels)):
             image = _square(picture, resolution, crop)
             if shape is not None and (image.mode, image.size) != shape:
                 what = f"{source}: {picture.name} is {_words(image)}, unlike the images before it"
@@ -146,16 +149,19 @@ def _square(picture: Picture, resolution: int | None, crop: bool) -> Image.Image
 
 
 def _pictures(source: Path, folder_labels: bool | None) -> Iterator[Picture]:
-    if source.is_dir():
-        yield from _folder(source, folder_labels)
-    elif source.is_file():
-        yield from _cifar(source)
-    else:
-        raise UserError(f"{source}: no such folder or file")
+    try:
+        if source.is_dir():
+            yield from _folder(source, folder_labels)
+        elif source.is_file():
+            yield from _cifar(source)
+        else:
+            raise UserError(f"{source}: no such folder or file")
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read: {error.strerror or error}") from None
 
 
 def _folder(source: Path, folder_labels: bool | None) -> Iterator[Picture]:
-    files = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
+    files = [path for path in files_below(source) if path.suffix.lower() in IMAGES]
     names = [file.relative_to(source).as_posix() for file in files]
     listed = source / "dataset.json"
     of: dict[str, int] = {}

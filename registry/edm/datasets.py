@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import zipfile
 import zlib
@@ -21,7 +22,7 @@ from torch import Tensor
 from registry.core.errors import UserError
 from registry.core.text import shown
 from registry.core.version import install
-from registry.edm.image_files import SUFFIXES, open_picture
+from registry.edm.image_files import SUFFIXES, files_below, open_picture
 
 IMAGES = tuple(SUFFIXES)
 MOST_CLASSES = 100_000
@@ -72,9 +73,9 @@ def load_images(source: str, most: int | None = None) -> Images:
     """Load `digits`, or a folder or uncompressed ZIP of square images in EDM's layout, or `most` of these. Raises UserError."""
     if source == "digits":
         return _digits()
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
-        files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
+        files = {p.relative_to(path).as_posix(): p for p in files_below(path)}
         return _read(str(path), list(files), lambda name: files[name].read_bytes(), most)
     if path.is_file() and zipfile.is_zipfile(path):
         try:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from pathlib import Path
 
 from PIL import Image
 
+from registry.core.errors import UserError
+from registry.core.text import shown
+
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".webp": "WEBP"}
 """The files that are taken for images. Pillow knows far more formats, and runs other programs for some of them."""
+LABELS = "dataset.json"
+"""EDM's list of labels."""
 FORMATS = tuple(sorted(set(SUFFIXES.values())))
 MOST_PIXELS = 2**26
 """The most pixels of a picture: 8192 × 8192."""
@@ -38,3 +44,28 @@ def open_picture(content: bytes | Path) -> Image.Image:
     except Exception as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
     return image
+
+
+def files_below(folder: Path) -> list[Path]:
+    """The files of a folder and of those in it, links followed, in order. Raises UserError if a folder cannot be read, a link leads
+    nowhere or back to where it stands, or an image or a list of labels is no file: what is left out would not be missed."""
+    found, folders = list[Path](), [(folder, frozenset[str]())]
+    while folders:
+        place, above = folders.pop()
+        if (real := os.path.realpath(place)) in above:
+            raise UserError(f"{shown(place)}: is a link to a folder that it stands in")
+        try:
+            for entry in os.scandir(place):
+                path = place / entry.name
+                wanted = path.suffix.lower() in SUFFIXES or path.name == LABELS
+                if entry.is_file():
+                    found.append(path)
+                elif entry.is_dir() and path.name != LABELS:
+                    folders.append((path, above | {real}))
+                elif entry.is_symlink() and not path.exists():
+                    raise UserError(f"{shown(path)}: is a link that leads nowhere")
+                elif wanted:
+                    raise UserError(f"{shown(path)}: is no regular file")
+        except OSError as error:
+            raise UserError(f"{shown(place)}: cannot be read: {error.strerror or error}") from None
+    return sorted(found)

@@ -27,7 +27,7 @@ def locate(name: str, folder: Path | None = None) -> str:
     """
     if is_url(name) or published(name):
         return name
-    for path in [Path(name).expanduser(), *([folder / name] if folder else [])]:
+    for path in [Path(os.path.expanduser(name)), *([folder / name] if folder else [])]:
         if path.is_file():
             return str(path.resolve())
         if newest := newest_network(path):
@@ -75,7 +75,7 @@ def locate_file(name: str, folder: Path | None = None) -> str:
 
 
 def _existing(name: str, folder: Path | None) -> Path | None:
-    paths = [] if not name.strip() else [Path(name).expanduser(), *([folder / name] if folder else [])]
+    paths = [] if not name.strip() else [Path(os.path.expanduser(name)), *([folder / name] if folder else [])]
     return next((p for p in paths if p.exists()), None)
 
 
@@ -96,7 +96,7 @@ def open_path(source: str, sha256: str | None = None) -> Path:
         return fetch(source, sha256)
     if found := published(source):
         return fetch(found.url, sha256) if found.url else _downloaded_by_hand(found)
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if newest := newest_network(path):
         return newest
     return path if path.is_file() else _shipped_file(source, ".pt") or path
@@ -120,7 +120,7 @@ def _downloaded_by_hand(teacher: Published) -> Path:
     from registry.files.downloads import cache_folder
 
     name = teacher.name.partition(":")[2]
-    places = [Path(p).expanduser() for p in (os.environ.get("DISTILL_TEACHERS"), cache_folder()) if p]
+    places = [Path(os.path.expanduser(p)) for p in (os.environ.get("DISTILL_TEACHERS"), cache_folder()) if p]
     for path in (place / name for place in places):
         for file in (path.with_name(path.name + suffix) for suffix in (".pkl", ".pt")):
             if file.is_file():
@@ -153,7 +153,7 @@ def locate_recipe(name: str) -> Path:
 
 def locate_study(name: str) -> Path:
     """The path of a study's file, given as a path, as a study's folder, or as the bare name of a shipped one. Raises UserError."""
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     return _locate_toml(str(folder / "study.toml") if folder.is_dir() else name, "study", [*(shipped() / STUDIES).glob("*.toml")])
 
 
@@ -164,7 +164,7 @@ STUDIES = "studies"
 
 
 def _locate_toml(name: str, what: str, files: list[Path]) -> Path:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if not name.strip():
         raise UserError(f"a {what} without a name")
     if what == "recipe" and (path / RECIPE).is_file():  # of a run

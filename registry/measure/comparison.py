@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ class Result:
 
 def read_results(source: str) -> list[Result]:
     """The rows in a result of `distill evaluate` (.json), in a run's quality.json, or in a run folder. Raises UserError."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     path = path / "quality.json" if path.is_dir() else path
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: is not a file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,7 +105,7 @@ def result(sampler: Sampler, config: EvalConfig, metrics: Metrics, row: Row) -> 
 
 def beside(network: str, choices: Sequence[Choice]) -> Path:
     """NETWORK.metric-fid.json beside a network's file, or in the current folder if the network is a URL or a bare name."""
-    path = Path(network).expanduser()
+    path = Path(os.path.expanduser(network))
     folder = path.parent if path.is_file() else Path()
     return folder / f"{path.stem.replace(':', '-')}.metric-{'-'.join(choice.name for choice in choices)}.json"
 

@@ -121,7 +121,7 @@ def load_plugins(blocked: Iterable[str] | None = None) -> Plugins:
 
     `blocked` defaults to the names in the environment variable DISTILL_BLOCK_PLUGINS, separated by commas.
     """
-    blocked = set(os.environ.get(BLOCK, "").split(",") if blocked is None else blocked)
+    blocked = set(filter(None, os.environ.get(BLOCK, "").split(",")) if blocked is None else blocked)
     plugins = Plugins()
     taken: dict[str, str] = {}
     entries = [(e.dist.metadata["Name"] if e.dist else "?", e) for e in metadata.entry_points(group=GROUP)]
@@ -133,7 +133,9 @@ def load_plugins(blocked: Iterable[str] | None = None) -> Plugins:
             if entry.name in taken:
                 raise UserError(f"package {package} names its plugin {entry.name!r}, as does package {taken[entry.name]}")
             found = components(entry.load(), entry.name)
-        except (Exception, SystemExit) as error:  # a stranger's code may raise anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a stranger's code may raise anything
             plugins.failures.append(Failure(entry.name, release, _reason(error)))
         else:
             taken[entry.name] = package
@@ -142,5 +144,4 @@ def load_plugins(blocked: Iterable[str] | None = None) -> Plugins:
 
 
 def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    return shown(error, 500) if isinstance(error, UserError) else f"{type(error).__name__}: {shown(error, 300)}"

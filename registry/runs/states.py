@@ -43,7 +43,7 @@ def find_state(resume: str | None, outdir: Path, description: str, tables: Mappi
         return newest_run(outdir, description, tables)
     if not resume.strip():
         raise SettingError("resume", "is empty; give 'auto', a training state, or a run folder", resume)
-    path = Path(resume).expanduser()
+    path = Path(os.path.expanduser(resume))
     if path.is_dir():
         if not os.access(path, os.R_OK | os.X_OK):
             raise SettingError("resume", "this folder may not be read", resume)

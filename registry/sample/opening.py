@@ -103,7 +103,7 @@ def open_sampler(
     may not state it. Raises UserError.
     """
     plugins = load_plugins()
-    network = str(open_path(network)) if Path(network).expanduser().is_dir() else network
+    network = str(open_path(network)) if Path(os.path.expanduser(network)).is_dir() else network
     net, facts = load_network(
         network, "denoiser", "generator", key=key, kind=kind, build=lambda facts: copy_of_teacher(network, facts, plugins)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ class Trackers:
         self.chosen, self.journal = list(chosen), journal
 
     def begin(self, folder: Path, recipe: Mapping[str, Any], nimg: int) -> None:
-        self._each(lambda tracker: tracker.begin(folder, recipe, nimg))
+        self._each(lambda tracker: tracker.begin(folder, copy.deepcopy(dict(recipe)), nimg))
 
     def line(self, nimg: int, entry: Mapping[str, Any]) -> None:
         """A line of the run's statistics, or of a metric."""
         if values := numbers(entry):
-            self._each(lambda tracker: tracker.numbers(nimg, values))
+            self._each(lambda tracker: tracker.numbers(nimg, dict(values)))
 
     def picture(self, nimg: int, path: Path) -> None:
         """A picture of the run's folder. Of fakes_000012.png the name is fakes."""
@@ -39,7 +40,9 @@ class Trackers:
         for choice, tracker in list(self.chosen):
             try:
                 tell(tracker)
-            except Exception as error:  # a stranger's code
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a stranger's code
                 self.chosen.remove((choice, tracker))
                 reason = f"{type(error).__name__}: {shown(error, 200)}"
                 self.journal.log(f"WARNING {choice.who} has failed ({reason}); the run goes on without it")
