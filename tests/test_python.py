@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "both": ({"seeds": [1]}, "seeds: give n or seeds, not both"),
     "none": ({"n": 0}, "n = 0: must be a whole number, at least 1"),
     "nfe": ({"nfe": 3}, "nfe = 3: .* was distilled with 2 steps"),
+    "nfe that is a text": ({"nfe": "2"}, "nfe = .*2.*: must be a whole number, at least 1"),
+    "nfe that is no number": ({"nfe": float("nan")}, "nfe = .*: must be a whole number, at least 1"),
+    "ragged seeds": ({"n": None, "seeds": [[1], [1, 2]]}, "seeds = .*: must be a whole number, or a list of them"),
+    "seeds without values": ({"n": None, "seeds": torch.ones(2, dtype=torch.int64, device="meta")}, "seeds = .*: must be"),
     "batch": ({"batch": 0}, "batch = 0: must be a whole number, at least 1"),
 }
 
@@ -155,6 +160,37 @@ def test_the_other_loader_is_named(classes: Path) -> None:
         load_teacher("digits_d12")
     with pytest.raises(UserError, match="source = 3: must be the path of a file or a run folder, or a name"):
         load_teacher(3)  # type: ignore[arg-type]
+
+
+def test_odd_arguments_of_a_loader_are_one_line() -> None:
+    class Bytes:
+        def __fspath__(self) -> bytes:
+            return b"digits_d128"
+
+    with pytest.raises(UserError, match=r"source = .*: must be the path of a file"):
+        load_teacher(Bytes())  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"a…: (File name too long|no such file)"):
+        load_teacher("a" * 5000)
+    with pytest.raises(UserError, match=r"no such file"):
+        load_teacher("~nosuchuser/teacher.pt")
+    with pytest.raises(UserError, match=r"D = .*: must be a positive number, or inf"):
+        load_teacher("digits_d128", D="x")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"nfe = .*: must be a whole number"):
+        load_teacher("digits_d128", nfe=[3])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"device = .*: must be auto, cpu, cuda or cuda:N"):
+        load_teacher("digits_d128", device=None)  # type: ignore[arg-type]
+    assert load_teacher("digits_d128", device=torch.device("cpu")).device.type == "cpu"
+
+
+def test_the_default_type_is_the_callers_after_sampling_in_threads(teacher: Sampler) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            images = list(pool.map(lambda _: teacher.sample(1, nfe=3), range(40)))
+        assert torch.get_default_dtype() == torch.float64
+        assert all(torch.equal(image, images[0]) for image in images)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_moving_gives_the_sampler_back(teacher: Sampler) -> None:

@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,7 +14,6 @@ import torch
 @contextmanager
 def usual_torch() -> Iterator[None]:
     """Gradients on, no autocast, float32 on the CPU by default, whatever the caller has set; as it was afterwards."""
-    default = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -22,9 +22,31 @@ def usual_torch() -> Iterator[None]:
                 stack.enter_context(torch.autocast(device, enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
-        stack.callback(torch.set_default_dtype, default)
-        torch.set_default_dtype(torch.float32)
+        stack.enter_context(_float32)
         yield
+
+
+class _Float32:
+    """float32 by default. All threads share torch's default, so the last one that leaves gives it back."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, torch.float32
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = torch.get_default_dtype()
+            self._inside += 1
+            torch.set_default_dtype(torch.float32)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch.set_default_dtype(self._before)
+
+
+_float32 = _Float32()
 
 
 @contextmanager

@@ -39,8 +39,11 @@ MOST_BYTES = 2**35
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: DISTILL_CACHE_DIR, or the platform's cache folder."""
-    return Path(os.environ.get("DISTILL_CACHE_DIR") or platformdirs.user_cache_dir("distill"))
+    """Where downloads are kept: DISTILL_CACHE_DIR, or the platform's cache folder. Raises UserError if there is no home folder."""
+    try:
+        return Path(os.environ.get("DISTILL_CACHE_DIR") or platformdirs.user_cache_dir("distill"))
+    except RuntimeError:
+        raise UserError("there is no home folder for the cache here; set DISTILL_CACHE_DIR to a folder") from None
 
 
 def fetch(url: str, sha256: str | None = None) -> Path:

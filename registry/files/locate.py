@@ -107,7 +107,7 @@ def newest_network(folder: Path) -> Path | None:
 
     Of equally new ones, snapshots come before states, and pickles first. PFGM++ has training-state-*.pkl beside those in .pt.
     """
-    files = [*folder.glob("network-snapshot-*"), *folder.glob("training-state-*")] if folder.is_dir() else []
+    files = [*folder.glob("network-snapshot-*"), *folder.glob("training-state-*")] if os.path.isdir(folder) else []
 
     def rank(path: Path) -> tuple[int, bool, bool]:
         return int((re.findall(r"\d+", path.stem) or [-1])[-1]), path.name.startswith("network"), path.suffix == ".pkl"
@@ -123,7 +123,7 @@ def _downloaded_by_hand(teacher: Published) -> Path:
     places = [Path(os.path.expanduser(p)) for p in (os.environ.get("DISTILL_TEACHERS"), cache_folder()) if p]
     for path in (place / name for place in places):
         for file in (path.with_name(path.name + suffix) for suffix in (".pkl", ".pt")):
-            if file.is_file():
+            if os.path.isfile(file):  # what cannot be looked at is not there
                 return file
         if found := newest_network(path):
             return found

@@ -7,9 +7,12 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from registry.core import distributed
 from registry.core.errors import SettingError, UserError
 from registry.core.surroundings import torch_left_alone, usual_torch
+from registry.core.text import shown
 from registry.edm.networks import Precond
 from registry.files.formats import load_network, weights_hash
 from registry.files.kinds import Kind
@@ -31,7 +34,7 @@ def load_generator(
     rng: Rng = "distill",
     precision: Precision = None,
     compile: bool = False,
-    device: str = "auto",
+    device: str | torch.device = "auto",
 ) -> Sampler:
     """A distilled generator, from a file or a run folder (its newest snapshot), ready to sample.
 
@@ -54,7 +57,7 @@ def load_teacher(
     rng: Rng = "distill",
     precision: Precision = None,
     compile: bool = False,
-    device: str = "auto",
+    device: str | torch.device = "auto",
 ) -> Sampler:
     """A teacher (a denoiser), ready to be sampled with Heun's method: from a file, a run folder, or the name of a shipped or
     published one.
@@ -67,10 +70,13 @@ def load_teacher(
 
 def of_kind(kind: Kind, source: str | os.PathLike[str], **arguments: Any) -> Sampler:
     """The network in a file, which must not say that it is of another kind. Raises UserError."""
-    if not isinstance(source, str | os.PathLike):
+    path = os.fspath(source) if isinstance(source, os.PathLike) else source
+    if not isinstance(path, str):
         raise SettingError("source", "must be the path of a file or a run folder, or a name", source)
     try:
-        return open_sampler(locate(os.fspath(source)), kind=kind, **arguments)
+        return open_sampler(locate(path), kind=kind, **arguments)
+    except OSError as error:
+        raise UserError(f"{shown(source)}: {error.strerror or error}") from None
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
     except SettingError as error:
@@ -95,7 +101,7 @@ def open_sampler(
     rng: Rng = "distill",
     precision: Precision = None,
     compile: bool = False,
-    device: str = "auto",
+    device: str | torch.device = "auto",
 ) -> Sampler:
     """`load_generator` or `load_teacher`, whichever the file asks for: `distill generate` and `evaluate`.
 
@@ -107,7 +113,7 @@ def open_sampler(
     net, facts = load_network(
         network, "denoiser", "generator", key=key, kind=kind, build=lambda facts: copy_of_teacher(network, facts, plugins)
     )
-    place = distributed.start(device)
+    place = distributed.start(str(device))
     net = net.to(place).requires_grad_(False)
     domain = domain_of(network, net, facts, D)
     noise = noise_of(network, facts, domain, sigma_init, plugins)

@@ -30,7 +30,7 @@ def kind_of(network: str, facts: NetworkFacts, sampler: str) -> str:
 
 def dimension_of(network: str, facts: NetworkFacts, D: float | None) -> float:
     """D from the file, or the argument if the file does not state it. Raises UserError if they disagree."""
-    if D is not None and not D > 0:
+    if D is not None and not (isinstance(D, int | float) and D > 0):
         raise SettingError("D", "must be a positive number, or inf", D)
     known = published(network)
     stated = known.D if known else facts.dimension()

@@ -208,9 +208,12 @@ class Sampler:
             if n is not None and (type(n) is not int or n < 1):
                 raise SettingError("n", "must be a whole number, at least 1", n)
             return list(range(16 if n is None else n))
-        found: list[Any] = list(seeds) if isinstance(seeds, Sequence | np.ndarray | Tensor) and np.ndim(seeds) else [seeds]
-        check_seeds(found)
-        return [index(seed) for seed in found]
+        try:
+            found: list[Any] = list(seeds) if isinstance(seeds, Sequence | np.ndarray | Tensor) and np.ndim(seeds) else [seeds]
+            check_seeds(found)
+            return [index(seed) for seed in found]
+        except (TypeError, ValueError, RuntimeError):
+            raise SettingError("seeds", "must be a whole number, or a list of them", type(seeds).__name__) from None
 
     # ------------------------------------------------------------------------------------------------- for people
 

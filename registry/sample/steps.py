@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 from registry.core.errors import SettingError
 
@@ -13,6 +14,7 @@ def check_generator_steps(
     network: str, sigmas: Sequence[float], steps: int | None, nfe: int | None, doubt: str | None = None
 ) -> None:
     """Check that a generator is sampled with the steps that it was distilled with. Raises SettingError."""
+    check_whole(steps, nfe)
     if nfe is not None and steps is not None and nfe != steps:
         raise SettingError(
             "nfe", f"a generator takes as many evaluations as steps (here {steps}); give steps or nfe, not both", nfe
@@ -32,6 +34,7 @@ def check_generator_steps(
 
 def heun_steps(resolution: int, steps: int | None, nfe: int | None) -> int:
     """Heun steps: `steps`, or from `nfe`, or EDM's default (18 up to 32 pixels per side, 40 above). Raises UserError."""
+    check_whole(steps, nfe)
     if nfe is not None and nfe % 2 == 0:
         raise SettingError("nfe", f"n Heun steps take 2n − 1 evaluations, an odd number; give {nfe - 1} or {nfe + 1}", nfe)
     if nfe is not None and steps is not None and nfe != 2 * steps - 1:
@@ -42,3 +45,10 @@ def heun_steps(resolution: int, steps: int | None, nfe: int | None) -> int:
             "steps" if nfe is None else "nfe", f"must be at most {MOST_STEPS:,} Heun steps", steps if nfe is None else nfe
         )
     return n
+
+
+def check_whole(steps: object, nfe: object) -> None:
+    """Check that these are positive whole numbers, or None. Raises SettingError."""
+    for setting, value in (("steps", steps), ("nfe", nfe)):
+        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
+            raise SettingError(setting, "must be a whole number, at least 1", value)
