@@ -104,12 +104,11 @@ class Learner:
     @contextmanager
     def summing(self, last: bool) -> Iterator[None]:
         """For a backward pass: with the `last` of a step the gradients are summed over processes, each as soon as it is there."""
-        whole = [parameter for parameter in self.parameters if not is_split(parameter)]
-        if distributed.world_size() == 1 or not whole:
+        if distributed.world_size() == 1 or all(map(is_split, self.parameters)):  # what is split is summed by torch
             yield
             return
         if self.over_processes is None:
-            self.over_processes = GradientSum(whole)
+            self.over_processes = GradientSum(parameter for parameter in self.parameters if not is_split(parameter))
         with self.over_processes.completing() if last else nullcontext():
             yield
 
@@ -235,13 +234,13 @@ def repair_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
     return repaired(whole) + (distributed.sum_(repaired(parts)) if parts else 0)
 
 
-def repaired(gradients: list[Tensor]) -> Tensor:
-    """The number of values replaced in these."""
-    if not gradients:
+def repaired(found: list[Tensor]) -> Tensor:
+    """The same for these gradients, in place."""
+    if not found:
         return torch.zeros((), dtype=torch.int64)
     # g − g is 0 where g is finite, and NaN elsewhere, which counts as not 0: much faster than isfinite() for many small tensors.
-    bad = torch.stack([torch.count_nonzero(nothing) for nothing in torch._foreach_sub(gradients, gradients)]).sum()
-    for g in gradients:
+    bad = torch.stack([torch.count_nonzero(nothing) for nothing in torch._foreach_sub(found, found)]).sum()
+    for g in found:
         torch.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5, out=g)
     return bad
 
