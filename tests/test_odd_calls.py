@@ -66,7 +66,7 @@ def test_an_odd_call(case: str, here: Here, tmp_path: Path, monkeypatch: pytest.
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["数字", "$\\nothing$", "a & b < c"])
+@pytest.mark.parametrize("name", ["数字", "$\\nothing$", "a & b < c", "C:\\xray \\u12"])
 def test_a_run_may_have_any_name(name: str, recipe_file: Callable[..., Path], here: Here, recwarn: pytest.WarningsRecorder) -> None:
     done = here("--recipe", recipe_file(name=f"{name}.toml"))
     assert done.returncode == 0, done.stderr

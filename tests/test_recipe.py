@@ -244,3 +244,9 @@ def test_a_component_that_cannot_say_what_it_serves_breaks_no_hint(plugins: Plug
     more = Plugins([*plugins.registered, Registered("noise", Component("needs", Needs, "nowhere:build", ""), "stranger", "1")])
     with pytest.raises(UserError, match="use electrostatic"):
         resolve("quickstart", more, ["noise.use=gaussian"])
+
+
+@pytest.mark.parametrize("text", ["C:\\xray", "a\\x41", "\\u12", 'a\\e"q', "ü\\\\x"])
+def test_a_complete_recipe_holds_any_text(text: str) -> None:
+    tables = {"log": {"outdir": text, "trackers": [text]}}
+    assert tomllib.loads(dumps(tables)) == tables

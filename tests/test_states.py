@@ -36,7 +36,7 @@ from registry.runs.building import build, build_generator, generator_facts
 from registry.runs.checkpoints import restore_state
 from registry.runs.distill import distill
 from registry.runs.folder import RunFolder
-from registry.runs.states import Found
+from registry.runs.states import Found, find_state
 from registry.runs.training import Saved, interruptible, start_or_resume
 from registry.show.journal import Journal
 from registry.train import loop
@@ -450,6 +450,14 @@ def test_a_second_ctrl_c_leaves_at_once() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
     assert signalled() == 0
+
+
+def test_a_folder_that_may_not_be_read_is_not_said_to_have_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything, so the system's answer is that to another user."""
+    (tmp_path / "00003-short").mkdir()
+    assert find_state("auto", tmp_path, "short", {}).remarks == (f"not resumed: {tmp_path / '00003-short'}: has no training state",)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert find_state("auto", tmp_path, "short", {}).remarks == (f"not resumed: {tmp_path / '00003-short'}: may not be read",)
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import toml
 from PIL import Image
 
 from registry.api import Config, Tracker, UserError
 from registry.core.version import install
+from registry.recipe.resolved import dumps
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -27,7 +27,7 @@ class TensorBoard(Tracker):
 
         # Of events after the state that the run goes on from, TensorBoard shows none.
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=nimg + 1 if nimg else None)
-        text = toml.dumps(dict(recipe))
+        text = dumps(dict(recipe))
         self.writer.add_text("recipe", "\n".join(f"    {line}" for line in text.splitlines()), nimg)
 
     def numbers(self, nimg: int, values: Mapping[str, float]) -> None:

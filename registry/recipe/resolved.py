@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -220,9 +222,17 @@ def plain(config: BaseModel) -> Tables:
     }
 
 
+class TomlEncoder(toml.TomlEncoder):  # type: ignore[misc]
+    """toml's own writes a backslash before an x as something else."""
+
+    def __init__(self) -> None:
+        super().__init__(dict)
+        self.dump_funcs[str] = partial(json.dumps, ensure_ascii=False)  # a string of JSON is one of TOML
+
+
 def dumps(tables: Tables) -> str:
     """Tables as TOML; asserts that the text reads back as the same tables."""
-    text: str = toml.dumps(tables)
+    text: str = toml.dumps(tables, TomlEncoder())
     assert _same(tomllib.loads(text), tables), "the resolved recipe does not survive being written"
     return text
 

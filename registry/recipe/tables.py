@@ -286,7 +286,9 @@ class LogConfig(Config):
     state_minutes: float = Field(
         15.0, gt=0, le=MOST_MINUTES, description="minutes between training states, if they come before state_ticks do"
     )
-    keep_states: int = Field(2, ge=0, le=MOST_TICKS, description="the newest training states that are kept; 0 = all")
+    keep_states: int = Field(
+        2, ge=0, le=MOST_TICKS, description="the newest training states that are kept, one of each thousand images; 0 = all"
+    )
     trackers: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         (), description="names; where numbers and pictures go besides the run's folder. [log.NAME] holds a tracker's own settings"
     )

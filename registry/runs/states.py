@@ -62,6 +62,9 @@ def newest_run(outdir: Path, description: str, tables: Mapping[str, Any]) -> Fou
     runs = sorted((p for p in outdir.iterdir() if name.fullmatch(p.name)), reverse=True) if outdir.is_dir() else []
     wanted, remarks = identity(tables), list[str]()
     for folder in runs:
+        if not os.access(folder, os.R_OK | os.X_OK):
+            remarks.append(f"not resumed: {folder}: may not be read")
+            continue
         if not states(folder):
             remarks.append(f"not resumed: {folder}: has no training state")
             continue

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import toml
-
 from registry.core.errors import SettingError, UserError
+from registry.recipe.resolved import TomlEncoder
 from registry.recipe.tables import PLACEHOLDER
 from registry.recipe.texts import parse_set
 
@@ -176,7 +175,7 @@ def fill(key: str, value: Any, known: Settings) -> Any:
 
 def as_toml(value: Any) -> str:
     """A value as TOML."""
-    return f"[{', '.join(map(as_toml, value))}]" if isinstance(value, list) else str(toml.TomlEncoder().dump_value(value))
+    return f"[{', '.join(map(as_toml, value))}]" if isinstance(value, list) else str(TomlEncoder().dump_value(value))
 
 
 def as_text(value: Any) -> str:
