@@ -460,7 +460,7 @@ def test_a_folder_that_may_not_be_read_is_not_said_to_have_no_state(tmp_path: Pa
     assert find_state("auto", tmp_path, "short", {}).remarks == (f"not resumed: {tmp_path / '00003-short'}: may not be read",)
 
 
-@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGUSR1])
 def test_it_does_so_after_other_signals_and_wherever_the_first_came(first: signal.Signals) -> None:
     with Interruption(), pytest.raises(KeyboardInterrupt):  # noqa: PT012
         os.kill(os.getpid(), first)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from registry.core.errors import SettingError, UserError
+from registry.core.interruption import undisturbed
 
 MEANWHILE = "was made by another process in the meantime; it is left as it is"
 
@@ -39,11 +40,10 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], 
         path.parent.mkdir(parents=True, exist_ok=True)
         if durable:  # others are many
             sweep(path.parent, path.name)
-        file, temporary = own_temporary(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     try:
-        with file, held(file.fileno()):
+        with temporary_beside(path) as (file, temporary), file, held(file.fileno()):
             if isinstance(content, bytes):
                 file.write(content)
             else:
@@ -57,9 +57,20 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], 
         raise UserError(f"{path}: {MEANWHILE}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def temporary_beside(path: Path) -> Iterator[tuple[BinaryIO, str]]:
+    """A temporary file beside `path`, and its name; gone afterwards, also if a signal comes while it is made. Raises OSError."""
+    name = None
+    try:
+        with undisturbed():
+            file, name = own_temporary(path)
+        yield file, name
     finally:
-        with suppress(OSError):  # the disk may be read-only by now; the next start sweeps
-            os.unlink(temporary)
+        if name is not None:
+            with suppress(OSError):  # the disk may be read-only by now; the next start sweeps
+                os.unlink(name)
 
 
 @contextmanager
@@ -139,17 +150,20 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep_folders(target)
-        part, handle = own_folder(target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror}") from None
+    part, handle = None, None
     try:
+        with undisturbed():
+            part, handle = own_folder(target)
         yield part
         part.replace(target)
     except OSError as error:
         there = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
         raise UserError(f"{target}: {MEANWHILE if there else f'cannot be written: {error.strerror}'}") from None
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
         if handle is not None:
             os.close(handle)
 

@@ -56,8 +56,8 @@ def check_images(images: Tensor, what: str, nimg: int) -> None:
 
 
 def check_unchanged(frozen: nn.Module, name: str, before: int) -> None:
-    """Check that a network that must not learn has the `fingerprint` it had before. Raises UserError."""
-    if fingerprint(frozen.state_dict()) != before:
+    """Check that a network that must not learn has the `fingerprint` it had before, in all processes. Raises UserError in all."""
+    if any(distributed.gather(fingerprint(frozen.state_dict()) != before)):
         raise UserError(f"the {name}'s weights have changed during the run; a loss must not write to them")
 
 
