@@ -295,7 +295,7 @@ BAD = {
     "no classes": (["--network", "digits_d128", "--class", "1"], "--class 1: digits_d128 was trained without classes, so none can be given"),
     "a teacher as generator": (["--network", "digits_d128", "--sampler", "generator"], "is a denoiser; leave this out"),
     "even evaluations": (["--network", "digits_d128", "--nfe", "10"], "--nfe 10: n Heun steps take 2n − 1 evaluations"),
-    "device": (["--device", "tpu"], "--device tpu: must be auto, cpu, cuda or cuda:N"),
+    "device": (["--device", "tpu"], "--device tpu: must be auto, cpu, cuda, cuda:N or mps"),
     "seeds": (["--seeds", "a-b"], "--seeds a-b: write numbers and ranges"),
     "no such file": (["--network", "nowhere.pkl"], "nowhere.pkl: no such file"),
     "no network": (["--network", "digits_features"], "is a classifier, expected a denoiser or generator"),

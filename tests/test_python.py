@@ -177,7 +177,7 @@ def test_odd_arguments_of_a_loader_are_one_line() -> None:
         load_teacher("digits_d128", D="x")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"nfe = .*: must be a whole number"):
         load_teacher("digits_d128", nfe=[3])  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"device = .*: must be auto, cpu, cuda or cuda:N"):
+    with pytest.raises(UserError, match=r"device = .*: must be auto, cpu, cuda, cuda:N or mps"):
         load_teacher("digits_d128", device=None)  # type: ignore[arg-type]
     assert load_teacher("digits_d128", device=torch.device("cpu")).device.type == "cpu"
 

@@ -13,6 +13,7 @@ from registry.api import Teacher
 from registry.builtin import AnalyticConfig
 from registry.builtin.points import ExactDenoiser, PointDenoiser, points_in_the_plane
 from registry.core.levels import karras_sigma
+from registry.core.precision import wide
 from registry.core.streams import Streams
 from registry.edm.datasets import load_images
 from registry.files.formats import weights_hash
@@ -61,7 +62,7 @@ def warm_up(net: nn.Module, exact: ExactDenoiser, iterations: int, seed: int, si
     for i in range(iterations):
         rng = Streams.derived(f"{seed}/warm-up", range(i * batch, (i + 1) * batch), device)
         x = points[rng.integers(len(points))]
-        sigma = karras_sigma(rng.uniform().double(), rho=7.0).float()
+        sigma = karras_sigma(rng.uniform().to(wide(device)), rho=7.0).float()
         x = x + sigma.reshape(-1, 1, 1, 1) * rng.normal(x.shape[1:])
         error = (net(x, sigma) - exact(x, sigma)).square()
         loss = (edm_weight(sigma, sigma_data).reshape(-1, 1, 1, 1) * error).sum() / batch

@@ -80,6 +80,6 @@ sampler_options = options(
         help="What the network computes in.  [default: as it was saved]",
     ),
     click.option("--compile", is_flag=True, help="Compile the network with torch.compile: a minute at the start, then faster."),
-    click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
+    click.option("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps."),
 )
 """What is sampled, and how: the arguments of registry.sample.sampler.open_sampler."""

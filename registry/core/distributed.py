@@ -34,6 +34,8 @@ def start(device: str = "auto", minutes: float = PATIENCE) -> torch.device:
     one does not come.
     """
     found = named_device(device)
+    if several() and found.type == "mps":
+        raise SettingError("device", "Apple's GPU takes one process; start it without torchrun, or write 'cpu'", device)
     if several() and found.type == "cuda":
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if found.index is not None:
@@ -65,6 +67,8 @@ def named_device(name: str) -> torch.device:
     found = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     if found.type == "cuda" and not torch.cuda.is_available():
         raise SettingError("device", "no CUDA device was found; use 'cpu' or 'auto'", name)
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise SettingError("device", "torch finds no Apple GPU here; use 'cpu' or 'auto'", name)
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise SettingError("device", f"there are {torch.cuda.device_count()} CUDA devices, counted from 0", name)
     return found

@@ -56,12 +56,12 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Dimension = Annotated[float, Field(gt=0)]
 """D: a positive real, or `inf`."""
 
-DEVICES = "must be auto, cpu, cuda or cuda:N"
+DEVICES = "must be auto, cpu, cuda, cuda:N or mps"
 
 
 def check_device(name: str) -> str:
     """The name, if it is one of a device. Raises ValueError."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", name):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", name):
         raise ValueError(DEVICES)
     return name
 

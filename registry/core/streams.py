@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from registry.core.philox import Words, gamma, inside_unit, normals, philox, uniform53
+from registry.core.precision import wide
 
 TILE = 2**13
 """Counters at a time on a processor: what its cache holds."""
@@ -39,7 +40,7 @@ class Streams:
         self._draws = 0
         numbers = np.array([seed % 2**64 for seed in self.seeds], dtype=np.uint64)
         words = np.stack([numbers & np.uint64(2**32 - 1), numbers >> np.uint64(32)]).astype(np.int64)[..., None]
-        self._xp: Any = np if self.device.type == "cpu" else torch
+        self._xp: Any = torch if self.device.type != "cpu" and wide(self.device) == torch.float64 else np
         self._low, self._high = words if self._xp is np else _moved(torch.from_numpy(words), self.device)
 
     @classmethod
@@ -58,11 +59,13 @@ class Streams:
             four = xp.asarray(four, dtype=xp.float64 if dtype == torch.float64 else xp.float32)
             return four.reshape(4, *four.shape[2:])
 
-        return self._filled(4, values, shape).to(dtype)
+        return self._there(self._filled(4, values, shape).to(dtype))
 
     def uniform(self, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
         """Uniform values in [0, 1): [B, *shape]; multiples of 2^-53 in float64, and of 2^-24 otherwise."""
+        return self._there(self._uniform(shape, dtype))
 
+    def _uniform(self, shape: Sequence[int] = (), dtype: torch.dtype = torch.float64) -> Tensor:
         def single(xp: Any, words: Words) -> Any:
             return xp.asarray(xp.stack(words) >> 8, dtype=xp.float32) * 2.0**-24
 
@@ -72,22 +75,26 @@ class Streams:
         return (self._filled(2, double, shape) if dtype == torch.float64 else self._filled(4, single, shape)).to(dtype)
 
     def gamma(self, concentration: float) -> Tensor:
-        """Gamma(concentration, rate 1) in float64: [B]."""
+        """Gamma(concentration, rate 1), as wide as the device's numbers are: [B]."""
 
         def value(xp: Any, words: Words) -> Any:
             return gamma(xp, concentration, [w[:, 1:] for w in words], inside_unit(xp, words[0][:, 0]))
 
-        return self._tiles(1 + GAMMA_BLOCKS, value)
+        return self._there(self._tiles(1 + GAMMA_BLOCKS, value))
 
     def integers(self, high: int) -> Tensor:
         """Uniform integers in [0, high): [B]."""
-        return (self.uniform(dtype=torch.float64) * high).long()
+        return self._there((self._uniform() * high).long())
 
     def one_hot(self, classes: int) -> Tensor | None:
         """Random classes as one-hot rows [B, classes]; None if there are no classes."""
         if not classes:
             return None
         return torch.nn.functional.one_hot(self.integers(classes), classes).to(torch.float32)
+
+    def _there(self, drawn: Tensor) -> Tensor:
+        """On the streams' device, in numbers that it has."""
+        return drawn if drawn.device.type == self.device.type else _moved(drawn, self.device)
 
     def _filled(self, each: int, values: Callable[[Any, Words], Any], shape: Sequence[int]) -> Tensor:
         """[B, *shape] from a function that makes `each` values of every block of four words: [b, n] -> [each, b, n]."""
@@ -110,7 +117,9 @@ class Streams:
 
 
 def _moved(values: Tensor, device: torch.device) -> Tensor:
-    """On the device, without waiting for it."""
+    """On the device, without waiting for it; float64 only if the device has it."""
+    if values.dtype == torch.float64:
+        values = values.to(wide(device))
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 

@@ -812,8 +812,7 @@ class iDDPMPrecond(Precond):  # noqa: N801
 
     def nearest(self, sigma: Tensor) -> Tensor:
         """The index j of the level nearest to each sigma, in the shape of sigma."""
-        u, flat = self.u, sigma.to(self.u.device).reshape(-1, 1)
-        return (flat.to(u.dtype) - u).abs().argmin(1).reshape(sigma.shape)
+        return (sigma.to(self.u).reshape(-1, 1) - self.u).abs().argmin(1).reshape(sigma.shape)
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         c_noise = (self.M - 1 - self.nearest(sigma)).to(sigma.dtype)

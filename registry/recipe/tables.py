@@ -172,7 +172,7 @@ class TrainConfig(Config):
     )
     rollbacks: int = Field(3, ge=0, description="the most times that nonfinite = 'rollback' goes back")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
-    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     threads: int | None = Field(
         None, ge=1, le=1024, description="torch's threads on the CPU; default: OMP_NUM_THREADS, or one or all, whichever is faster"
     )
@@ -213,7 +213,7 @@ class PretrainConfig(Config):
     )
     rollbacks: int = Field(3, ge=0, description="the most times that nonfinite = 'rollback' goes back")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
-    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     threads: int | None = Field(
         None, ge=1, le=1024, description="torch's threads on the CPU; default: OMP_NUM_THREADS, or one or all, whichever is faster"
     )

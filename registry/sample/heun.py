@@ -13,6 +13,7 @@ from registry.core.contracts import Denoiser, Domain, KnowsLevels, Noise
 from registry.core.errors import Interrupted, UserError
 from registry.core.interruption import signalled
 from registry.core.levels import heun_levels
+from registry.core.precision import wide
 from registry.core.settings import NoiseConfig
 from registry.core.streams import Streams
 from registry.edm.networks import Precond
@@ -28,17 +29,18 @@ def heun(
 ) -> Tensor:
     """Solve dx/dsigma = (x − f(x; sigma))/sigma from levels[0] down to 0 (EDM Algorithm 1, S_churn = 0).
 
-    x [B, C, H, W] is the prior at levels[0]; the state is kept in float64. n levels above 0 take 2n − 1 evaluations. Work that
-    `distributed.share` hands out is left between two of them when a signal has come: raises Interrupted.
+    x [B, C, H, W] is the prior at levels[0]; the state is kept in float64, if the device has it. n levels above 0 take 2n − 1
+    evaluations. Work that `distributed.share` hands out is left between two of them when a signal has come: raises Interrupted.
     """
 
     def slope(x: Tensor, sigma: Tensor) -> Tensor:
         if shared and (number := signalled()):
             raise Interrupted("interrupted while the teacher was sampled", 128 + number)
-        return (x - denoiser(x, sigma.expand(len(x)), labels).to(torch.float64)) / sigma
+        each = torch.full((len(x),), float(sigma), dtype=x.dtype, device=x.device)
+        return (x - denoiser(x, each, labels).to(x.dtype)) / sigma
 
-    x, levels = x.to(torch.float64), levels.to(x.device)
-    for sigma, sigma_next in itertools.pairwise(levels):
+    x = x.to(wide(x.device))
+    for sigma, sigma_next in itertools.pairwise(levels.cpu()):
         d = slope(x, sigma)
         euler = x + (sigma_next - sigma) * d
         x = euler if sigma_next == 0 else x + (sigma_next - sigma) * (d + slope(euler, sigma_next)) / 2

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from registry.core.contracts import Domain, Noise
 from registry.core.errors import SettingError, UserError
+from registry.core.precision import wide
 from registry.core.settings import check_device
 from registry.core.streams import Streams, TorchStreams
 from registry.core.surroundings import usual_torch
@@ -163,7 +164,7 @@ class Sampler:
         )  # fmt: skip
 
     def to(self, device: str | torch.device) -> Sampler:
-        """Move the network to a device ("cpu", "cuda", "cuda:1", …), and give the sampler. Raises SettingError."""
+        """Move the network to a device ("cpu", "cuda", "cuda:1", "mps", …), and give the sampler. Raises SettingError."""
         try:
             check_device(str(device))
             self.net.to(device)
@@ -195,7 +196,7 @@ class Sampler:
         start = self.sigmas[0] if self._generator else level_range(self.net, self.noise)[1]
         z = None  # drawn from the noise's prior
         if self._rng == "pfgmpp" and math.isfinite(self.D):  # at D = inf, PFGM++'s draws are torch's
-            z = pfgmpp_latents(streams.seeds, self.image_shape, start, self.D).to(self.device)
+            z = pfgmpp_latents(streams.seeds, self.image_shape, start, self.D).to(self.device, wide(self.device))
         with self._passes(others=(self.net,)):
             if self._generator:
                 return self._generator.chain(streams, labels, None if z is None else z.float())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch_ema import ExponentialMovingAverage
 
 from registry.core import distributed
+from registry.core.precision import wide
 from registry.core.sharding import is_split, local, split_like, whole
 
 
@@ -60,8 +61,9 @@ class EMA:
     def distance(self) -> float:
         """|θ − average|/|average|: how far the network has moved from its average."""
         pairs = list(zip(local(self._parameters), local(self._average.shadow_params), strict=True))
-        moved = torch.stack([(p - average).double().square().sum() for p, average in pairs]).sum()
-        squares = torch.stack([moved, torch.stack([average.double().square().sum() for _, average in pairs]).sum()])
+        dtype = wide(pairs[0][0].device)
+        moved = torch.stack([(p - average).to(dtype).square().sum() for p, average in pairs]).sum()
+        squares = torch.stack([moved, torch.stack([average.to(dtype).square().sum() for _, average in pairs]).sum()])
         if any(map(is_split, self._parameters)):
             distributed.sum_(squares)
         return float((squares[0] / squares[1]).sqrt())

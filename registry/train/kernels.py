@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from registry.core.levels import karras_sigma
+from registry.core.precision import wide
 from registry.core.settings import NoiseConfig
 from registry.core.streams import Streams
 
@@ -52,13 +53,13 @@ class Kernel(ABC):
 
     def generator_sigma(self, rng: Streams) -> Tensor:
         """sigma(t), t ~ U[0, t_max/1000]: [B] (SiD Sec. 4; IPFM Eq. 36)."""
-        t = rng.uniform().double() * self.t_max / 1000
+        t = rng.uniform().to(wide(rng.device)) * self.t_max / 1000
         return karras_sigma(t, self.sigma_min, self.sigma_max, self.rho).float()
 
     def level_ratio(self, sigma: Tensor) -> Tensor:
         """The density of the student's law over that of the generator's at levels of the latter: [B] (its mean is 1, but for the
         student's levels above the generator's highest)."""
-        ln = sigma.double().log()
+        ln = sigma.to(wide(sigma.device)).log()
         student = torch.exp(-(((ln - self.P_mean) / self.P_std) ** 2) / 2) / (self.P_std * math.sqrt(2 * math.pi))
         low, high = (level ** (1 / self.rho) for level in (self.sigma_min, self.sigma_max))
         generator = (ln / self.rho).exp() / (self.rho * (high - low) * self.t_max / 1000)

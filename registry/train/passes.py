@@ -96,7 +96,7 @@ def under_autocast(forward: Callable[..., Any], dtype: torch.dtype) -> Callable[
     """The forward pass in lower precision; its images have that of x again."""
 
     def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(x.device.type, dtype, enabled=x.device.type in ("cpu", "cuda")):
+        with torch.autocast(x.device.type, dtype, enabled=x.device.type != "meta"):
             images = forward(x, *args, **kwargs)
         return images.to(x.dtype) if isinstance(images, Tensor) else images
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from registry.core import distributed
+from registry.core.precision import wide
 from registry.core.streams import Streams
 from registry.train.losses import denoising_loss_at, generator_weight
 from registry.train.step import mode, own_image_numbers
@@ -44,15 +45,16 @@ def signs(run: Distillation) -> dict[str, float]:
     world = distributed.world_size()
     count = min(run.train.batch, IMAGES) // world * world
     levels = torch.tensor(EDGES, device=run.device)
-    moments = torch.zeros((), dtype=torch.float64, device=run.device)  # becomes [2, C, H, W]
-    sums = torch.zeros(2, len(BANDS), 2, dtype=torch.float64, device=run.device)  # gap and loss; band; number and sum
+    dtype = wide(run.device)
+    moments = torch.zeros((), dtype=dtype, device=run.device)  # becomes [2, C, H, W]
+    sums = torch.zeros(2, len(BANDS), 2, dtype=dtype, device=run.device)  # gap and loss; band; number and sum
     with mode(run.generator.model, train=False), mode(run.student.net, train=False):
         for numbers in own_image_numbers(0, count, run.train.batch_gpu):
             rng = Streams.derived("signs", numbers, run.device)
             x, labels = run.generator(rng)
-            moments = moments + torch.stack([x.double().sum(0), x.double().square().sum(0)])
+            moments = moments + torch.stack([x.to(dtype).sum(0), x.to(dtype).square().sum(0)])
             for kind, (sigma, value) in enumerate((gap(run, x, labels, rng), students_loss(run, x, labels, rng))):
-                values = torch.stack([torch.ones_like(value), value], 1).double()
+                values = torch.stack([torch.ones_like(value), value], 1).to(dtype)
                 sums[kind].index_add_(0, torch.bucketize(sigma, levels), values)
     for name, (numbers_, totals) in zip(("Gap", "StudentLoss"), distributed.sum_(sums).movedim(2, 1).tolist(), strict=True):
         found[f"{name}/all"] = sum(totals) / max(sum(numbers_), 1)

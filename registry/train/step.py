@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from registry.core import distributed
 from registry.core.errors import BrokenContract, UserError
+from registry.core.precision import wide
 from registry.core.sharding import is_split, local, split_state
 from registry.train.reduction import GradientSum
 
@@ -160,15 +161,15 @@ class Tally:
         self.clear()
 
     def clear(self) -> None:
-        self.losses = torch.zeros(3, dtype=torch.float64, device=self.device)  # number, sum, sum of squares
+        self.losses = torch.zeros(3, dtype=wide(self.device), device=self.device)  # number, sum, sum of squares
         self.dropped = torch.zeros((), device=self.device)
         self.repaired = torch.zeros((), device=self.device)
-        self.first = torch.zeros((), dtype=torch.float64, device=self.device)  # the first step that dropped an image, from 1
+        self.first = torch.zeros_like(self.losses[0])  # the first step that dropped an image, from 1
         self.norms = torch.zeros((), device=self.device)  # sum
 
     def add(self, loss: Tensor, dropped: Tensor, norm: Tensor, batch: int) -> None:
         """A step's loss, the images dropped of its batch, and the norm of its gradient."""
-        loss = loss.double()
+        loss = loss.to(self.losses.dtype)
         self.losses += torch.stack([torch.ones_like(loss), loss, loss**2])
         self.dropped += dropped
         self.norms += norm
