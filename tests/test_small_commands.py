@@ -62,7 +62,9 @@ def test_the_shell_completes(words: str, found: str) -> None:
 @pytest.mark.parametrize(("words", "wanted", "unwanted"), [
     ("distill --recipe quick", "quickstart", "quick.txt"), ("distill --recipe t", "toy_2d", "teachers/digits_d3"),
     ("distill pretrain --recipe teach", "teachers/digits_d128", "quickstart"), ("distill generate --network digits_d1", "digits_d128", "digits_d1.toml"),
-    ("distill --resume a", "auto", "quickstart"), ("distill --recipe sid_c", "sid_cifar10_uncond", "sid_c.pt"),
+    ("distill --resume a", "auto", "quickstart"), ("distill --set train.du", "train.duration_kimg", "train.batch"),
+    ("distill --set loss.a", "loss.alpha", "loss.use"), ("distill pretrain --set network.a", "network.arch", "network.D"),
+    ("distill --recipe sid_c", "sid_cifar10_uncond", "sid_c.pt"),
 ])  # fmt: skip
 def test_bash_has_names_and_files(words: str, wanted: str, unwanted: str, tmp_path: Path) -> None:
     """The function that bash gets is called as bash calls it."""

@@ -35,9 +35,10 @@ from registry.recipe.resolved import Recipe
 from registry.runs.building import build, build_generator, generator_facts
 from registry.runs.checkpoints import restore_state
 from registry.runs.distill import distill
+from registry.runs.ending import interruptible
 from registry.runs.folder import RunFolder
 from registry.runs.states import Found, find_state
-from registry.runs.training import Saved, interruptible, start_or_resume
+from registry.runs.training import Saved, start_or_resume
 from registry.show.journal import Journal
 from registry.train import loop
 from tests.conftest import RECIPE, ROOT, environment, error_line, tiny_network

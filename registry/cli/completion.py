@@ -1,4 +1,4 @@
-"""What the shell completes: names of recipes, losses, networks, and files."""
+"""What the shell completes: names of recipes, settings, losses, networks, and files."""
 
 from __future__ import annotations
 
@@ -8,11 +8,32 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
+from registry.core.settings import Config
 from registry.files.locate import STUDIES, shipped
+from registry.plugins.component import Component
 from registry.plugins.loading import load_plugins
+from registry.recipe.tables import (
+    ClassifierConfig,
+    DataConfig,
+    EvalConfig,
+    GeneratorConfig,
+    LogConfig,
+    NetworkConfig,
+    PretrainConfig,
+    TrainConfig,
+    WarmupConfig,
+)
 
 OWN_FOLDERS = {"distill": ".", "pretrain": "teachers", "features": "features", "study": "."}
 """Where the recipes of a command are, for those that run one kind only."""
+BOTH: dict[str, type[Config]] = {"data": DataConfig, "log": LogConfig, "eval": EvalConfig}
+DISTILLATION: dict[str, type[Config]] = {"generator": GeneratorConfig, "warmup": WarmupConfig, "train": TrainConfig}
+OWN_TABLES: dict[str, tuple[dict[str, type[Config]], tuple[str, ...]]] = {
+    "distill": ({**BOTH, **DISTILLATION}, ("teacher", "noise", "loss")),
+    "pretrain": ({**BOTH, "network": NetworkConfig, "train": PretrainConfig}, ("noise",)),
+    "features": ({"data": DataConfig, "classifier": ClassifierConfig}, ()),
+}
+"""The tables of a command's recipes, and the components that are tables of them."""
 
 
 def losses(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -23,6 +44,15 @@ def losses(context: click.Context, parameter: click.Parameter, incomplete: str) 
 def metrics(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The metrics of all plugins."""
     return items(load_plugins().names("metric"), incomplete)
+
+
+def settings(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The settings of the command's recipes, as TABLE.KEY; those of components are of every plugin."""
+    tables, kinds = OWN_TABLES.get(context.info_name or "", OWN_TABLES["distill"])
+    plugins = load_plugins()
+    components = [(kind, owned.component) for kind in kinds for name in plugins.names(kind) for owned in plugins.owners(kind, name)]
+    configs = [*tables.items(), *((kind, c.config) for kind, c in components if isinstance(c, Component))]
+    return items({f"{table}.{key}" for table, config in configs for key in config.model_fields}, incomplete)
 
 
 def recipes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,15 +18,18 @@ from registry.plugins.loading import load_plugins
 from registry.recipe.resolved import AnyRecipe, Recipe, plain
 from registry.recipe.texts import read_tables
 
+if TYPE_CHECKING:
+    from registry.report.history import History
+
 
 @main.command()
 @click.argument("folder", required=False, default="runs", type=click.Path(path_type=Path))
 def runs(folder: Path) -> None:
     """List the runs in a folder (default: runs): recipe, progress, best number, state.
 
-    A run that was stopped goes on with --resume FOLDER/RUN.
+    A run that was stopped, or that failed, goes on with --resume FOLDER/RUN.
     """
-    from registry.report.history import History, read_history
+    from registry.report.history import read_history
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the one that [log] outdir names")
@@ -46,11 +49,16 @@ def runs(folder: Path) -> None:
             str(run.table("generator").get("steps", "")),
             f"{run.kimg:g} of {run.total:g}" if run.total else f"{run.kimg:g}",
             f"{shown(run.best.column, 30)} {run.best.value:.4g} at {run.best.kimg:g}" if run.best else "",
-            run.state + (", can be resumed" if run.state == "stopped" and any(run.path.glob("training-state-*.pt")) else ""),
+            run.state + (", can be resumed" if resumable(run) else ""),
         )
         for run in found
     ]
     show(("run", "loss", "D", "K", "kimg", "best", "state"), rows)
+
+
+def resumable(run: History) -> bool:
+    """Whether the run ended too early, and has a state."""
+    return run.state in ("stopped", "failed") and any(run.path.glob("training-state-*.pt"))
 
 
 def dimension(tables: Mapping[str, Any]) -> str:

@@ -31,7 +31,10 @@ def say_doubt(sentence: str) -> None:
     click.echo(f"{sentence}; --kind says otherwise")
 
 
-override = click.option("--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting; repeatable.")
+override = click.option(
+    "--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", shell_complete=completion.settings,
+    help="Override one setting; repeatable.",
+)  # fmt: skip
 
 recipe_options = options(
     click.option(

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 @click.option("--recipe", metavar="PATH|NAME", shell_complete=completion.recipes, help="The recipe of all runs.")
 @click.option("--vary", multiple=True, metavar="TABLE.KEY=V,V,…", help="An axis: a key and its values; repeatable.")
 @click.option("--seeds", metavar="LIST", help="Training seeds, e.g. 0-4.  [default: 0-4]")
-@click.option("--set", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting in all runs; repeatable.")
+@click.option(
+    "--set", multiple=True, metavar="TABLE.KEY=VALUE", shell_complete=completion.settings,
+    help="Override one setting in all runs; repeatable.",
+)  # fmt: skip
 @click.option("--equal", type=click.Choice(["images", "time"]), help="Compare at equal images (default) or equal training time.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time on this machine.")
 @click.option("--slurm", is_flag=True, help="Run as a Slurm array, as the study's [slurm] or --set slurm.KEY=VALUE say.")

@@ -157,7 +157,7 @@ def locate_study(name: str) -> Path:
     return _locate_toml(str(folder / "study.toml") if folder.is_dir() else name, "study", [*(shipped() / STUDIES).glob("*.toml")])
 
 
-RECIPE = "recipe.toml"
+RECIPE, ERROR = "recipe.toml", "error.txt"
 """The resolved recipe in a run's folder."""
 STUDIES = "studies"
 """The folder of the shipped studies, among the recipes."""

@@ -12,10 +12,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from registry.core.errors import UserError
-from registry.core.text import printable, printable_values
+from registry.core.text import printable, printable_values, shown
 from registry.files.json_files import ANYTHING, kept
 from registry.files.json_lines import STATISTICS, readable_lines
-from registry.files.locate import RECIPE
+from registry.files.locate import ERROR, RECIPE
 from registry.measure.saved import BEST, QUALITY, Best, Quality
 from registry.plugins.component import Component
 from registry.plugins.loading import Plugins
@@ -60,6 +60,8 @@ class History:
     best: Best | None = None
     versions: dict[str, Any] = field(default_factory=dict)
     running: bool = False
+    error: str = ""
+    """Why the run failed, if it did."""
 
     @property
     def name(self) -> str:
@@ -102,10 +104,14 @@ class History:
 
     @property
     def state(self) -> str:
-        """finished, running or stopped. A finished run may be resumed with more images."""
-        if self.quality and (self.quality.nimg is None or self.quality.nimg / 1000 >= self.kimg - 1e-6):
-            return "finished"
-        return "running" if self.running else "stopped"
+        """finished, running, failed or stopped. A finished run may be resumed with more images."""
+        if self.running or self.error:
+            return "running" if self.running else "failed"
+        if self.quality:
+            done = self.quality.nimg is None or self.quality.nimg / 1000 >= self.kimg - 1e-6
+        else:  # perhaps nothing is measured, so there is no table
+            done = not self.table("eval").get("metrics") and self.total is not None and self.kimg >= self.total - 1e-6
+        return "finished" if done else "stopped"
 
     @property
     def is_pretraining(self) -> bool:
@@ -171,7 +177,16 @@ def read_history(path: Path) -> History:
         best=kept(path / "best.json", BEST),
         versions=versions if isinstance(versions, dict) else {},
         running=is_locked(path),
+        error=reason(path / ERROR),
     )
+
+
+def reason(path: Path) -> str:
+    """Why a run failed, by the file that says so; nothing if there is none."""
+    try:
+        return shown(path.read_bytes()[:2000].decode(errors="replace"), 500) if path.is_file() else ""
+    except OSError:
+        return ""
 
 
 def grids(path: Path) -> list[tuple[float, Path]]:

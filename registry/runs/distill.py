@@ -27,6 +27,7 @@ from registry.runs.building import build, build_generator, build_metrics, genera
 from registry.runs.built import told_of
 from registry.runs.checkpoints import Stateful
 from registry.runs.clock import Clock
+from registry.runs.ending import interruptible
 from registry.runs.folder import RunFolder
 from registry.runs.health import check_images, check_unchanged, fingerprint
 from registry.runs.outputs import (
@@ -38,7 +39,7 @@ from registry.runs.outputs import (
     write_network,
     write_table,
 )
-from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train
+from registry.runs.training import Saved, prepare, start_or_resume, train
 from registry.sample.pairs import teacher_pairs
 from registry.sample.sampler import Sampler
 from registry.show.journal import Journal

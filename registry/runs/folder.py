@@ -114,6 +114,12 @@ class RunFolder:
             self.keep_there()
             write_atomically(self.path / name, content)
 
+    def remove(self, name: str) -> None:
+        """Remove a file from the folder, if it is there."""
+        if self.writes:
+            with suppress(OSError):
+                (self.path / name).unlink()
+
     def write_recipe(self, tables: Tables) -> None:
         """recipe.toml: the resolved recipe, which reproduces the run."""
         self._recipe = dumps(tables).encode()

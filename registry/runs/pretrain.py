@@ -27,9 +27,10 @@ from registry.recipe.resolved import TABLE_NAMES, PretrainRecipe, training_table
 from registry.report.render import REPORT
 from registry.runs.building import build_metrics, check_target, parameter_count, real_images
 from registry.runs.built import check_noise
+from registry.runs.ending import interruptible
 from registry.runs.health import check_images
 from registry.runs.outputs import draw_curves, draw_fakes, draw_real, measure_snapshot, snapshot_name, write_network, write_table
-from registry.runs.training import Saved, interruptible, prepare, start_or_resume, train
+from registry.runs.training import Saved, prepare, start_or_resume, train
 from registry.sample.heun import heun_samples
 from registry.show.journal import Journal
 from registry.train import pretraining

@@ -21,7 +21,7 @@ import torch
 from registry.core import distributed
 from registry.core.atomic import check_folder
 from registry.core.errors import Diverged, Interrupted, SettingError, UserError
-from registry.core.interruption import Interruption, signalled
+from registry.core.interruption import signalled
 from registry.edm.sid_states import holds_modules
 from registry.files.json_files import kept
 from registry.measure.saved import QUALITY
@@ -343,12 +343,6 @@ def roll_back(run: Training, config: TrainConfig | PretrainConfig, saved: Saved,
     folder.journal.log(f"WARNING the run has diverged: {error}; {back}")
 
 
-def newest(folder: RunFolder) -> Path | None:
-    """The newest state in the run's folder, as rank 0 sees it."""
-    found: Path | None = distributed.from_rank0(next(iter(states(folder.path)), None))
-    return found
-
-
 def newest_state(folder: RunFolder) -> Path | None:
     """The newest state in the run's folder that is whole, as rank 0 sees it. Damaged ones are set aside, and the log says so.
 
@@ -380,20 +374,3 @@ def make(snapshot: Callable[[], None], saved: Saved, folder: RunFolder, run: Tra
 def at_a_state(state: Path, run: Training, code: int, well: bool = True) -> Interrupted:
     what = "the state is kept" if well else "where it had nothing left to learn from; the last good state is kept"
     return Interrupted(f"interrupted at {run.nimg / 1000:.3f} kimg{';' if well else ','} {what}", code, str(state))
-
-
-@contextmanager
-def interruptible(start: Callable[[], RunFolder]) -> Iterator[RunFolder]:
-    """The folder that `start` opens, released at the end. Until then signals are noted, so that a folder is never left without a
-    word; an interruption names the state that the run goes on from, if there is one."""
-    with Interruption():
-        folder = start()
-        try:
-            yield folder
-        except Interrupted as stop:
-            state = None if stop.state else newest(folder)
-            if state is None:
-                raise
-            raise Interrupted("interrupted; the state is kept", stop.code, str(state)) from None
-        finally:
-            folder.release()
