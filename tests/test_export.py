@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from registry import load_generator
+from registry.core.version import version
 from registry.export.card import licence_of
 from registry.export.graph import inputs
 from registry.export.source import single_file
@@ -116,6 +117,8 @@ def test_the_card_of_a_run_has_its_numbers_and_a_hub_takes_its_metadata(
     found = {r.metric_type: r.metric_value for r in card.data.eval_results}
     assert found == pytest.approx({column: float(np.mean(values)) for column, values in own.items()})
     assert {r.dataset_name for r in card.data.eval_results} == {"digits"}
+    own = f"(ipfm {version()})"
+    assert f"components: teacher pfgmpp {own}, noise electrostatic {own}, loss ipfm {own}" in card.content
     assert "| generator | 1 | " in card.content and "sliced\\_w2" in card.content
 
 

@@ -58,6 +58,7 @@ def card(name: str, facts: NetworkFacts, generator: Mapping[str, Any], license: 
         "D": D if D == "inf" else f"{D:g}",
         "teacher": text(name_of(facts.teacher or "")),
         "loss": text(loss),
+        "made with the components": text(str(facts.others.get("components", ""))),
         "trained on": trained_on(facts),
     }
     fence = "`" * (1 + max(3, *(len(run) for run in re.findall("`+", recipe)), 0))

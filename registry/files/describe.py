@@ -158,7 +158,9 @@ def _levels(levels: Any) -> str:
 def _facts(about: Mapping[str, Any]) -> dict[str, str]:
     """What our files say about themselves."""
     facts = {
-        k: str(about[k]) for k in ("sigma_init", "steps", "sigmas", "sigma_data", "teacher", "data", "recipe_hash") if k in about
+        k: str(about[k])
+        for k in ("sigma_init", "steps", "sigmas", "sigma_data", "teacher", "components", "data", "recipe_hash")
+        if k in about
     }
     if "nimg" in about:
         facts["kimg"] = f"{about['nimg'] / 1000:g}"

@@ -34,7 +34,7 @@ class NetworkFacts:
     nimg: int | None = None
     """Number of images it was trained on."""
     others: Mapping[str, Any] = field(default_factory=dict)
-    """Further facts from its file: steps, gradient, teacher_weights, recipe_hash, versions, data, held_out_accuracy, …"""
+    """Further facts from its file: steps, gradient, components, teacher_weights, recipe_hash, versions, data, …"""
     # Determined while reading:
     key: str | None = None
     """Which of the file's networks this is, if it has several."""

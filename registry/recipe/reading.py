@@ -183,7 +183,7 @@ class Reading:
         assert isinstance(found.component, Component)
         config = self.settings(table, found.component.config, values)
         origins = {keys[-1]: text for keys, text in self.origins.items() if ".".join(keys[:-1]) == table}
-        return Choice(kind, found.component, found.owner, config, origins) if config else None
+        return Choice(kind, found.component, found.owner, config, origins, found.version) if config else None
 
     def evaluation(self) -> tuple[EvalConfig | None, tuple[Choice, ...]]:
         """[eval], with a metric's own settings in [eval.NAME]."""

@@ -66,6 +66,8 @@ class Choice:
     config: Config
     origins: Mapping[str, str] = field(default_factory=dict)
     """By key: how a setting was given, if not in the recipe (`--reference cifar10.zip`)."""
+    version: str = ""
+    """Of the plugin."""
 
     @property
     def name(self) -> str:
@@ -80,6 +82,11 @@ class Choice:
     def who(self) -> str:
         """Whose it is, for errors."""
         return f"plugin {self.owner!r}: {self.kind} {self.name!r}"
+
+    @property
+    def origin(self) -> str:
+        """What it is and whose, for who meets its work elsewhere: loss ipfm (ipfm 0.1.0)."""
+        return f"{self.kind} {self.name} ({self.owner} {self.version})"
 
     def make(self, *domain: Domain) -> Any:
         """Build the component. Raises UserError, with the plugin's name if it fails in any other way."""

@@ -133,6 +133,7 @@ def generator_facts(recipe: Recipe, teacher: Teacher, noise: Noise, generator: G
         "D": noise.D, "sigma_data": teacher.sigma_data, "sigma_init": noise.sigma_init, "sigmas": list(generator.sigmas),
         "steps": generator.steps, "gradient": generator.gradient,
         "image_shape": list(teacher.image_shape), "label_dim": teacher.label_dim,
+        "components": ", ".join(choice.origin for choice in (recipe.teacher, recipe.noise, recipe.loss)),
         "teacher": teacher.origin, "teacher_weights": teacher.weights, "recipe": tables,
         "recipe_hash": hashlib.sha256(dumps(tables).encode()).hexdigest()[:16],
     }  # fmt: skip

@@ -70,7 +70,7 @@ def choice_of(kind: str, table: Mapping[str, Any], network: str, plugins: Plugin
     try:
         found = plugins.find(kind, use)
         assert isinstance(found.component, Component)
-        return Choice(kind, found.component, found.owner, found.component.config.model_validate(settings))
+        return Choice(kind, found.component, found.owner, found.component.config.model_validate(settings), version=found.version)
     except UserError as error:
         raise UserError(f"{network}: {error}") from None
     except ValidationError as error:
