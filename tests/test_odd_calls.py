@@ -54,6 +54,9 @@ CALLS = {
     "a wide classifier": (["features", "--recipe", "features/digits_features", "--set", "classifier.width=100000000", "--save", "f.pt"], "must be less than or equal to 4096"),
     "a study for a recipe": (["--recipe", str(ROOT / "recipes/studies/alpha.toml"), "--dry-run"], "is a study, not a recipe; to check it: distill study"),
     "a loss that does not exist": (["--recipe", "quickstart", "--loss", "sidd"], "--loss sidd: [loss] use = 'sidd': no loss is called"),
+    "a number of 1,001 digits": (["--recipe", "quickstart", "--set", "train.rollbacks=1" + "0" * 1000], "it has a whole number of more than 64 bits"),
+    "a number of 21 digits": (["--recipe", "quickstart", "--set", "eval.samples=1" + "0" * 20], "it has a whole number of more than 64 bits"),
+    "a number of 21 digits in a list": (["--recipe", "quickstart", "--set", "eval.teacher_steps=[1" + "0" * 20 + "]"], "it has a whole number of more than 64 bits"),
     "a nested setting": (["--recipe", "quickstart", "--set", "train.batch=" + "[" * 5000], "its value is nested too deeply"),
 }  # fmt: skip
 

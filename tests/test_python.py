@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,14 @@ def test_odd_arguments_of_a_loader_are_one_line() -> None:
         load_teacher("digits_d128", D="x")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"nfe = .*: must be a whole number"):
         load_teacher("digits_d128", nfe=[3])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"nfe = .*: must be a whole number"):
+        load_teacher("digits_d128", nfe=np.timedelta64(3, "s"))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"precision = tensor.*: must be a text"):
+        load_teacher("digits_d128", precision=torch.ones(2))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"sigma_init = tensor.*: must be a positive number"):
+        load_generator("digits_d128", sigma_init=torch.ones(2))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"source = int without a text: must be the path of a file"):
+        load_generator(10**5000)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"device = .*: must be auto, cpu, cuda, cuda:N or mps"):
         load_teacher("digits_d128", device=None)  # type: ignore[arg-type]
     assert load_teacher("digits_d128", device=torch.device("cpu")).device.type == "cpu"
@@ -229,12 +238,19 @@ def test_a_recipe_as_tables_a_path_a_name_and_a_run_folder(tmp_path: Path) -> No
     assert "<img" in other._repr_html_()
 
 
+class Silent:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+CIRCLE: list[dict[str, Any]] = [{}]
+CIRCLE[0]["again"] = CIRCLE
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "setting": ({"sets": {"train.lr": -1}}, r"sets\['train.lr'\] = -1: \[train\] lr = -1: must be greater than 0"),
     "text": ({"sets": ["train.lr=-1"]}, r"sets: train.lr=-1: \[train\] lr = -1: must be greater than 0"),
     "unknown": ({"sets": {"train.speed": 1}}, r"sets\['train.speed'\] = 1: \[train\] speed is unknown"),
     "no table": ({"sets": {"lr": 1}}, "sets = 'lr': write its keys as table.key, such as train.batch"),
-    "no value": ({"sets": ["train.lr"]}, "sets = 'train.lr': write it as table.key=value"),
+    "no value": ({"sets": ["train.lr"]}, "sets: train.lr: write it as table.key=value"),
     "a text": ({"sets": "train.lr=1"}, "sets = 'train.lr=1': must be a dict"),
     "loss": ({"loss": "sdi"}, r"loss = 'sdi': \[loss\] use = 'sdi': no loss is called 'sdi' \(did you mean 'sid'\?\)"),
     "seed": ({"seed": -1}, r"seed = -1: \[train\] seed = -1: must be greater than or equal to 0"),
@@ -242,6 +258,28 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "values": ({"recipe": {"train": 3}}, "recipe: as a dict, it holds tables"),
     "name": ({"recipe": "quickstrat"}, "quickstrat: no such recipe.*did you mean 'quickstart'"),
     "kind": ({"recipe": "teachers/digits_d128"}, "this recipe is run with: distill pretrain"),
+    "no sets": ({"sets": None}, "sets: must be a dict"),
+    "a number": ({"sets": 5}, "sets = 5: must be a dict"),
+    "bytes": ({"sets": [b"train.lr=1"]}, "sets = b'train.lr=1': write it as table.key=value"),
+    "a set": ({"sets": {"train.betas": {0.1, 0.9}}}, "sets = .*: has a set in it, whose entries have no order"),
+    "its own part": ({"sets": {"train.betas": CIRCLE}}, "sets = .*: is nested too deeply"),
+    "its own table": ({"recipe": {"train": CIRCLE[0]}}, "recipe = .*: is nested too deeply"),
+    "a long number": ({"sets": {"train.batch": 10**5000}}, "sets = int without a text: it has a whole number of more than 64 bits"),
+    "a long number as a text": (
+        {"sets": ["train.batch=" + "9" * 30]},
+        "sets: train.batch=9*: it has a whole number of more than 64",
+    ),
+    "a span of time": ({"sets": {"train.batch": np.timedelta64(3, "s")}}, "batch = .*: must be a valid integer"),
+    "a large fraction": ({"sets": {"train.lr": Fraction(10**400, 3)}}, "lr = .*: must be a valid number"),
+    "a complex number": ({"sets": {"train.lr": np.complex64(1e-3)}}, "lr = .*: must be a valid number"),
+    "without a text": ({"sets": {"train.lr": Silent()}}, "lr = Silent without a text: must be a valid number"),
+    "a folder": ({"outdir": 5}, "outdir = 5: must be a path"),
+    "a state": ({"resume": 5}, "resume = 5: must be a path"),
+    "losses": ({"loss": ["sid"]}, r"loss = \['sid'\]: must be the name of a loss"),
+    "a long name": ({"recipe": "y" * 300}, "y*: no such recipe"),
+    "a long source": ({"sets": {"teacher.source": "y" * 300}}, "source = '?y*…?.*"),
+    "a long reference": ({"sets": {"eval.reference": "y" * 300}}, "reference = .*"),
+    "pairs": ({"sets": {"warmup.pairs": 10**18}}, "pairs = 1000000000000000000: must be less than"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from registry.core.text import shown
+from registry.core.text import shown, text_of
 
 
 class UserError(Exception):
@@ -36,7 +36,7 @@ class SettingError(UserError):
 
     def __str__(self) -> str:
         where = f"[{self.table}] {self.setting}" if self.table else self.setting
-        value = f"{self.value:g}" if isinstance(self.value, float) else shown(repr(self.value), 1000)
+        value = f"{self.value:g}" if isinstance(self.value, float) else shown(text_of(self.value), 1000)
         value = value.lower() if isinstance(self.value, bool) else value
         return f"{where}{'' if self.value is None else f' = {value}'}: {self.problem}"
 

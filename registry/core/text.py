@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -13,12 +13,17 @@ def printable(text: str) -> str:
 
 def shown(text: object, most: int = 200) -> str:
     """Text from a file or an error, on one line of a terminal."""
-    try:
-        words = str(text)
-    except Exception:  # a stranger's error
-        words = f"{type(text).__name__} without a text"
+    words = text_of(text, str)
     line = printable(" ".join(words[:1000].split()))
     return line if len(line) <= most else line[:most] + "…"
+
+
+def text_of(value: object, of: Callable[[object], str] = repr) -> str:
+    """A value's text, whoever wrote its class: a stranger's error, nested too deeply, a number of thousands of digits."""
+    try:
+        return of(value)
+    except Exception:
+        return f"{kind(value)} without a text"
 
 
 def printable_values(value: Any) -> Any:

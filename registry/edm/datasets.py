@@ -74,17 +74,17 @@ def load_images(source: str, most: int | None = None) -> Images:
     if source == "digits":
         return _digits()
     path = Path(os.path.expanduser(source))
-    if path.is_dir():
+    if os.path.isdir(path):
         files = {p.relative_to(path).as_posix(): p for p in files_below(path)}
         return _read(str(path), list(files), lambda name: files[name].read_bytes(), most)
-    if path.is_file() and zipfile.is_zipfile(path):
+    if os.path.isfile(path) and zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:
                 check_members(archive, path)
                 return _read(str(path), sorted(archive.namelist()), archive.read, most)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, UnicodeDecodeError, EOFError, zlib.error) as error:
             raise UserError(f"{source}: is not a ZIP of images, or is damaged: {shown(error)}") from None
-    if path.exists():
+    if os.path.exists(path):
         raise UserError(f"{source}: neither a folder nor a ZIP of images")
     raise UserError(f"{source}: no such data set; give 'digits', or a folder or ZIP of images in EDM's layout")
 
@@ -107,7 +107,7 @@ def _digits() -> Images:
     if package is None or not package.submodule_search_locations:
         raise UserError(f"the digits come with scikit-learn, which is not installed: {install('digits')}")
     file = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
-    if file.is_file():  # to import scikit-learn takes a second
+    if os.path.isfile(file):  # to import scikit-learn takes a second
         rows = np.loadtxt(file, delimiter=",")
         images, target = rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def load_network(
     state it. `build` makes a network of a class that no plugin registers. Every tensor comes from the file. Raises UserError.
     """
     path = open_path(str(source), sha256)
-    sealed = path.is_file() and check_seal(path, source)
+    sealed = os.path.isfile(path) and check_seal(path, source)
     layout = layout_of(path)
     if layout == "edm":
         found = read_pickle(path)
@@ -143,10 +144,10 @@ def load_network(
 
 def layout_of(path: Path) -> str:
     """'edm' for pickles and torch files that hold modules, 'safetensors', or 'plain' for our own. Raises UserError."""
-    if path.is_dir():
+    if os.path.isdir(path):
         newest = newest_network(path)
         raise UserError(f"{path}: is a folder; give a file{f' in it, e.g. {newest}' if newest else ''}")
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path}: is not a file")  # opening a pipe would wait for its other end
     try:
         with open(path, "rb") as file:

@@ -15,7 +15,7 @@ def shipped() -> Path:
     """The folder of recipes and small teachers that ship with the package (in a checkout: `recipes/`)."""
     package = Path(__file__).parents[1]
     inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
+    return inside if os.path.isdir(inside) else package.parent / "recipes"
 
 
 def locate(name: str, folder: Path | None = None) -> str:
@@ -28,7 +28,7 @@ def locate(name: str, folder: Path | None = None) -> str:
     if is_url(name) or published(name):
         return name
     for path in [Path(os.path.expanduser(name)), *([folder / name] if folder else [])]:
-        if path.is_file():
+        if os.path.isfile(path):
             return str(path.resolve())
         if newest := newest_network(path):
             return str(newest.resolve())
@@ -69,14 +69,14 @@ def locate_file(name: str, folder: Path | None = None) -> str:
     if is_url(name):
         return name
     found = _existing(name, folder)
-    if found is None or not found.is_file():
+    if found is None or not os.path.isfile(found):
         raise ValueError("no such file")
     return str(found.resolve())
 
 
 def _existing(name: str, folder: Path | None) -> Path | None:
     paths = [] if not name.strip() else [Path(os.path.expanduser(name)), *([folder / name] if folder else [])]
-    return next((p for p in paths if p.exists()), None)
+    return next((p for p in paths if os.path.exists(p)), None)
 
 
 def is_url(name: str) -> bool:
@@ -99,7 +99,7 @@ def open_path(source: str, sha256: str | None = None) -> Path:
     path = Path(os.path.expanduser(source))
     if newest := newest_network(path):
         return newest
-    return path if path.is_file() else _shipped_file(source, ".pt") or path
+    return path if os.path.isfile(path) else _shipped_file(source, ".pt") or path
 
 
 def newest_network(folder: Path) -> Path | None:
@@ -154,7 +154,9 @@ def locate_recipe(name: str) -> Path:
 def locate_study(name: str) -> Path:
     """The path of a study's file, given as a path, as a study's folder, or as the bare name of a shipped one. Raises UserError."""
     folder = Path(os.path.expanduser(name))
-    return _locate_toml(str(folder / "study.toml") if folder.is_dir() else name, "study", [*(shipped() / STUDIES).glob("*.toml")])
+    return _locate_toml(
+        str(folder / "study.toml") if os.path.isdir(folder) else name, "study", [*(shipped() / STUDIES).glob("*.toml")]
+    )
 
 
 RECIPE, ERROR = "recipe.toml", "error.txt"
@@ -167,14 +169,14 @@ def _locate_toml(name: str, what: str, files: list[Path]) -> Path:
     path = Path(os.path.expanduser(name))
     if not name.strip():
         raise UserError(f"a {what} without a name")
-    if what == "recipe" and (path / RECIPE).is_file():  # of a run
+    if what == "recipe" and os.path.isfile(path / RECIPE):  # of a run
         return path / RECIPE
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     found = _shipped_file(name, ".toml", files)
     if found:
         return found
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{name}: this is a folder; a {what} is a TOML file")
     known = sorted({p.stem for p in files})
     raise UserError(f"{name}: no such {what}{near(Path(name).stem, known)}; shipped: {', '.join(known)}")

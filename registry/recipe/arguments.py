@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from numbers import Integral, Number, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
 from registry.core.errors import SettingError, UserError
-from registry.core.text import shown
+from registry.core.text import shown, text_of
 from registry.plugins.loading import Plugins
 from registry.recipe.reading import Override, Reading, expect, laid_over, read_recipe
 from registry.recipe.resolved import FeaturesRecipe, PretrainRecipe, Recipe
-from registry.recipe.texts import parse_set
+from registry.recipe.texts import DEEPEST, check_integers, parse_set
 
 Given = str | os.PathLike[str] | Mapping[str, Any]
 """A recipe's path, the name of a shipped one, a run folder, or its tables."""
@@ -39,29 +39,42 @@ def recipe_of(
     if isinstance(recipe, Mapping):
         reading = Reading(Path("recipe"), tables_of(recipe), plugins)
     elif isinstance(recipe, str | os.PathLike):
-        reading = read_recipe(os.fspath(recipe), plugins)
+        reading = read_recipe(check_path("recipe", recipe), plugins)
     else:
         raise SettingError("recipe", "must be a path, the name of a shipped recipe, a run folder, or a dict of tables", recipe)
+    if not isinstance(loss, str | None):
+        raise SettingError("loss", "must be the name of a loss", loss)
     over = overrides(sets)
     over += [Override(["train", "seed"], seed, f"seed = {seed!r}")] if seed is not None else []
-    over += [Override(["log", "outdir"], os.fspath(outdir), f"outdir = {os.fspath(outdir)!r}")] if outdir is not None else []
+    if outdir is not None:
+        folder = check_path("outdir", outdir)
+        over.append(Override(["log", "outdir"], folder, f"outdir = {folder!r}"))
     return expect(laid_over(reading, over, loss, f"loss = {loss!r}"), kind)
+
+
+def check_path(setting: str, path: object) -> str:
+    """A path as text. Raises SettingError."""
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(text, str):
+        raise SettingError(setting, "must be a path", path)
+    return text
 
 
 def overrides(sets: Sets) -> list[Override]:
     """What `sets` asks for. Raises SettingError."""
-    if isinstance(sets, str):
+    if isinstance(sets, str) or not isinstance(sets, Iterable):
         raise SettingError("sets", 'must be a dict, {"train.batch": 64}, or a list of texts, ["train.batch=64"]', sets)
     found = []
     for item in sets:
         if isinstance(sets, Mapping):
-            keys, value, origin = str(item).split("."), plain_value(sets[item]), f"sets[{item!r}] = {shown(repr(sets[item]), 60)}"
+            keys, value = str(item).split("."), given(sets[item], "sets")
+            origin = f"sets[{item!r}] = {shown(text_of(sets[item]), 60)}"
             if len(keys) < 2 or not all(key.strip() for key in keys):
                 raise SettingError("sets", "write its keys as table.key, such as train.batch", str(item))
         else:
             try:
-                keys, value = parse_set(item)
-            except (UserError, AttributeError):
+                keys, value = parse_set(item, "sets:")
+            except (AttributeError, TypeError):  # it is no text
                 raise SettingError("sets", "write it as table.key=value, such as train.batch=64", item) from None
             origin = f"sets: {item}"
         found.append(Override(keys, value, origin))
@@ -72,17 +85,34 @@ def tables_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a recipe's tables. Raises SettingError if they are none."""
     if not all(isinstance(name, str) and isinstance(table, Mapping) for name, table in recipe.items()):
         raise SettingError("recipe", 'as a dict, it holds tables: {"teacher": {"use": "edm", …}, …}')
-    return {name: plain_value(table) for name, table in recipe.items()}
+    return {name: given(table, "recipe") for name, table in recipe.items()}
 
 
-def plain_value(value: Any) -> Any:
-    """A value as TOML would give it: paths as texts, tuples as lists, NumPy's numbers as Python's."""
+def given(value: Any, argument: str) -> Any:
+    """`plain_value` of what was given for an argument. Raises SettingError if TOML has nothing like it."""
+    try:
+        plain = plain_value(value)
+        check_integers(plain)
+    except ValueError as error:
+        raise SettingError(argument, str(error), value) from None
+    return plain
+
+
+def plain_value(value: Any, depth: int = 0) -> Any:
+    """A value as TOML would give it: paths as texts, tuples as lists, NumPy's numbers as Python's. Raises ValueError."""
+    if depth > DEEPEST:
+        raise ValueError("is nested too deeply")
     if isinstance(value, Mapping):
-        return {str(key): plain_value(v) for key, v in value.items()}
+        return {str(key): plain_value(v, depth + 1) for key, v in value.items()}
     if isinstance(value, list | tuple | range):
-        return [plain_value(v) for v in value]
+        return [plain_value(v, depth + 1) for v in value]
+    if isinstance(value, Set):
+        raise ValueError("has a set in it, whose entries have no order; write a list")
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Number) and not isinstance(value, bool | int | float):
-        return int(value) if isinstance(value, Integral) else float(value) if isinstance(value, Real) else value
+        try:
+            return int(value) if isinstance(value, Integral) else float(value) if isinstance(value, Real) else text_of(value)
+        except (TypeError, ValueError, OverflowError):  # NumPy's spans of time; fractions beyond a float
+            return text_of(value)
     return value

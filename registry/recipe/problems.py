@@ -7,7 +7,7 @@ from pydantic_core import ErrorDetails
 
 from registry.core.errors import near
 from registry.core.settings import Config
-from registry.core.text import shown
+from registry.core.text import shown, text_of
 
 Place = tuple[int | str, ...]
 
@@ -51,4 +51,4 @@ def in_words(error: ErrorDetails, config: type[Config]) -> str:
         "string_too_short": "must not be empty",
     }  # fmt: skip
     message = plain[kind].format(**bounds) if kind in plain else message if kind == "value_error" else f"must be {message}"
-    return f"= {shown(repr(found))}: {message}"
+    return f"= {shown(text_of(found))}: {message}"

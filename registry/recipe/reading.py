@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from registry.core.errors import Mistakes, UserError, near
 from registry.core.settings import Config, NoiseConfig
+from registry.core.text import shown, text_of
 from registry.files.locate import locate_recipe
 from registry.plugins.component import Component
 from registry.plugins.loading import Plugins, Registered
@@ -121,7 +122,7 @@ class Reading:
         top = dict(swaps[loss]) if isinstance(swaps, dict) and isinstance(swaps.get(loss), dict) else {}
         wrong = [name for name, values in top.items() if not isinstance(values, dict)]
         for name in wrong:
-            self.wrong("swap", (loss, name), f"= {top.pop(name)!r}: must be a table")
+            self.wrong("swap", (loss, name), f"= {shown(text_of(top.pop(name)))}: must be a table")
         top["loss"] = top.get("loss", {}) | {"use": loss}
         for table, values in top.items():
             old, use = self.tables.get(table, {}), values.get("use")
@@ -146,7 +147,7 @@ class Reading:
         found = self.tables.get(name, {})
         if isinstance(found, dict):
             return dict(found)
-        self.wrong(name, (), f"is {found!r}; it must be a table")
+        self.wrong(name, (), f"is {shown(text_of(found))}; it must be a table")
         return None
 
     def settings(self, table: str, cls: type[C], values: Tables | None = None) -> C | None:
@@ -173,7 +174,7 @@ class Reading:
             self.wrong(table, ("use",), f"is missing: name a {kind}; known: {', '.join(known)}")
             return None
         if not isinstance(use, str):
-            self.wrong(table, ("use",), f"= {use!r}: must be the name of a {kind}; known: {', '.join(known)}")
+            self.wrong(table, ("use",), f"= {shown(text_of(use))}: must be the name of a {kind}; known: {', '.join(known)}")
             return None
         try:
             found = self.plugins.find(kind, use)
@@ -213,7 +214,7 @@ class Reading:
                 allowed = ", ".join(cls.model_fields)
                 self.wrong(table, (name,), f"is unknown{near(name, [*cls.model_fields, *known])}; allowed: {allowed}")
             elif not isinstance(settings, dict):
-                self.wrong(table, (name,), f"= {settings!r}: must be a table of the {kind}'s settings")
+                self.wrong(table, (name,), f"= {shown(text_of(settings))}: must be a table of the {kind}'s settings")
         return config, {name: dict(settings) for name, settings in own.items() if isinstance(settings, dict)}
 
     def choices(self, kind: str, names: Iterable[str], own: Mapping[str, Tables]) -> tuple[Choice, ...]:
@@ -250,7 +251,7 @@ class Reading:
             if name not in known and not self.plugins.failures:
                 self.wrong("swap", (name,), f"is no loss{near(name, known)}; known: {', '.join(known)}")
             elif not isinstance(swaps[name], dict):
-                self.wrong("swap", (name,), f"= {swaps[name]!r}: must be a table")
+                self.wrong("swap", (name,), f"= {shown(text_of(swaps[name]))}: must be a table")
         self.divides(TrainConfig)
         if train and warmup and not (round(1000 * train.duration_kimg) or whole_batches(warmup.kimg, train.batch)):
             nothing = "there is nothing to do without a warm-up ([warmup] kimg)"

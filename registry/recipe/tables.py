@@ -30,6 +30,7 @@ def _one_to_sixteen(value: tuple[int, ...]) -> tuple[int, ...]:
 
 Factors = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(strict=False), AfterValidator(_one_to_sixteen)]
 MOST_BATCH = 2**24
+MOST_IMAGES, MOST_STEPS = 10**9, 10_000
 MOST_KIMG, MOST_TICKS, MOST_MINUTES = 1e9, 10**9, 1e6
 """Thousands of images: a million times the longest run of the papers. Ticks; minutes: two years."""
 Kimg = Annotated[float, Field(ge=0.001, le=MOST_KIMG)]
@@ -76,8 +77,13 @@ class WarmupConfig(Config):
     """[warmup]: before the game the generator learns pairs by regression: a start, and the teacher's image from that start."""
 
     kimg: float = Field(0.0, ge=0, le=MOST_KIMG, description="thousands of images of the regression; 0 = no warm-up")
-    pairs: int = Field(2048, ge=1, description="number of pairs; they are made once and kept in the cache folder")
-    nfe: int = Field(35, ge=1, description="the teacher's evaluations per pair: an odd number, two per Heun step but the last")
+    pairs: int = Field(2048, ge=1, le=MOST_IMAGES, description="number of pairs; they are made once and kept in the cache folder")
+    nfe: int = Field(
+        35,
+        ge=1,
+        lt=2 * MOST_STEPS,
+        description="the teacher's evaluations per pair: an odd number, two per Heun step but the last",
+    )
     lr: Positive = Field(1e-4, description="the generator's learning rate, which falls to 0 (cosine)")
     betas: Betas = Field((0.9, 0.999), description="Adam's betas")
     student_kimg: float = Field(
@@ -127,7 +133,7 @@ class TrainConfig(Config):
     duration_kimg: float = Field(
         ge=0, le=MOST_KIMG, description="length of the game, in thousands of images: `batch` per iteration"
     )
-    student_steps: int = Field(1, ge=1, description="student steps per generator step")
+    student_steps: int = Field(1, ge=1, le=10_000, description="student steps per generator step")
     lr: Positive = Field(1e-5, description="the student's learning rate")
     glr: Positive = Field(1e-5, description="the generator's learning rate")
     lr_decay: float = Field(0.0, ge=0, le=1, description="last share of the run in which both rates fall to 0 (cosine)")
@@ -170,7 +176,7 @@ class TrainConfig(Config):
         description="values that are not finite: replace (images are dropped, gradients replaced, until nothing is left to learn "
         "from), stop at the first, or rollback (like replace, but then go back to the last good state, with other draws)",
     )
-    rollbacks: int = Field(3, ge=0, description="the most times that nonfinite = 'rollback' goes back")
+    rollbacks: int = Field(3, ge=0, le=1_000_000, description="the most times that nonfinite = 'rollback' goes back")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     threads: int | None = Field(
@@ -211,7 +217,7 @@ class PretrainConfig(Config):
         description="values that are not finite: replace (images are dropped, gradients replaced, until nothing is left to learn "
         "from), stop at the first, or rollback (like replace, but then go back to the last good state, with other draws)",
     )
-    rollbacks: int = Field(3, ge=0, description="the most times that nonfinite = 'rollback' goes back")
+    rollbacks: int = Field(3, ge=0, le=1_000_000, description="the most times that nonfinite = 'rollback' goes back")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     threads: int | None = Field(
@@ -316,13 +322,16 @@ class EvalConfig(Config):
     reference: Reference | None = Field(
         None, description="the real images, for every metric that takes them; for fid alone also statistics (.npz, or its URL)"
     )
-    samples: int = Field(5000, ge=2, description="images per measurement; published FIDs have 50000")
-    batch: int = Field(100, ge=1, description="images that a process has in memory at a time")
-    repeats: int = Field(3, ge=1, description="sampling seeds of the final table: mean and spread")
+    samples: int = Field(5000, ge=2, le=MOST_IMAGES, description="images per measurement; published FIDs have 50000")
+    batch: int = Field(100, ge=1, le=MOST_BATCH, description="images that a process has in memory at a time")
+    repeats: int = Field(3, ge=1, le=10_000, description="sampling seeds of the final table: mean and spread")
     snapshot_samples: int = Field(
-        1000, ge=0, description="images of the metric at a snapshot; 0 = not measured; by default not more than `samples`"
+        1000,
+        ge=0,
+        le=MOST_IMAGES,
+        description="images of the metric at a snapshot; 0 = not measured; by default not more than `samples`",
     )
-    teacher_steps: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = Field(
+    teacher_steps: Annotated[tuple[Annotated[int, Field(ge=1, le=MOST_STEPS)], ...], Field(strict=False)] = Field(
         (18, 5), description="the teacher's sampler in the final table: Heun steps"
     )
 

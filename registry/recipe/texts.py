@@ -41,7 +41,7 @@ def read_text_and_tables(path: Path) -> tuple[str, Tables]:
 def check_integers(value: Any) -> None:
     """TOML's integers have 64 bits; tomllib takes more. Raises ValueError."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ValueError("an integer of more than 64 bits")
+        raise ValueError("it has a whole number of more than 64 bits")
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         check_integers(inner)
 
@@ -52,18 +52,23 @@ def too_nested(text: str) -> bool:
     return len(text) > MOST_CHARACTERS or re.search(brackets, text) is not None
 
 
-def parse_set(text: str) -> tuple[list[str], Any]:
-    """'table.key=value' -> (['table', 'key'], value), the value read as TOML, or as a string if it is none."""
+def parse_set(text: str, given: str = "--set") -> tuple[list[str], Any]:
+    """'table.key=value' -> (['table', 'key'], value), the value read as TOML, or as a string if it is none. Raises UserError."""
     key, equals, value = text.partition("=")
     keys = [part.strip() for part in key.split(".")]
     if not equals or len(keys) < 2 or not all(keys):
-        raise UserError(f"--set {text}: write it as table.key=value, e.g. --set train.batch=128")
+        raise UserError(f"{given} {text}: write it as table.key=value, such as train.batch=128")
     if too_nested(value):
-        raise UserError(f"--set {shown(text, 60)}: its value is nested too deeply, or too long")
+        raise UserError(f"{given} {shown(text, 60)}: its value is nested too deeply, or too long")
     try:
-        return keys, tomllib.loads(f"value = {value}")["value"]
+        found = tomllib.loads(f"value = {value}")["value"]
     except ValueError:
-        return keys, value.strip()
+        found = value.strip()
+    try:
+        check_integers(found)
+    except ValueError as error:
+        raise UserError(f"{given} {shown(text, 60)}: {error}") from None
+    return keys, found
 
 
 def lay_over(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tables:

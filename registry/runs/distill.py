@@ -20,7 +20,7 @@ from registry.measure.measuring import floor_row, measured
 from registry.measure.rows import Metrics, Row
 from registry.measure.teacher_rows import teacher_rows
 from registry.plugins.loading import load_plugins
-from registry.recipe.arguments import Given, Sets, recipe_of
+from registry.recipe.arguments import Given, Sets, check_path, recipe_of
 from registry.recipe.resolved import Recipe, Tables
 from registry.report.render import REPORT
 from registry.runs.building import build, build_generator, build_metrics, generator_facts, parameter_count, real_images
@@ -94,7 +94,8 @@ def distill(
     is left to learn from, and Interrupted after a signal, when a state has been saved.
     """
     plugins = load_plugins()
-    recipe, resume = recipe_of(Recipe, recipe, plugins, sets, loss, seed, outdir), None if resume is None else os.fspath(resume)
+    recipe = recipe_of(Recipe, recipe, plugins, sets, loss, seed, outdir)
+    resume = None if resume is None else check_path("resume", resume)
     device, found = prepare(recipe, resume)
     journal = journal or Journal()
 

@@ -22,7 +22,7 @@ from registry.files.formats import save_network, weights_hash
 from registry.measure.measuring import floor_row
 from registry.measure.teacher_rows import teacher_rows
 from registry.plugins.loading import load_plugins
-from registry.recipe.arguments import Given, Sets, recipe_of
+from registry.recipe.arguments import Given, Sets, check_path, recipe_of
 from registry.recipe.resolved import TABLE_NAMES, PretrainRecipe, training_tables
 from registry.report.render import REPORT
 from registry.runs.building import build_metrics, check_target, parameter_count, real_images
@@ -58,7 +58,7 @@ def pretrain(
     `save` is where a copy of the finished teacher goes, with its measured rows beside it.
     """
     recipe = recipe_of(PretrainRecipe, recipe, load_plugins(), sets, None, seed, outdir)
-    resume = None if resume is None else os.fspath(resume)
+    resume = None if resume is None else check_path("resume", resume)
     if save:
         check_target(Path(save))
     device, found = prepare(recipe, resume)

@@ -44,14 +44,14 @@ def find_state(resume: str | None, outdir: Path, description: str, tables: Mappi
     if not resume.strip():
         raise SettingError("resume", "is empty; give 'auto', a training state, or a run folder", resume)
     path = Path(os.path.expanduser(resume))
-    if path.is_dir():
+    if os.path.isdir(path):
         if not os.access(path, os.R_OK | os.X_OK):
             raise SettingError("resume", "this folder may not be read", resume)
         found = newest_whole(path)
         if found.state is None:
             raise SettingError("resume", f"there is no {STATES} in this folder", resume)
         return found
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SettingError("resume", "no such file or folder; give 'auto', a training state, or a run folder", resume)
     return Found(path)
 
@@ -59,7 +59,7 @@ def find_state(resume: str | None, outdir: Path, description: str, tables: Mappi
 def newest_run(outdir: Path, description: str, tables: Mapping[str, Any]) -> Found:
     """The newest whole state of the newest run of this name and identity; of all newer ones it is said why they were not taken."""
     name = re.compile(rf"\d{{5}}-{re.escape(description)}")
-    runs = sorted((p for p in outdir.iterdir() if name.fullmatch(p.name)), reverse=True) if outdir.is_dir() else []
+    runs = sorted((p for p in outdir.iterdir() if name.fullmatch(p.name)), reverse=True) if os.path.isdir(outdir) else []
     wanted, remarks = identity(tables), list[str]()
     for folder in runs:
         if not os.access(folder, os.R_OK | os.X_OK):

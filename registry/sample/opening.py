@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +69,13 @@ def load_teacher(
     return of_kind("denoiser", source, nfe=nfe, key=key, D=D, rng=rng, precision=precision, compile=compile, device=device)
 
 
+def check_kinds(**texts: object) -> None:
+    """Check that these are texts, or None. Raises SettingError."""
+    for name, value in texts.items():
+        if not isinstance(value, str | None):
+            raise SettingError(name, "must be a text", value)
+
+
 def of_kind(kind: Kind, source: str | os.PathLike[str], **arguments: Any) -> Sampler:
     """The network in a file, which must not say that it is of another kind. Raises UserError."""
     path = os.fspath(source) if isinstance(source, os.PathLike) else source
@@ -108,6 +116,10 @@ def open_sampler(
     A teacher is sampled in `steps` Heun steps or `nfe` = 2·steps − 1 evaluations. `kind` (or `sampler`) is for foreign files, which
     may not state it. Raises UserError.
     """
+    check_kinds(key=key, rng=rng, precision=precision)
+    for name, number in (("sigma_init", sigma_init), ("D", D)):
+        if number is not None and (not isinstance(number, Real) or isinstance(number, bool) or not number > 0):
+            raise SettingError(name, f"must be a positive number{', or inf' if name == 'D' else ''}", number)
     plugins = load_plugins()
     network = str(open_path(network)) if Path(os.path.expanduser(network)).is_dir() else network
     net, facts = load_network(

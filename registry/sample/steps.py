@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
+from operator import index
+from typing import Any, SupportsIndex, TypeGuard
 
 from registry.core.errors import SettingError
-
-MOST_STEPS = 10_000
+from registry.recipe.tables import MOST_STEPS
 
 
 def check_generator_steps(
@@ -50,5 +50,13 @@ def heun_steps(resolution: int, steps: int | None, nfe: int | None) -> int:
 def check_whole(steps: object, nfe: object) -> None:
     """Check that these are positive whole numbers, or None. Raises SettingError."""
     for setting, value in (("steps", steps), ("nfe", nfe)):
-        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
+        if value is not None and not (is_whole(value) and index(value) >= 1):
             raise SettingError(setting, "must be a whole number, at least 1", value)
+
+
+def is_whole(value: Any) -> TypeGuard[SupportsIndex]:
+    """Whether it is a whole number: Python's or NumPy's, but no truth value and no span of time."""
+    try:
+        return not isinstance(value, bool) and index(value) is not None
+    except TypeError:
+        return False
