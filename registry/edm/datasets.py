@@ -86,7 +86,7 @@ def load_images(source: str, most: int | None = None) -> Images:
             raise UserError(f"{source}: is not a ZIP of images, or is damaged: {shown(error)}") from None
     if os.path.exists(path):
         raise UserError(f"{source}: neither a folder nor a ZIP of images")
-    raise UserError(f"{source}: no such data set; give 'digits', or a folder or ZIP of images in EDM's layout")
+    raise UserError(f"{shown(source)}: no such data set; give 'digits', or a folder or ZIP of images in EDM's layout")
 
 
 def check_members(archive: zipfile.ZipFile, source: object) -> None:

@@ -86,7 +86,7 @@ def of_kind(kind: Kind, source: str | os.PathLike[str], **arguments: Any) -> Sam
     except OSError as error:
         raise UserError(f"{shown(source)}: {error.strerror or error}") from None
     except ValueError as error:
-        raise UserError(f"{source}: {error}") from None
+        raise UserError(f"{shown(source)}: {error}") from None
     except SettingError as error:
         if error.setting != "kind":
             raise
