@@ -48,6 +48,10 @@ Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 
+class PluginsPipe(Exception):
+    """A plugin's broken pipe. click takes any for that of the output, and ends without a word."""
+
+
 class Group(click.Group):
     """Adds --debug to every command, names the flag that is at fault, and exits with a code:
 
@@ -74,7 +78,8 @@ class Group(click.Group):
         try:
             check_working_folder()
             code = super().main(*args, **(kwargs | {"standalone_mode": False}))
-        except BaseException as error:  # a plugin may raise anything
+        except BaseException as raised:  # a plugin may raise anything
+            error = raised.__cause__ if isinstance(raised, PluginsPipe) and raised.__cause__ else raised
             if isinstance(error, SystemExit) and error.code not in (None, 0) and fault_of(error) is None:
                 raise
             answer_signals(interrupt, signal.SIG_DFL)  # it ends anyway
@@ -89,6 +94,10 @@ class Group(click.Group):
             if named is error:
                 raise
             raise named from error
+        except BrokenPipeError as error:
+            if fault_of(error):
+                raise PluginsPipe from error
+            raise
 
     def with_flag(self, error: SettingError, ctx: click.Context) -> UserError:
         """A setting that is an option of the invoked command is named by its flag: `--nfe 4: …` instead of `nfe = 4: …`."""

@@ -3,9 +3,10 @@ them."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -59,6 +60,40 @@ def torch_left_alone() -> Iterator[None]:
         restore_random_states(before)
         set_cuda_flags(*flags)
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def surroundings_restored() -> Iterator[None]:
+    """What a plugin does that measures or tells of a run changes nothing of what follows: random numbers, default type and device,
+    gradients, autocast, number of threads, and the working folder are as before afterwards."""
+    dtype, device, autocast, threads = torch.get_default_dtype(), torch.get_default_device(), autocasts(), torch.get_num_threads()
+    with ExitStack() as stack:
+        with suppress(OSError):  # the working folder is gone
+            folder = os.open(".", os.O_RDONLY)
+            stack.callback(os.close, folder)
+            stack.callback(os.fchdir, folder)
+        stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            if torch.get_default_device() != device:
+                torch.set_default_device(device if device.type != "cpu" else None)
+            set_autocasts(autocast)
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+
+
+def autocasts() -> dict[str, bool]:
+    """On which kinds of devices torch computes in a lower precision by itself."""
+    return {kind: torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")}
+
+
+def set_autocasts(enabled: dict[str, bool]) -> None:
+    """The opposite of `autocasts`."""
+    for kind, on in enabled.items():
+        torch.set_autocast_enabled(kind, on)
 
 
 def random_states() -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from registry.core.contracts import Domain, Metric
 from registry.core.errors import UserError
+from registry.core.surroundings import surroundings_restored
 from registry.core.text import kind
 from registry.recipe.resolved import Choice
 
@@ -26,7 +26,7 @@ class Guarded(Metric):
 
     def __init__(self, choice: Choice, domain: Domain) -> None:
         self.who = choice.who
-        with undisturbed():
+        with surroundings_restored():
             metric = choice.make(domain)
         self.demand(isinstance(metric, Metric), f"its build must give a registry.api.Metric, not a {kind(metric)}")
         self.metric: Metric = metric
@@ -46,19 +46,21 @@ class Guarded(Metric):
         """A hash of the plugin's code: the formula may change, and the name stay."""
 
     def embed(self, images: Tensor) -> Tensor:
-        with undisturbed():
+        with surroundings_restored():
             rows = self.metric.embed(images.clone())  # which are the next metric's, too
         self.demand(isinstance(rows, Tensor), f"embed must give rows [n, d], not a {kind(rows)}")
         right = rows.ndim == 2 and len(rows) == len(images)
         self.demand(right, f"embed must give a row for each of {len(images)} images, and gave {list(rows.shape)}")
+        plain = rows.layout == torch.strided and not rows.is_meta and not rows.is_complex()
+        self.demand(plain, f"embed must give rows of plain real numbers, and gave {rows.dtype}, {rows.layout} on {rows.device}")
         return rows.cpu()
 
     def compare(self, rows: Tensor) -> dict[str, float]:
-        with undisturbed():
+        with surroundings_restored():
             return self.numbers("compare", self.metric.compare(rows))
 
     def floor(self, repeat: int) -> dict[str, float]:
-        with undisturbed():
+        with surroundings_restored():
             found = self.metric.floor(repeat)
         return {} if found == {} else self.numbers("floor", found)
 
@@ -100,20 +102,6 @@ def code_of(kind: type) -> str | None:
     places = [Path(place) for place in spec.submodule_search_locations or ()]
     files = sorted(file for place in places for file in place.rglob("*.py")) if places else [Path(spec.origin)]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Random numbers, default type, gradients and working folder are as before afterwards: a run's numbers do not depend on what
-    is measured in between."""
-    dtype, folder = torch.get_default_dtype(), os.open(".", os.O_RDONLY)
-    with torch.set_grad_enabled(torch.is_grad_enabled()), torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(dtype)
-            os.fchdir(folder)
-            os.close(folder)
 
 
 def short(found: Any) -> str:

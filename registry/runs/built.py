@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from registry.core.contracts import Noise, Teacher
 from registry.core.errors import BrokenContract, UserError
 from registry.core.streams import Streams
+from registry.core.surroundings import autocasts, set_autocasts
 from registry.core.text import kind
 from registry.recipe.resolved import Choice
 from registry.train.step import mode
@@ -60,18 +61,90 @@ def check_noise(choice: Choice, noise: Noise, shape: tuple[int, int, int]) -> No
     for name, value in (("D", noise.D), ("sigma_init", noise.sigma_init), ("sigma_min", noise.sigma_min),
                         ("sigma_max", noise.sigma_max), ("rho", noise.rho)):  # fmt: skip
         demand(choice, type(value) in (int, float) and value > 0, f"{name} must be a positive number, not {value!r}")
-    n, rng = 2, Streams.derived("check", range(2))
+    n, rng, autocast = 2, Streams.derived("check", range(2)), autocasts()
     check_tensor(choice, "prior(shape, sigma, rng)", noise.prior(shape, noise.sigma_init, rng), (n, *shape))
     check_tensor(choice, "student_sigma(rng)", noise.student_sigma(rng), (n,))
     check_tensor(choice, "generator_sigma(rng)", noise.generator_sigma(rng), (n,))
     x, sigma = torch.zeros(n, *shape), torch.full((n,), float(noise.sigma_init))
     check_tensor(choice, "perturb(x, sigma, rng)", noise.perturb(x, sigma, rng), (n, *shape))
+    demand_autocast(choice, autocast)
 
 
-def check_tensor(choice: Choice, call: str, found: Any, shape: tuple[int, ...]) -> None:
+def check_tensor(choice: Choice, call: str, found: Any, shape: tuple[int, ...], device: torch.device | None = None) -> None:
     demand(choice, isinstance(found, Tensor), f"{call} must give a tensor {list(shape)}, not a {kind(found)}")
-    right = found.shape == shape and found.is_floating_point()
-    demand(choice, right, f"{call} must give {list(shape)}, and gave {list(found.shape)} of {found.dtype}")
+    right = found.shape == shape and found.is_floating_point() and found.layout == torch.strided
+    demand(choice, right, f"{call} must give {list(shape)}, and gave {list(found.shape)} of {found.dtype}, {found.layout}")
+    there = device is None or found.device.type == device.type
+    demand(choice, there, f"{call} must give a tensor on {device}, and gave one on {found.device}")
+
+
+def demand_autocast(choice: Choice, before: dict[str, bool]) -> None:
+    """Check that autocast is as it was; it is again afterwards."""
+    left = autocasts() != before
+    set_autocasts(before)
+    demand(choice, not left, "turned autocast on for all that follows; use `with torch.autocast(…):` instead")
+
+
+@contextmanager
+def held(teacher: tuple[Choice, nn.Module] | None, choice: Choice, noise: Noise) -> Iterator[None]:
+    """While a run goes on, all that its frozen teacher and its noise answer is held to what was checked at the start: a tensor of
+    another shape could be broadcast without an error, and one that fails later would not be told with the plugin's name."""
+    prior, perturb, student, generator = noise.prior, noise.perturb, noise.student_sigma, noise.generator_sigma
+
+    def checked_prior(shape: Sequence[int], sigma: float, rng: Streams) -> Tensor:
+        found = prior(shape, sigma, rng)
+        check_tensor(choice, "prior(shape, sigma, rng)", found, (len(rng), *shape), rng.device)
+        return found
+
+    def checked_perturb(x: Tensor, sigma: Tensor, rng: Streams) -> Tensor:
+        before, autocast = x._version, autocasts()
+        found = perturb(x, sigma, rng)
+        check_tensor(choice, "perturb(x, sigma, rng)", found, tuple(x.shape), x.device)
+        demand(choice, x._version == before, "perturb writes to the images that it is given")
+        demand_autocast(choice, autocast)
+        return found
+
+    def checked_levels(name: str, levels: Callable[[Streams], Tensor]) -> Callable[[Streams], Tensor]:
+        def checked(rng: Streams) -> Tensor:
+            found = levels(rng)
+            check_tensor(choice, f"{name}(rng)", found, (len(rng),), rng.device)
+            return found
+
+        return checked
+
+    def check_denoised(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any) -> None:
+        x = args[0] if args else kwargs.get("x")
+        if teacher and isinstance(x, Tensor):
+            check_tensor(teacher[0], "denoiser(x, sigma, labels)", found, tuple(x.shape), x.device)
+
+    ours: dict[str, Callable[..., Any]] = {
+        "prior": checked_prior, "perturb": checked_perturb,
+        "student_sigma": checked_levels("student_sigma", student), "generator_sigma": checked_levels("generator_sigma", generator),
+    }  # fmt: skip
+    with ExitStack() as stack:
+        for name, method in ours.items():
+            stack.enter_context(taking_the_place(noise, name, method))
+        if teacher:
+            stack.callback(teacher[1].register_forward_hook(check_denoised, with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
+def taking_the_place(of: object, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """A method of one object is another one, if the object takes attributes."""
+    try:
+        before = vars(of).get(name)
+        object.__setattr__(of, name, method)
+    except (AttributeError, TypeError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        if before is None:
+            object.__delattr__(of, name)
+        else:
+            object.__setattr__(of, name, before)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from registry.recipe.arguments import Given, Sets, check_path, recipe_of
 from registry.recipe.resolved import Recipe, Tables
 from registry.report.render import REPORT
 from registry.runs.building import build, build_generator, build_metrics, generator_facts, parameter_count, real_images
-from registry.runs.built import told_of
+from registry.runs.built import held, told_of
 from registry.runs.checkpoints import Stateful
 from registry.runs.clock import Clock
 from registry.runs.ending import interruptible
@@ -112,7 +112,7 @@ def distill(
     saved = Saved(parts, recipe.tables(), generator_facts(recipe, teacher, noise, generator))
 
     start = partial(start_or_resume, recipe, run, saved, resume, found, journal)
-    with interruptible(start) as folder, told_of(recipe.loss):
+    with interruptible(start) as folder, told_of(recipe.loss), held((recipe.teacher, teacher.denoiser), recipe.noise, noise):
         if run.nimg < run.regression_end:
             run.pairs = pairs(recipe, run, generator, teacher, noise, saved.clock, journal)
         for line in (introduction(recipe, teacher, noise, generator, device), *teacher.remarks, *phases(run)):

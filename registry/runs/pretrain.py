@@ -26,7 +26,7 @@ from registry.recipe.arguments import Given, Sets, check_path, recipe_of
 from registry.recipe.resolved import TABLE_NAMES, PretrainRecipe, training_tables
 from registry.report.render import REPORT
 from registry.runs.building import build_metrics, check_target, parameter_count, real_images
-from registry.runs.built import check_noise
+from registry.runs.built import check_noise, held
 from registry.runs.ending import interruptible
 from registry.runs.health import check_images
 from registry.runs.outputs import draw_curves, draw_fakes, draw_real, measure_snapshot, snapshot_name, write_network, write_table
@@ -84,7 +84,7 @@ def pretrain(
             measure_snapshot(folder, metrics, partial(sample, shared=True), recipe.eval, file, run.nimg, saved.clock.seconds)
         draw_curves(folder, ("denoiser",), metrics)
 
-    with interruptible(start) as folder:
+    with interruptible(start) as folder, held(None, recipe.noise, noise):
         size = f"{recipe.network.arch} of {parameter_count(net)} parameters"
         journal.log(f"training a {size} on {domain.origin} ({len(data)} images), D = {noise.D:g}")
         if run.nimg == 0:

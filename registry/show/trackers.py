@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.core.contracts import Tracker
+from registry.core.surroundings import surroundings_restored
 from registry.core.text import shown
 from registry.recipe.resolved import Choice
 from registry.show.journal import Journal
@@ -39,7 +40,8 @@ class Trackers:
     def _each(self, tell: Callable[[Tracker], object]) -> None:
         for choice, tracker in list(self.chosen):
             try:
-                tell(tracker)
+                with surroundings_restored():
+                    tell(tracker)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a stranger's code

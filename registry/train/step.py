@@ -206,6 +206,9 @@ def checked(values: Tensor, x: Tensor, method: str) -> Tensor:
     if not torch.is_grad_enabled():
         torch.set_grad_enabled(True)
         raise BrokenContract(f"{method}() turned gradients off for all that follows; use `with torch.no_grad():` instead")
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        torch.set_autocast_enabled(x.device.type, False)
+        raise BrokenContract(f"{method}() turned autocast on for all that follows; use `with torch.autocast(…):` instead")
     wanted = f"{method}() must give unreduced values of the images' shape, {tuple(x.shape)}"
     if not isinstance(values, Tensor):
         raise BrokenContract(f"{wanted}, and gave a {type(values).__name__}")
