@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import html
 import os
+import random
 import re
+import resource
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ipfm_plugin.loss import IPFMLoss
-from registry.core.errors import Diverged, Interrupted
+from registry.core.errors import Diverged, Interrupted, UserError
 from registry.core.interruption import Interruption
 from registry.report.history import read_history
 from registry.runs.distill import distill
+from registry.runs.pretrain import pretrain
+from tests.conftest import error_line
 from tests.test_health import KEEP, LONGER, Poisoned
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
@@ -56,3 +61,64 @@ def test_the_page_of_an_interrupted_run_does_not_say_that_it_runs(
     (folder,) = (tmp_path / "runs").iterdir()
     assert read_history(folder).state == "stopped" and not (folder / "error.txt").exists()
     assert "stopped at" in (folder / "report.html").read_text()
+
+
+def test_a_signal_on_a_full_disk_ends_the_run_as_a_signal_does(
+    recipe_file: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its state cannot be written, and the one before is still there."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Fills(IPFMLoss):
+        steps = 0
+
+        def generator(self, *arguments: object) -> object:  # type: ignore[override]
+            self.steps += 1
+            if self.steps == 23:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # the disk takes no more
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().generator(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: Fills(1.0))
+    try:
+        with Interruption(), pytest.raises(Interrupted, match=r"its state cannot be written .*; the one before is kept") as caught:
+            distill(str(recipe_file(*LONGER)), sets=KEEP)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert caught.value.code == 128 + signal.SIGTERM and caught.value.state == str(folder / "training-state-000000.pt")
+    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: IPFMLoss(1.0))
+    assert distill(str(recipe_file(*LONGER)), sets=KEEP, resume=caught.value.state).folder == folder
+
+
+def test_a_teachers_training_does_not_go_on_with_other_images(here: Here, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    draw = random.Random(0)
+    for i in range(40):
+        Image.frombytes("L", (8, 8), draw.randbytes(64)).save(folder / f"{i}.png")
+    sets = {"data.source": str(folder), "data.labels": False, "train.batch": 8, "train.duration_kimg": 0.08, "log.tick_kimg": 0.04,
+            "log.snapshot_ticks": 1, "eval.metrics": []}  # fmt: skip
+    pretrain("teachers/digits_d128", sets=sets, outdir=tmp_path / "runs")
+    Image.new("L", (8, 8)).save(folder / "7.png")
+    with pytest.raises(UserError, match="images holds other images than when this run began"):
+        pretrain("teachers/digits_d128", sets=sets | {"train.duration_kimg": 0.16}, outdir=tmp_path / "runs", resume="auto")
+
+
+def test_a_resumed_run_says_all_that_is_different(recipe_file: Write, tmp_path: Path) -> None:
+    recipe = recipe_file()
+    first = distill(recipe, sets=["log.snapshot_ticks=1"])
+    network = next(first.folder.glob("network-snapshot-*.pkl"))
+    sets = {"generator.init": str(network), "log.keep_states": 7, "eval.samples": 77, "train.duration_kimg": 0.064}
+    again = distill(recipe, sets=sets, resume=str(first.folder))
+    log = (again.folder / "log.txt").read_text()
+    for line in (
+        f"[generator] init: None -> {network} (which has no effect on a run that goes on)",
+        "[log] keep_states: 2 -> 7", "[eval] samples: 32 -> 77", "[train] duration_kimg: 0.048 -> 0.064",
+    ):  # fmt: skip
+        assert f"changed since that state was written: {line}" in log, log
+
+
+def test_fp16_is_refused_where_it_would_be_fp32(here: Here, recipe_file: Write) -> None:
+    line = error_line(here("--recipe", recipe_file(), "--set", "train.precision=fp16"))
+    assert line.endswith("[train] precision = 'fp16': computes on a GPU only; on the CPU write 'fp32' or 'bf16'")

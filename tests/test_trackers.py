@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -229,3 +231,29 @@ def test_the_tracker_of_the_documentation_keeps_a_table(recipe_file: Write, cli:
     with open(path.parent / "runs" / "numbers.csv") as file:
         rows = [row for row in csv.reader(file) if row[2] == "Loss/student"]
     assert [row[:2] for row in rows] == [["00000-short", "16"], ["00000-short", "32"], ["00000-short", "48"]]
+
+
+def test_a_run_stops_although_a_server_does_not_answer(recipe_file: Write, tmp_path: Path) -> None:
+    """The server's port is closed, and Weights & Biases would try for 90 seconds, and again at the end of the process."""
+    env = environment({"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:1"})
+    words = ["--recipe", str(recipe_file(tracked("wandb"))), "--set", 'log.wandb.mode="online"']
+    run = subprocess.Popen(
+        [sys.executable, "-m", "registry", *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        while not list((tmp_path / "runs").rglob("wandb-id.txt")):
+            assert run.poll() is None
+            time.sleep(0.1)
+        run.terminate()
+        printed, _ = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 128 + signal.SIGTERM
+    assert "tracker 'wandb' has failed (UserError: its server has not answered)" in printed
+
+
+def test_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://[bad")
+    with pytest.raises(UserError, match=r"WANDB_BASE_URL = http://.bad in the environment is no address"):
+        build(WandbConfig(mode="online"))

@@ -5,16 +5,23 @@ from __future__ import annotations
 import netrc
 import os
 import secrets
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from registry.api import Tracker, UserError
 from registry.builtin import WandbConfig
+from registry.core.interruption import WRITER, signalled
+from registry.core.text import shown
 from registry.core.version import install
 
+PATIENCE, STEP = 3.0, 0.1
+"""Seconds that a server is waited for once the run is asked to stop; between two looks at whether it is."""
 ID = "wandb-id.txt"
 """In the run's folder: the name under which Weights & Biases knows the run, also after a resumption."""
 
@@ -31,11 +38,12 @@ class Wandb(Tracker):
         known = folder / ID
         if not known.is_file():
             known.write_text(secrets.token_hex(4) + "\n")
-        self.run = wandb.init(
+        self.run = unless_signalled(partial(
+            wandb.init,
             project=self.config.project, entity=self.config.entity, mode=self.config.mode, dir=folder, name=folder.name,
             id=known.read_text().strip(), resume="allow", config=dict(recipe),
             settings=wandb.Settings(silent=True, console="off", disable_code=True, disable_git=True),
-        )  # fmt: skip
+        ))  # fmt: skip
         self.run.define_metric("kimg")
         self.run.define_metric("*", step_metric="kimg")  # its own steps cannot go back, as a resumed run does
 
@@ -48,7 +56,31 @@ class Wandb(Tracker):
         self.run.log({name: wandb.Image(str(path)), "kimg": nimg / 1000})
 
     def end(self) -> None:
-        self.run.finish()
+        unless_signalled(self.run.finish)
+
+
+def unless_signalled(call: Callable[[], Any]) -> Any:
+    """What a call gives that may wait for a server. Once a signal has come it is waited for no longer than PATIENCE: a run stops
+    within ten seconds. Raises UserError then."""
+    answer: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True, name=WRITER).start()
+    left = PATIENCE
+    while True:
+        try:
+            return answer.result(timeout=STEP)
+        except TimeoutError:
+            if answer.done():
+                raise
+            left -= STEP if signalled() else 0
+            if left <= 0:
+                raise UserError("its server has not answered") from None
 
 
 def build(config: WandbConfig) -> Wandb:
@@ -68,7 +100,11 @@ def has_key() -> bool:
     """Whether there is a key, in the environment or where `wandb login` writes it."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    try:
+        host = urlsplit(address).hostname or ""
+    except ValueError as error:
+        raise UserError(f"WANDB_BASE_URL = {shown(address)} in the environment is no address: {error}") from None
     with suppress(OSError, netrc.NetrcParseError):
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     return False

@@ -12,7 +12,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Ctrl-C; the end of a job; what schedulers send some time before that; a terminal that is closed."""
 
 WRITER = "distill-writer"
-"""The name of a thread that writes a file in the background: Python's shutdown must not come while there is one."""
+"""The name of a thread that works in the background, on a file or for a server: Python's shutdown must not come while there is
+one."""
 
 
 def heeded() -> tuple[signal.Signals, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -57,6 +58,14 @@ class Images:
     @property
     def label_dim(self) -> int:
         return 0 if self.classes is None else int(self.classes.max()) + 1
+
+    def hash(self) -> str:
+        """A short hash of all values and classes."""
+        digest = hashlib.blake2b(f"{tuple(self.pixels.shape)}{self.levels}".encode(), digest_size=8)
+        for tensor in (self.pixels, *([] if self.classes is None else [self.classes])):
+            digest.update(tensor.contiguous().numpy().data)
+        found: str = digest.hexdigest()
+        return found
 
     def x(self) -> Tensor:
         """All images as float32 in [−1, 1]: [n, C, H, W]."""

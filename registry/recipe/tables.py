@@ -120,7 +120,7 @@ OnNonfinite = Literal["replace", "stop", "rollback"]
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"] | None
 PRECISION = (
-    "of the networks' passes in training: fp32; tf32 (float32 on CUDA's tensor cores); bf16; fp16 (CUDA only; give eps = 1e-6); "
+    "of the networks' passes in training: fp32; tf32 (float32 on CUDA's tensor cores); bf16; fp16 (on GPUs only; give eps = 1e-6); "
     "default: fp32, or fp16 if the network's file or fp16 in its table says so"
 )
 

@@ -126,7 +126,9 @@ def build_generator(recipe: Recipe, teacher: Teacher, noise: Noise) -> Generator
     return Generator(net, noise, teacher.image_shape, teacher.label_dim, sigmas, config.gradient, config.recompute)
 
 
-def generator_facts(recipe: Recipe, teacher: Teacher, noise: Noise, generator: Generator) -> dict[str, Any]:
+def generator_facts(
+    recipe: Recipe, teacher: Teacher, noise: Noise, generator: Generator, data: RealImages | None = None
+) -> dict[str, Any]:
     """What a generator's file says about it, besides the number of images."""
     tables = training_tables(recipe)
     return {
@@ -136,6 +138,7 @@ def generator_facts(recipe: Recipe, teacher: Teacher, noise: Noise, generator: G
         "components": ", ".join(choice.origin for choice in (recipe.teacher, recipe.noise, recipe.loss)),
         "teacher": teacher.origin, "teacher_weights": teacher.weights, "recipe": tables,
         "recipe_hash": hashlib.sha256(dumps(tables).encode()).hexdigest()[:16],
+        **({"data": recipe.data.source, "data_hash": data.images.hash()} if recipe.data and data else {}),
     }  # fmt: skip
 
 

@@ -98,14 +98,18 @@ def restore_state(path: Path, content: Mapping[str, Any], parts: Mapping[str, St
     return int(content["nimg"])
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: tuple[str, ...] = ("log", "eval", "swap")) -> list[str]:
+NO_EFFECT = {("generator", "init"): " (which has no effect on a run that goes on)"}
+"""Settings that count at the start of a run only."""
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: tuple[str, ...] = ("swap",)) -> list[str]:
     """What a resumed run does differently from the one that wrote its state."""
     found = []
     for table in sorted({*old, *new} - set(ignore)):
         a, b = old.get(table, {}), new.get(table, {})
         # A setting that is off is the same as one that an older version did not have.
         changed = [key for key in sorted({*a, *b}) if (a.get(key) or None) != (b.get(key) or None)]
-        found += [f"[{table}] {key}: {a.get(key)} -> {b.get(key)}" for key in changed]
+        found += [f"[{table}] {key}: {a.get(key)} -> {b.get(key)}{NO_EFFECT.get((table, key), '')}" for key in changed]
     return found
 
 
@@ -116,14 +120,22 @@ def identity(tables: Mapping[str, Any]) -> dict[str, Any]:
     return {kind: {key: tables[kind][key] for key in keys if key in tables[kind]} for kind in kinds if kind in tables}
 
 
-def check_same_teacher(state: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Check that the teacher still has the weights that it had when the run began, if the state says which. Raises UserError."""
-    before, now = (facts.get("teacher_weights") for facts in (old, new))
-    if before and now and before != now:
-        raise UserError(
-            f"{state}: {new.get('teacher', 'the teacher')} has other weights than when this run began, and a run cannot go on with "
-            "another teacher; put the old file back, or begin a new run"
-        )
+def check_same_sources(state: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Check that the teacher's weights and the real images are those that the run began with, if the state says which.
+
+    Raises UserError.
+    """
+    what = {
+        "teacher_weights": f"{new.get('teacher', 'the teacher')} has other weights",
+        "data_hash": f"{new.get('data', 'the data set')} holds other images",
+    }
+    for key, sentence in what.items():
+        before, now = (facts.get(key) for facts in (old, new))
+        if before and now and before != now:
+            raise UserError(
+                f"{state}: {sentence} than when this run began, and a run cannot go on with others; "
+                "put the old ones back, or begin a new run"
+            )
 
 
 def check_same_run(state: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -109,7 +109,7 @@ def distill(
     parts: dict[str, Stateful] = {"student": run.student, "generator": run.generator, "ema": run.average}
     if recipe.warmup.kimg:
         parts["regression"] = run.regression.optimiser
-    saved = Saved(parts, recipe.tables(), generator_facts(recipe, teacher, noise, generator))
+    saved = Saved(parts, recipe.tables(), generator_facts(recipe, teacher, noise, generator, data))
 
     start = partial(start_or_resume, recipe, run, saved, resume, found, journal)
     with interruptible(start) as folder, told_of(recipe.loss), held((recipe.teacher, teacher.denoiser), recipe.noise, noise):

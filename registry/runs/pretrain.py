@@ -71,7 +71,8 @@ def pretrain(
     metrics = build_metrics(recipe.metrics, domain)
     torch.manual_seed(recipe.train.seed * 1000 + distributed.rank())
     run = pretraining.Pretraining(net, noise, data, recipe.train, device)
-    facts = {"D": noise.D, "sigma_data": domain.sigma_data, "data": recipe.data.source, "recipe": training_tables(recipe)}
+    images = {"data": recipe.data.source, "data_hash": data.images.hash()}
+    facts = images | {"D": noise.D, "sigma_data": domain.sigma_data, "recipe": training_tables(recipe)}
     saved = Saved({"denoiser": run.denoiser, "ema": run.average}, recipe.tables(), facts)
 
     start = partial(start_or_resume, recipe, run, saved, resume, found, journal)

@@ -32,7 +32,7 @@ from registry.runs.background import Background
 from registry.runs.checkpoints import (
     Stateful,
     check_same_run,
-    check_same_teacher,
+    check_same_sources,
     differences,
     read_state,
     restore_state,
@@ -137,6 +137,8 @@ def start_device(train: TrainConfig | PretrainConfig) -> torch.device:
     """Join the other processes, and check that the batch splits evenly over them. Raises SettingError."""
     with settings_of(train):
         device = distributed.start(train.device, train.timeout_minutes)
+        if train.precision == "fp16" and device.type == "cpu":
+            raise SettingError("precision", "computes on a GPU only; on the CPU write 'fp32' or 'bf16'", train.precision)
     share(train, distributed.world_size())
     return device
 
@@ -204,7 +206,7 @@ def locked_state(folder: RunFolder, state: Path, resume: str | None, saved: Save
     with distributed.everywhere(state) as file:
         content = read_state(file, saved.parts)
     check_same_run(state, content["recipe"], saved.tables)
-    check_same_teacher(state, content["about"], saved.facts)
+    check_same_sources(state, content["about"], saved.facts)
     return state, content
 
 
@@ -301,7 +303,9 @@ def after_iteration(
     if signal:
         saved.finish(folder)
         kept = None if well else newest_good(folder)  # a state of a run that learns nothing would take its place
-        raise at_a_state(kept or saved.save(folder, run, due.snapshot), run, 128 + signal, kept is None)
+        if kept:
+            raise at_a_state(kept, run, 128 + signal, ", where it had nothing left to learn from; the last good state is kept")
+        raise saved_at_a_signal(saved, folder, run, due.snapshot, 128 + signal)
     with going_on(folder, due.end):
         if due.end or (well and (due.state or overdue)):
             saved.save(folder, run, due.snapshot, wait=due.end)
@@ -368,9 +372,19 @@ def make(snapshot: Callable[[], None], saved: Saved, folder: RunFolder, run: Tra
     try:
         snapshot()
     except Interrupted as stop:
-        raise at_a_state(saved.save(folder, run, snapshot_due=True), run, stop.code) from None
+        raise saved_at_a_signal(saved, folder, run, True, stop.code) from None
 
 
-def at_a_state(state: Path, run: Training, code: int, well: bool = True) -> Interrupted:
-    what = "the state is kept" if well else "where it had nothing left to learn from; the last good state is kept"
-    return Interrupted(f"interrupted at {run.nimg / 1000:.3f} kimg{';' if well else ','} {what}", code, str(state))
+def saved_at_a_signal(saved: Saved, folder: RunFolder, run: Training, snapshot_due: bool, code: int) -> Interrupted:
+    """Save a state. If it cannot be written, the run stops all the same. Raises UserError if there is no other state either."""
+    try:
+        return at_a_state(saved.save(folder, run, snapshot_due), run, code, "; the state is kept")
+    except UserError as error:
+        kept = newest_good(folder)
+        if kept is None:
+            raise
+        return at_a_state(kept, run, code, f"; its state cannot be written ({error}); the one before is kept")
+
+
+def at_a_state(state: Path, run: Training, code: int, what: str) -> Interrupted:
+    return Interrupted(f"interrupted at {run.nimg / 1000:.3f} kimg{what}", code, str(state))
