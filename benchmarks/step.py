@@ -250,8 +250,8 @@ def main(options: argparse.Namespace) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
     resolution, classes, settings = SIZES[options.size]
-    dropout = {} if options.size == "small" else {"dropout": 0.0}
-    teacher = build_network(options.arch, torch.inf, (3, resolution, resolution), classes, 0, **settings, **dropout).to(device)
+    settings = settings | {"dropout": 0.0}  # whose draws would be others in both loops
+    teacher = build_network(options.arch, torch.inf, (3, resolution, resolution), classes, 0, **settings).to(device)
     awaken(teacher)
     config = TrainConfig(batch=options.batch, duration_kimg=1e6, generator_loss_scaling=GENERATOR_SCALING)
     count = sum(p.numel() for p in teacher.parameters()) / 1e6
