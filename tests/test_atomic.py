@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -18,6 +19,7 @@ from tests.conftest import environment
 WRITER = """
 import sys, time
 from pathlib import Path
+from types import FrameType
 from registry.core.atomic import write_atomically
 
 def slowly(file):
@@ -81,6 +83,7 @@ def test_only_what_is_ours_is_swept(tmp_path: Path) -> None:
 FILLER = """
 import sys, time
 from pathlib import Path
+from types import FrameType
 from registry.core.atomic import new_folder
 
 with new_folder(Path(sys.argv[1])) as folder:
@@ -143,6 +146,7 @@ SWEEPER = """
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from registry.core.atomic import sweep
 
 print("sweeping", flush=True)
@@ -177,6 +181,7 @@ def test_a_new_file_takes_nobodys_place(tmp_path: Path) -> None:
 SAVER = """
 import sys
 from pathlib import Path
+from types import FrameType
 import torch
 from registry.cli import main
 from registry.files.bounds import STATE
@@ -211,3 +216,29 @@ def test_a_signal_while_torch_writes_a_file_is_answered_when_it_is_written(delay
     error = process.communicate(timeout=60)[1]
     assert (process.returncode, error) == (128 + signal.SIGTERM, "distill: interrupted\n")
     assert {p.name for p in tmp_path.iterdir()} <= {"a.pt"}
+
+
+@pytest.mark.parametrize("function", ["write_atomically", "new_folder"])
+def test_a_signal_in_the_moment_in_which_a_temporary_is_there_leaves_none(function: str, tmp_path: Path) -> None:
+    """Its exception comes after the place was made, and before the block that would remove it was entered."""
+
+    def interrupt(frame: FrameType, event: str, arg: object) -> None:
+        if event == "c_return" and arg is next and frame.f_code.co_name == "__enter__" and list(tmp_path.iterdir()):
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    def work() -> None:
+        if function == "write_atomically":
+            write_atomically(tmp_path / "file", b"content")
+        else:
+            with new_folder(tmp_path / "folder"):
+                pass
+
+    try:
+        sys.setprofile(interrupt)
+        work()
+    except KeyboardInterrupt as error:
+        kept = error  # with its traceback, and so with all that is in it
+    finally:
+        sys.setprofile(None)
+    assert kept and list(tmp_path.iterdir()) == []

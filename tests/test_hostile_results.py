@@ -106,7 +106,7 @@ def test_a_recipe_shows_its_own_text(finished: Path, here: Here, tmp_path: Path)
 
 def test_integers_have_64_bits(tmp_path: Path) -> None:
     (tmp_path / "large.toml").write_text(f"[train]\nbatch = [{{a = {2**63}}}]\n")
-    with pytest.raises(UserError, match="an integer of more than 64 bits"):
+    with pytest.raises(UserError, match="it has a whole number of more than 64 bits"):
         read_tables(tmp_path / "large.toml")
     (tmp_path / "large.toml").write_text(f"batch = {2**63 - 1}\n")
     assert read_tables(tmp_path / "large.toml") == {"batch": 2**63 - 1}

@@ -20,7 +20,7 @@ from registry.recipe.resolved import PretrainRecipe, Recipe
 from registry.recipe.tables import LogConfig
 from registry.runs import threads
 from registry.show.journal import Journal
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, environment, error_line
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -44,6 +44,13 @@ def test_the_cache_is_shown_and_cleared_but_for_what_is_the_users(cli: Cli, tmp_
     assert cli("cache", "--clear", env=env).stdout.startswith("4.0 MiB removed from ")
     left = sorted(p.relative_to(cache).as_posix() for p in cache.rglob("*") if p.is_file())
     assert left == ["inception-2015-12-05.pt", "mine/x.pt"]
+
+
+def test_a_cache_folder_that_is_none(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place, problem in (("file", "is no folder; set DISTILL_CACHE_DIR to one"), ("file/x", "cannot be used: Not a directory")):
+        line = error_line(cli("cache", env={"DISTILL_CACHE_DIR": str(tmp_path / place)}))
+        assert line.startswith(f"distill: the cache folder {tmp_path / place} {problem}")
 
 
 @pytest.mark.parametrize(("words", "found"), [

@@ -11,13 +11,15 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, _GeneratorContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, cast
+from types import TracebackType
+from typing import BinaryIO, Generic, TypeVar, cast
 
 from registry.core.errors import SettingError, UserError
 from registry.core.interruption import undisturbed
 
+T = TypeVar("T")
 MEANWHILE = "was made by another process in the meantime; it is left as it is"
 
 try:
@@ -43,7 +45,7 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], 
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     try:
-        with temporary_beside(path) as (file, temporary), file, held(file.fileno()):
+        with Left(temporary_beside(path)) as (file, temporary), file, held(file.fileno()):
             if isinstance(content, bytes):
                 file.write(content)
             else:
@@ -57,6 +59,24 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], 
         raise UserError(f"{path}: {MEANWHILE}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+class Left(Generic[T]):
+    """A manager of `contextmanager` that is left again if an exception comes in the moment in which it has been entered, as that of
+    a signal may: the block that would leave it has not begun by then."""
+
+    def __init__(self, manager: _GeneratorContextManager[T]) -> None:
+        self.manager = manager
+
+    def __enter__(self) -> T:
+        try:
+            return self.manager.__enter__()
+        except BaseException:
+            self.manager.gen.close()
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
+        return self.manager.__exit__(kind, error, trace)
 
 
 @contextmanager
@@ -141,12 +161,17 @@ def random_name(path: Path) -> str:
     return str(path.parent / f".{path.name}.{secrets.token_hex(4)}")
 
 
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path) -> AbstractContextManager[Path]:
     """A new folder that takes the place of `target` when all is in it, and is gone otherwise; those of killed writers are removed.
 
     Raises UserError if it cannot be written, or something is at `target` by then.
     """
+    return Left(folder_for(target))
+
+
+@contextmanager
+def folder_for(target: Path) -> Iterator[Path]:
+    """The same, for `new_folder`."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep_folders(target)

@@ -15,7 +15,12 @@ def shown(text: object, most: int = 200) -> str:
     """Text from a file or an error, on one line of a terminal."""
     words = text_of(text, str)
     line = printable(" ".join(words[:1000].split()))
-    return line if len(line) <= most else line[:most] + "…"
+    return cut(line, most)
+
+
+def cut(text: str, most: int = 200) -> str:
+    """A name as it was given, but for the end of one that is too long."""
+    return text if len(text) <= most else text[:most] + "…"
 
 
 def text_of(value: object, of: Callable[[object], str] = repr) -> str:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from registry.core.errors import UserError
-from registry.core.text import shown
+from registry.core.text import cut, shown
 from registry.core.version import install
 from registry.edm.image_files import SUFFIXES, files_below, open_picture
 
@@ -95,7 +95,7 @@ def load_images(source: str, most: int | None = None) -> Images:
             raise UserError(f"{source}: is not a ZIP of images, or is damaged: {shown(error)}") from None
     if os.path.exists(path):
         raise UserError(f"{source}: neither a folder nor a ZIP of images")
-    raise UserError(f"{shown(source)}: no such data set; give 'digits', or a folder or ZIP of images in EDM's layout")
+    raise UserError(f"{cut(source)}: no such data set; give 'digits', or a folder or ZIP of images in EDM's layout")
 
 
 def check_members(archive: zipfile.ZipFile, source: object) -> None:

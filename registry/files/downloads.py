@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import shutil
+import stat
 import sys
 import time
 import urllib.error
@@ -39,11 +40,20 @@ MOST_BYTES = 2**35
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: DISTILL_CACHE_DIR, or the platform's cache folder. Raises UserError if there is no home folder."""
+    """Where downloads are kept: DISTILL_CACHE_DIR, or the platform's cache folder. Raises UserError if there can be none."""
     try:
-        return Path(os.environ.get("DISTILL_CACHE_DIR") or platformdirs.user_cache_dir("distill"))
+        folder = Path(os.environ.get("DISTILL_CACHE_DIR") or platformdirs.user_cache_dir("distill"))
     except RuntimeError:
         raise UserError("there is no home folder for the cache here; set DISTILL_CACHE_DIR to a folder") from None
+    try:
+        is_other = not stat.S_ISDIR(folder.stat().st_mode)
+    except FileNotFoundError:
+        return folder
+    except OSError as error:
+        raise UserError(f"the cache folder {folder} cannot be used: {error.strerror}; set DISTILL_CACHE_DIR to another") from None
+    if is_other:
+        raise UserError(f"the cache folder {folder} is no folder; set DISTILL_CACHE_DIR to one")
+    return folder
 
 
 def fetch(url: str, sha256: str | None = None) -> Path:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from registry.core.errors import UserError, near
-from registry.core.text import shown
+from registry.core.text import cut
 from registry.plugins.component import Published
 from registry.plugins.loading import load_plugins
 
@@ -180,7 +180,7 @@ def _locate_toml(name: str, what: str, files: list[Path]) -> Path:
     if os.path.isdir(path):
         raise UserError(f"{name}: this is a folder; a {what} is a TOML file")
     known = sorted({p.stem for p in files})
-    raise UserError(f"{shown(name)}: no such {what}{near(Path(name).stem, known)}; shipped: {', '.join(known)}")
+    raise UserError(f"{cut(name)}: no such {what}{near(Path(name).stem, known)}; shipped: {', '.join(known)}")
 
 
 def _shipped_file(name: str, suffix: str, files: list[Path] | None = None) -> Path | None:

@@ -115,7 +115,7 @@ def distill(
     with interruptible(start) as folder, told_of(recipe.loss), held((recipe.teacher, teacher.denoiser), recipe.noise, noise):
         if run.nimg < run.regression_end:
             run.pairs = pairs(recipe, run, generator, teacher, noise, saved.clock, journal)
-        for line in (introduction(recipe, teacher, noise, generator, device), *teacher.remarks, *phases(run)):
+        for line in (introduction(recipe, teacher, noise, generator, device, run.nimg), *teacher.remarks, *phases(run)):
             journal.log(line)
         shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
 
@@ -198,10 +198,10 @@ def whole_teacher(teacher: Teacher) -> Iterator[Teacher]:
         yield teacher if denoiser is teacher.denoiser else replace(teacher, denoiser=denoiser)
 
 
-def introduction(recipe: Recipe, teacher: Teacher, noise: Noise, generator: Generator, device: torch.device) -> str:
+def introduction(recipe: Recipe, teacher: Teacher, noise: Noise, generator: Generator, device: torch.device, nimg: int) -> str:
     """What is distilled, and how, in a line."""
     steps = f", {generator.steps} steps at sigma = {', '.join(f'{s:.4g}' for s in generator.sigmas)}" if generator.steps > 1 else ""
-    start = f", beginning with the generator {Path(recipe.generator.init).name}" if recipe.generator.init else ""
+    start = f", beginning with the generator {Path(recipe.generator.init).name}" if recipe.generator.init and not nimg else ""
     return (
         f"distilling {Path(teacher.origin).name} (D = {noise.D:g}, {'×'.join(map(str, teacher.image_shape))}, "
         f"{parameter_count(generator.net)} parameters) with loss {recipe.loss.name!r} and noise {recipe.noise.name!r}{steps}{start}"

@@ -13,7 +13,7 @@ import torch
 from registry.core import distributed
 from registry.core.errors import SettingError, UserError
 from registry.core.surroundings import torch_left_alone, usual_torch
-from registry.core.text import shown
+from registry.core.text import cut, shown
 from registry.edm.networks import Precond
 from registry.files.formats import load_network, weights_hash
 from registry.files.kinds import Kind
@@ -86,7 +86,7 @@ def of_kind(kind: Kind, source: str | os.PathLike[str], **arguments: Any) -> Sam
     except OSError as error:
         raise UserError(f"{shown(source)}: {error.strerror or error}") from None
     except ValueError as error:
-        raise UserError(f"{shown(source)}: {error}") from None
+        raise UserError(f"{cut(path)}: {error}") from None
     except SettingError as error:
         if error.setting != "kind":
             raise
