@@ -54,6 +54,9 @@ CALLS = {
     "a wide classifier": (["features", "--recipe", "features/digits_features", "--set", "classifier.width=100000000", "--save", "f.pt"], "must be less than or equal to 4096"),
     "a study for a recipe": (["--recipe", str(ROOT / "recipes/studies/alpha.toml"), "--dry-run"], "is a study, not a recipe; to check it: distill study"),
     "a loss that does not exist": (["--recipe", "quickstart", "--loss", "sidd"], "--loss sidd: [loss] use = 'sidd': no loss is called"),
+    "a swap that comes too late": (["--recipe", "quickstart", "--loss", "sid", "--set", "swap.sid.loss.alpha=-7"], "comes too late, for [swap.sid] is laid over already"),
+    "a D that is not asked for": (["init", "new", "--teacher", "digits_d128", "--dim", "64"], "--dim 64: is that of a teacher to train"),
+    "a page in a network's place": (["report", "no_run", "--output", "network-snapshot-best.pkl"], "--output network-snapshot-best.pkl: a page's name ends in .html"),
     "a number of 1,001 digits": (["--recipe", "quickstart", "--set", "train.rollbacks=1" + "0" * 1000], "it has a whole number of more than 64 bits"),
     "a number of 21 digits": (["--recipe", "quickstart", "--set", "eval.samples=1" + "0" * 20], "it has a whole number of more than 64 bits"),
     "a number of 21 digits in a list": (["--recipe", "quickstart", "--set", "eval.teacher_steps=[1" + "0" * 20 + "]"], "it has a whole number of more than 64 bits"),
@@ -103,3 +106,10 @@ def test_a_recipes_name_need_not_be_text(cli: Here, recipe_file: Write, tmp_path
     done = cli("--recipe", os.fsdecode(path))
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "runs").rglob("curves.png"))) == 1
+
+
+def test_what_another_loss_would_lay_over_is_checked_too(here: Here, tmp_path: Path) -> None:
+    text = (ROOT / "recipes" / "quickstart.toml").read_text()
+    (tmp_path / "mine.toml").write_text(text + "\n[swap.sid.generator]\nsteps = -1\n")
+    done = here("check", tmp_path / "mine.toml")
+    assert done.returncode == 1 and "steps = -1" in done.stderr, done

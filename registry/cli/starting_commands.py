@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from registry.cli.group import main
 from registry.core.atomic import write_atomically
@@ -28,6 +29,9 @@ def init(name: str | None, teacher: str | None, data: str | None, D: float) -> N
 
     if not (teacher or data):
         raise click.UsageError("Give --teacher FILE, or --data FOLDER, or both.")
+    given = click.get_current_context().get_parameter_source("D") == ParameterSource.COMMANDLINE
+    if teacher and given:
+        raise SettingError("D", "is that of a teacher to train; this one has its own", D)
     if not D > 0:
         raise SettingError("D", "must be a positive number, or inf", D)
     stem = name or Path(str(teacher or data)).name.split(":")[-1].partition(".")[0] or "recipe"

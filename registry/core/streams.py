@@ -59,20 +59,20 @@ class Streams:
             four = xp.asarray(four, dtype=xp.float64 if dtype == torch.float64 else xp.float32)
             return four.reshape(4, *four.shape[2:])
 
-        return self._there(self._filled(4, values, shape).to(dtype))
+        return self._filled(4, values, shape).to(self._own(dtype))
 
     def uniform(self, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
         """Uniform values in [0, 1): [B, *shape]; multiples of 2^-53 in float64, and of 2^-24 otherwise."""
-        return self._there(self._uniform(shape, dtype))
+        return self._uniform(shape, dtype).to(self._own(dtype))
 
-    def _uniform(self, shape: Sequence[int] = (), dtype: torch.dtype = torch.float64) -> Tensor:
+    def _uniform(self, shape: Sequence[int] = (), dtype: torch.dtype = torch.float64, moved: bool = True) -> Tensor:
         def single(xp: Any, words: Words) -> Any:
             return xp.asarray(xp.stack(words) >> 8, dtype=xp.float32) * 2.0**-24
 
         def double(xp: Any, words: Words) -> Any:
             return uniform53(xp, xp.stack(words[:2]), xp.stack(words[2:]))
 
-        return (self._filled(2, double, shape) if dtype == torch.float64 else self._filled(4, single, shape)).to(dtype)
+        return self._filled(2, double, shape, moved) if dtype == torch.float64 else self._filled(4, single, shape, moved)
 
     def gamma(self, concentration: float) -> Tensor:
         """Gamma(concentration, rate 1), as wide as the device's numbers are: [B]."""
@@ -80,11 +80,11 @@ class Streams:
         def value(xp: Any, words: Words) -> Any:
             return gamma(xp, concentration, [w[:, 1:] for w in words], inside_unit(xp, words[0][:, 0]))
 
-        return self._there(self._tiles(1 + GAMMA_BLOCKS, value))
+        return self._tiles(1 + GAMMA_BLOCKS, value)
 
     def integers(self, high: int) -> Tensor:
         """Uniform integers in [0, high): [B]."""
-        return self._there((self._uniform() * high).long())
+        return self._there((self._uniform(moved=False) * high).long())
 
     def one_hot(self, classes: int) -> Tensor | None:
         """Random classes as one-hot rows [B, classes]; None if there are no classes."""
@@ -96,14 +96,19 @@ class Streams:
         """On the streams' device, in numbers that it has."""
         return drawn if drawn.device.type == self.device.type else _moved(drawn, self.device)
 
-    def _filled(self, each: int, values: Callable[[Any, Words], Any], shape: Sequence[int]) -> Tensor:
+    def _own(self, dtype: torch.dtype) -> torch.dtype:
+        """The type, or float32 if the device has no such."""
+        return wide(self.device) if dtype == torch.float64 else dtype
+
+    def _filled(self, each: int, values: Callable[[Any, Words], Any], shape: Sequence[int], moved: bool = True) -> Tensor:
         """[B, *shape] from a function that makes `each` values of every block of four words: [b, n] -> [each, b, n]."""
         size = math.prod(shape)
-        drawn = self._tiles(-(-size // each), lambda xp, words: xp.moveaxis(values(xp, words), 0, -1))
+        drawn = self._tiles(-(-size // each), lambda xp, words: xp.moveaxis(values(xp, words), 0, -1), moved)
         return drawn.reshape(len(self), -1)[:, :size].reshape(len(self), *shape)
 
-    def _tiles(self, blocks: int, values: Callable[[Any, Words], Any]) -> Tensor:
-        """What a function makes of the next draw's words, four arrays [b, blocks] for b of the B streams at a time."""
+    def _tiles(self, blocks: int, values: Callable[[Any, Words], Any], moved: bool = True) -> Tensor:
+        """What a function makes of the next draw's words, four arrays [b, blocks] for b of the B streams at a time: on the streams'
+        device, if it is to be `moved` there."""
         xp, tiled = self._xp, self._xp is np
         block = np.arange(blocks) if tiled else torch.arange(blocks, device=self.device)
         rows = max(TILE // max(blocks, 1), 1) if tiled else len(self)
@@ -113,7 +118,8 @@ class Streams:
             parts.append(values(xp, philox(counter, self._key)))
         self._draws += 1
         drawn = parts[0] if len(parts) == 1 else xp.concatenate(parts)
-        return torch.from_numpy(drawn) if tiled else drawn
+        made = torch.from_numpy(drawn) if tiled else drawn
+        return self._there(made) if moved else made
 
 
 def _moved(values: Tensor, device: torch.device) -> Tensor:

@@ -37,7 +37,7 @@ class About(Entries):
     sigmas: list[Level] | tuple[Level, ...] | None = Field(None, max_length=1000)
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     teacher: Texts | None = None
-    recipe: dict[str, Any] | None = None
+    recipe: dict[str, dict[str, Any]] | None = None
     nimg: Count | None = None
     assumed: list[str] | None = None
 
@@ -53,6 +53,7 @@ class Arguments(Entries):
     """What a network of EDM's is built from, as far as nothing else looks at it."""
 
     sigma_data: Annotated[float, Field(gt=0, le=1e6)] = 0.5
+    dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     sigma_min: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     sigma_max: Annotated[float, Field(gt=0)] = math.inf
     D: Annotated[float, Field(gt=0)] | None = None
@@ -122,6 +123,26 @@ def check_entries(content: Any, schema: type[Entries], source: object) -> None:
         raise UserError(f"{source}: is no file as distill writes them: {where}: {shown(first['msg'])}") from None
     except RecursionError:
         raise UserError(f"{source}: is no file as distill writes them: it is nested too deeply") from None
+
+
+MOST_VALUES = 10**6
+"""In the lists and tables of a file, those counted again that are in several."""
+
+
+def check_nesting(content: Any, source: object) -> None:
+    """Check how large a file's lists and tables are when they are written out: those that hold others twice, which hold others
+    twice again, are few bytes in a file, and would take forever to print or compare. Raises UserError."""
+    sizes, begun, path = dict[int, int](), set[int](), [content]
+    while path:
+        value = path[-1]
+        inner = [*value, *value.values()] if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        if id(value) not in begun:
+            begun.add(id(value))
+            path += [i for i in inner if isinstance(i, Mapping | list | tuple) and id(i) not in sizes]
+            continue
+        sizes[id(path.pop())] = size = 1 + sum(sizes.get(id(i), 1) for i in inner)
+        if size > MOST_VALUES:
+            raise UserError(f"{source}: is no file as distill writes them: its lists and tables hold each other too many times")
 
 
 FACTORIES = ("rand", "randn", "zeros", "ones", "empty", "full", "eye", "arange", "linspace")

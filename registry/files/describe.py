@@ -165,4 +165,4 @@ def _facts(about: Mapping[str, Any]) -> dict[str, str]:
     if "nimg" in about:
         facts["kimg"] = f"{about['nimg'] / 1000:g}"
     alpha = about.get("recipe", {}).get("loss", {}).get("alpha") if isinstance(about.get("recipe"), dict) else None
-    return facts | ({"alpha": f"{alpha:g}"} if alpha is not None else {})
+    return facts | ({"alpha": f"{alpha:g}"} if isinstance(alpha, int | float) else {})

@@ -20,7 +20,7 @@ from registry.core.errors import UserError
 from registry.core.interruption import undisturbed
 from registry.core.text import shown
 from registry.edm.pickles import PickleError, disguised_program, list_globals
-from registry.files.bounds import SCHEMAS, NetworkFile, check_entries
+from registry.files.bounds import SCHEMAS, NetworkFile, check_entries, check_nesting
 from registry.files.locate import open_path
 
 FORMAT = "distill/2"
@@ -105,7 +105,7 @@ def is_plain(value: Any) -> bool:
 
 def plain_globals(path: Path) -> list[tuple[str, str, bool]]:
     """The globals of a file of torch.save. Tensors of any dtype are only numbers, also of those that EDM's files never have."""
-    return [(module, name, executes and not is_dtype(module, name)) for module, name, executes in list_globals(path)]
+    return [(module, name, executes and not is_dtype(module, name)) for module, name, executes in list_globals(path, careful=True)]
 
 
 def is_dtype(module: str, name: str) -> bool:
@@ -144,6 +144,7 @@ def load(source: str | Path, *kinds: str, sealed: bool | None = None) -> dict[st
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError):
         raise UserError(f"{source}: {NOT_PLAIN}") from None  # torch's own message advises to load it unsafely
     content = content if isinstance(content, dict) else {}
+    check_nesting(content, source)
     check_mark(content, sealed, source)
     if content.get("kind") not in kinds:
         raise UserError(f"{source}: is a {shown(content.get('kind'), 40)}, expected a {' or '.join(kinds)}")

@@ -85,6 +85,8 @@ def laid_over(reading: Reading, overrides: Iterable[Override], loss: str | None,
         reading.swap(loss)
         reading.origins["loss", "use"] = origin
     for override in overrides:
+        if loss is not None and override.keys[:2] == ["swap", loss]:
+            raise UserError(f"{override.origin}: comes too late, for [swap.{loss}] is laid over already; set what is in it itself")
         reading.override(*override)
     if "classifier" in reading.tables:
         return reading.features()

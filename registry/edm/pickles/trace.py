@@ -47,13 +47,15 @@ class Trace(NamedTuple):
     """Where the pickle ends in the file."""
 
 
-def trace_pickle(file: BinaryIO, span: range, names: list[Global], strict: bool) -> Trace:
+def trace_pickle(file: BinaryIO, span: range, names: list[Global], strict: bool, careful: bool = False) -> Trace:
     """Follow a pickle's instructions on a simple stack, which knows only texts, byte strings, globals and tuples of these.
 
-    Globals are added to `names` as they appear. With `strict`, anything that stage 2 must not see is refused. Raises PickleError.
+    Globals are added to `names` as they appear. With `strict`, anything that stage 2 must not see is refused; with
+    `careful`, what would crash or stall an unpickler although it executes nothing. Raises PickleError.
     """
+    careful = careful or strict
     code, blobs, streams = bytearray(), list[range](), list[range | Latin]()
-    stack, marks, memo = list[Any](), list[int](), dict[int, Any]()
+    stack, marks, memo = list[Any](), list[int](), dict[str, Any]()  # well-chosen numbers would collide
     for count, (op, argument, text) in enumerate(instructions(file, span), 1):
         name = op.name
         if count > MAX_PARTS:
@@ -70,14 +72,14 @@ def trace_pickle(file: BinaryIO, span: range, names: list[Global], strict: bool)
         code += text
 
         if name in GETS:
-            if _index(op, argument) not in memo:
-                raise PickleError(f"is damaged: it uses a value {_index(op, argument)} that it does not have")
-            stack.append(memo[_index(op, argument)])
+            if (key := str(_index(op, argument))) not in memo:
+                raise PickleError(f"is damaged: it uses a value {key} that it does not have")
+            stack.append(memo[key])
         elif name in PUTS:
             number = _index(op, argument)
-            if strict and number > count:  # Python's unpickler would make room for all smaller numbers
+            if careful and number > count:  # Python's unpickler would make room for all smaller numbers
                 raise PickleError(f"is damaged: it numbers a value {number} after only {count} instructions")
-            memo[number] = stack[-1]
+            memo[str(number)] = stack[-1]
         elif name == "MARK":
             marks.append(len(stack))
         elif name == "POP" and marks and marks[-1] == len(stack):
@@ -88,11 +90,11 @@ def trace_pickle(file: BinaryIO, span: range, names: list[Global], strict: bool)
             if bottom < (marks[-1] if marks else 0):
                 raise PickleError(f"is damaged: its instruction {name} finds too few values")
             items = stack[bottom:]
-            if strict:
+            if careful:
                 _check(name, items)
             stack[bottom:] = pushed = _pushed(op, argument, text, items)
             if name == "MEMOIZE":
-                memo[len(memo)] = items[0]
+                memo[str(len(memo))] = items[0]
             else:
                 _collect(name, items, pushed, names, streams)
     return Trace(bytes(code), blobs, streams, file.tell())
@@ -106,7 +108,7 @@ def _pushed(op: Op, argument: Any, text: bytes, items: list[Any]) -> list[Any]:
     if name in TUPLES:
         return [tuple(items)]
     if name in NUMBERS:
-        return [0]
+        return [None if name.startswith("LONG") else 0]
     if name in BLOBS:
         return [argument]
     if name in GLOBALS:
