@@ -25,6 +25,7 @@ from PIL import Image
 
 from registry.core.atomic import new_folder, sweep, sweep_folders, write_atomically
 from registry.core.errors import SettingError, UserError
+from registry.core.interruption import undisturbed
 from registry.edm.datasets import IMAGES, grey_or_rgb, readable_labels
 from registry.edm.image_files import files_below, open_picture
 
@@ -114,7 +115,9 @@ def all_known(labels: list[list[Any]]) -> bool:
 
 def fill_zip(file: BinaryIO, fill: Callable[[Callable[[str, bytes], object]], None]) -> None:
     """Fill an uncompressed ZIP, as EDM requires it."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with undisturbed():  # half-made, it would complain when it is thrown away
+        archive = zipfile.ZipFile(file, "w", zipfile.ZIP_STORED)
+    with archive:
 
         def write(name: str, content: bytes) -> None:
             member = zipfile.ZipInfo(name)  # of 1980, whenever it is made: the same images give the same file
