@@ -106,3 +106,25 @@ def test_a_network_with_odd_entries_is_told_in_one_line(
     assert "is no file as distill writes them" in line and where in line
     inspected = here("inspect", path)
     assert inspected.returncode in (0, 1) and "a bug in distill" not in inspected.stderr
+
+
+CONTRADICTIONS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "other images": (
+        lambda c: c["about"].update(image_shape=[1, 9, 9]),
+        "contradicts itself: it says that its images are (1, 9, 9), and its network's are (1, 8, 8)",
+    ),
+    "classes": (
+        lambda c: c["about"].update(label_dim=10), "contradicts itself: it says that its classes are 10, and its network's are 0"
+    ),
+    "complex weights": (
+        lambda c: c.update(weights={k: v.to(torch.complex64) for k, v in c["weights"].items()}), "is complex"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_a_network_that_contradicts_its_file_is_not_sampled(
+    case: str, here: Here, network: Callable[..., Path], tmp_path: Path
+) -> None:
+    change, what = CONTRADICTIONS[case]
+    assert what in error_line(here("generate", "--network", network(change), "--seeds", "0-1", "--outdir", tmp_path / "out"))

@@ -257,6 +257,7 @@ def misfit(own: nn.Module, other: nn.Module) -> str | None:
 def _tensor_problems(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
     """The names and shapes of tensors that differ from the wanted ones, or None."""
     problems = [f"missing {k}" for k in wanted if k not in found] + [f"unknown {k}" for k in found if k not in wanted]
+    problems += [f"{k} is complex" for k, v in wanted.items() if k in found and found[k].is_complex() and not v.is_complex()]
     problems += [
         f"{k} is {list(found[k].shape)}, not {list(v.shape)}" for k, v in wanted.items() if k in found and found[k].shape != v.shape
     ]

@@ -98,6 +98,9 @@ def domain_of(network: str, net: nn.Module, facts: NetworkFacts, D: float | None
     shape, label_dim = facts.image_shape, facts.label_dim
     if isinstance(net, Precond):
         shape, label_dim = (net.img_channels, net.img_resolution, net.img_resolution), net.label_dim
+        for what, said, own in (("images", facts.image_shape, shape), ("classes", facts.label_dim, label_dim)):
+            if said not in (None, own):
+                raise UserError(f"{network}: contradicts itself: it says that its {what} are {said}, and its network's are {own}")
     elif shape is None and isinstance(net, Rebuildable) and "image_shape" in net.init_kwargs:
         c, h, w = net.init_kwargs["image_shape"]
         shape = int(c), int(h), int(w)
