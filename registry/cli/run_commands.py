@@ -74,7 +74,7 @@ def check(recipes: tuple[str, ...], sets: tuple[str, ...], loss: str | None, ope
         try:
             resolved = resolve(name, plugins, sets, loss)
             for other in resolved.swap if isinstance(resolved, Recipe) and loss is None else ():
-                if other in plugins.names("loss"):
+                if len(plugins.owners("loss", other)) == 1:  # who has two of that name may not use it at all
                     resolve(name, plugins, [text for text in sets if not text.lstrip().startswith("swap.")], other)
             if open_files and isinstance(resolved, Recipe):
                 from registry.runs.building import build
