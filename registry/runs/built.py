@@ -88,25 +88,28 @@ def demand_autocast(choice: Choice, before: dict[str, bool]) -> None:
 @contextmanager
 def held(teacher: tuple[Choice, nn.Module] | None, choice: Choice, noise: Noise) -> Iterator[None]:
     """While a run goes on, all that its frozen teacher and its noise answer is held to what was checked at the start: a tensor of
-    another shape could be broadcast without an error, and one that fails later would not be told with the plugin's name."""
+    another shape could be broadcast without an error, and one that fails later would not be told with the plugin's name.
+
+    Its methods may have further arguments, which a loss of the same plugin knows.
+    """
     prior, perturb, student, generator = noise.prior, noise.perturb, noise.student_sigma, noise.generator_sigma
 
-    def checked_prior(shape: Sequence[int], sigma: float, rng: Streams) -> Tensor:
-        found = prior(shape, sigma, rng)
+    def checked_prior(shape: Sequence[int], sigma: float, rng: Streams, *more: Any, **others: Any) -> Tensor:
+        found = prior(shape, sigma, rng, *more, **others)
         check_tensor(choice, "prior(shape, sigma, rng)", found, (len(rng), *shape), rng.device)
         return found
 
-    def checked_perturb(x: Tensor, sigma: Tensor, rng: Streams) -> Tensor:
+    def checked_perturb(x: Tensor, sigma: Tensor, rng: Streams, *more: Any, **others: Any) -> Tensor:
         before, autocast = x._version, autocasts()
-        found = perturb(x, sigma, rng)
+        found = perturb(x, sigma, rng, *more, **others)
         check_tensor(choice, "perturb(x, sigma, rng)", found, tuple(x.shape), x.device)
         demand(choice, x._version == before, "perturb writes to the images that it is given")
         demand_autocast(choice, autocast)
         return found
 
-    def checked_levels(name: str, levels: Callable[[Streams], Tensor]) -> Callable[[Streams], Tensor]:
-        def checked(rng: Streams) -> Tensor:
-            found = levels(rng)
+    def checked_levels(name: str, levels: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def checked(rng: Streams, *more: Any, **others: Any) -> Tensor:
+            found = levels(rng, *more, **others)
             check_tensor(choice, f"{name}(rng)", found, (len(rng),), rng.device)
             return found
 
