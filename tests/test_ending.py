@@ -41,7 +41,8 @@ def test_a_run_that_failed_says_so_until_it_goes_on(
     assert (folder / "error.txt").read_text().startswith(why)
     assert read_history(folder).state == "failed"
     page = html.unescape((folder / "report.html").read_text())
-    assert re.search(rf"failed at 0\.\d+ of 0.4 kimg, after \d+s of training \({why}", page)
+    assert re.search(r"failed at 0\.\d+ of 0.4 kimg, after \d+s of training\.", page)
+    assert f'<p class="failed">{why}' in page
     assert "failed, can be resumed" in " ".join(here("runs", tmp_path / "runs").stdout.split())
     assert distill(recipe, sets=KEEP, resume=str(folder)).folder == folder
     assert not (folder / "error.txt").exists() and read_history(folder).state == "finished"

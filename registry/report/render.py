@@ -90,7 +90,6 @@ def sentence(run: History) -> str:
         return f"A run at {run.kimg:g} kimg, whose recipe cannot be read."
     of = f" of {run.total:g}" if run.total and run.state != "finished" else ""
     after = f"{run.state} at {run.kimg:g}{of} kimg, after {duration(run.seconds)} of training"
-    after += f" ({run.error})" if run.state == "failed" else ""
     if run.is_pretraining:
         network, images = run.table("network"), Path(str(run.table("data").get("source", "?"))).name
         what = f"D = {text(network.get('D', math.inf))} ({network.get('arch', '?')})"
