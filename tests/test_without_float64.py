@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ipfm_plugin.loss import IPFMLoss
 from ipfm_plugin.noise import ElectrostaticNoise
 from registry.builtin.noise import GaussianNoise
-from registry.core import precision
+from registry.core import float64
 from registry.core.streams import Streams, TorchStreams
 from registry.edm.networks import iDDPMPrecond
 from registry.recipe.tables import PretrainConfig
@@ -38,7 +38,7 @@ class NoFloat64(TorchDispatchMode):
 
 @pytest.fixture
 def no_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(precision, "WITHOUT_FLOAT64", {"meta"})
+    monkeypatch.setattr(float64, "WITHOUT_FLOAT64", {"meta"})
     with NoFloat64():
         yield
 
@@ -98,6 +98,6 @@ def test_the_signs_are_the_same_to_rounding(monkeypatch: pytest.MonkeyPatch) -> 
     run.device, run.nimg = torch.device("cpu"), run.game_start
     run.average = type(run.average)(run.generator.net)
     wanted = signs(run)
-    monkeypatch.setattr(precision, "WITHOUT_FLOAT64", {"cpu"})
+    monkeypatch.setattr(float64, "WITHOUT_FLOAT64", {"cpu"})
     found = signs(run)
     assert found == pytest.approx(wanted, rel=1e-4) and found != wanted

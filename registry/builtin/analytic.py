@@ -12,8 +12,8 @@ from torch import nn
 from registry.api import Teacher
 from registry.builtin import AnalyticConfig
 from registry.builtin.points import ExactDenoiser, PointDenoiser, points_in_the_plane
+from registry.core.float64 import wide
 from registry.core.levels import karras_sigma
-from registry.core.precision import wide
 from registry.core.streams import Streams
 from registry.edm.datasets import load_images
 from registry.files.formats import weights_hash

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import click
 from click.shell_completion import CompletionItem
@@ -12,28 +13,12 @@ from registry.core.settings import Config
 from registry.files.locate import STUDIES, shipped
 from registry.plugins.component import Component
 from registry.plugins.loading import load_plugins
-from registry.recipe.tables import (
-    ClassifierConfig,
-    DataConfig,
-    EvalConfig,
-    GeneratorConfig,
-    LogConfig,
-    NetworkConfig,
-    PretrainConfig,
-    TrainConfig,
-    WarmupConfig,
-)
+from registry.recipe.resolved import Choice, FeaturesRecipe, PretrainRecipe, Recipe
 
 OWN_FOLDERS = {"distill": ".", "pretrain": "teachers", "features": "features", "study": "."}
 """Where the recipes of a command are, for those that run one kind only."""
-BOTH: dict[str, type[Config]] = {"data": DataConfig, "log": LogConfig, "eval": EvalConfig}
-DISTILLATION: dict[str, type[Config]] = {"generator": GeneratorConfig, "warmup": WarmupConfig, "train": TrainConfig}
-OWN_TABLES: dict[str, tuple[dict[str, type[Config]], tuple[str, ...]]] = {
-    "distill": ({**BOTH, **DISTILLATION}, ("teacher", "noise", "loss")),
-    "pretrain": ({**BOTH, "network": NetworkConfig, "train": PretrainConfig}, ("noise",)),
-    "features": ({"data": DataConfig, "classifier": ClassifierConfig}, ()),
-}
-"""The tables of a command's recipes, and the components that are tables of them."""
+RECIPES: dict[str, type] = {"pretrain": PretrainRecipe, "features": FeaturesRecipe}
+"""What the recipes of a command are, if no distillations."""
 
 
 def losses(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -48,10 +33,13 @@ def metrics(context: click.Context, parameter: click.Parameter, incomplete: str)
 
 def settings(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The settings of the command's recipes, as TABLE.KEY; those of components are of every plugin."""
-    tables, kinds = OWN_TABLES.get(context.info_name or "", OWN_TABLES["distill"])
-    plugins = load_plugins()
-    components = [(kind, owned.component) for kind in kinds for name in plugins.names(kind) for owned in plugins.owners(kind, name)]
-    configs = [*tables.items(), *((kind, c.config) for kind, c in components if isinstance(c, Component))]
+    plugins, configs = load_plugins(), list[tuple[str, type[Config]]]()
+    for table, hint in get_type_hints(RECIPES.get(context.info_name or "", Recipe)).items():
+        kinds = [kind for kind in get_args(hint) or (hint,) if isinstance(kind, type)]
+        configs += [(table, kind) for kind in kinds if issubclass(kind, Config)]
+        for owned in plugins.registered if Choice in kinds else ():
+            if owned.kind == table and isinstance(owned.component, Component):
+                configs.append((table, owned.component.config))
     return items({f"{table}.{key}" for table, config in configs for key in config.model_fields}, incomplete)
 
 

@@ -5,6 +5,7 @@ settings     the base of every component's settings, kinds of numbers, the setti
 contracts    the interfaces of a teacher, a noise, a loss and a metric
 streams      one random stream per image
 philox       the numbers in them, from counters
+float64      the widest numbers that a device has
 atomic       writes files and folders whole or not at all
 surroundings torch's settings and random states, which belong to the caller
 levels       every schedule of sigma

@@ -45,7 +45,7 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], 
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     try:
-        with Left(temporary_beside(path)) as (file, temporary), file, held(file.fileno()):
+        with SurelyLeft(temporary_beside(path)) as (file, temporary), file, held(file.fileno()):
             if isinstance(content, bytes):
                 file.write(content)
             else:
@@ -61,7 +61,7 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], 
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-class Left(Generic[T]):
+class SurelyLeft(Generic[T]):
     """A manager of `contextmanager` that is left again if an exception comes in the moment in which it has been entered, as that of
     a signal may: the block that would leave it has not begun by then."""
 
@@ -166,12 +166,12 @@ def new_folder(target: Path) -> AbstractContextManager[Path]:
 
     Raises UserError if it cannot be written, or something is at `target` by then.
     """
-    return Left(folder_for(target))
+    return SurelyLeft(folder_for(target))
 
 
 @contextmanager
 def folder_for(target: Path) -> Iterator[Path]:
-    """The same, for `new_folder`."""
+    """What `new_folder` enters and leaves. Raises UserError."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep_folders(target)

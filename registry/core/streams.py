@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from registry.core.float64 import wide
 from registry.core.philox import Words, gamma, inside_unit, normals, philox, uniform53
-from registry.core.precision import wide
 
 TILE = 2**13
 """Counters at a time on a processor: what its cache holds."""

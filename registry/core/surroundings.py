@@ -18,8 +18,8 @@ def usual_torch() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
+        for device, enabled in autocasts().items():
+            if enabled:
                 stack.enter_context(torch.autocast(device, enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
@@ -87,7 +87,7 @@ def surroundings_restored() -> Iterator[None]:
 
 def autocasts() -> dict[str, bool]:
     """On which kinds of devices torch computes in a lower precision by itself."""
-    return {kind: torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")}
+    return {kind: torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda", "mps")}
 
 
 def set_autocasts(enabled: dict[str, bool]) -> None:

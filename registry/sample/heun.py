@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from registry.core.contracts import Denoiser, Domain, KnowsLevels, Noise
 from registry.core.errors import Interrupted, UserError
+from registry.core.float64 import wide
 from registry.core.interruption import signalled
 from registry.core.levels import heun_levels
-from registry.core.precision import wide
 from registry.core.settings import NoiseConfig
 from registry.core.streams import Streams
 from registry.edm.networks import Precond

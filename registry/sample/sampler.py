@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from registry.core.contracts import Domain, Noise
 from registry.core.errors import SettingError, UserError
-from registry.core.precision import wide
+from registry.core.float64 import wide
 from registry.core.settings import check_device
 from registry.core.streams import Streams, TorchStreams
 from registry.core.surroundings import usual_torch

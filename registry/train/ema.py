@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_ema import ExponentialMovingAverage
 
 from registry.core import distributed
-from registry.core.precision import wide
+from registry.core.float64 import wide
 from registry.core.sharding import is_split, local, split_like, whole
 
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from registry.core.float64 import wide
 from registry.core.levels import karras_sigma
-from registry.core.precision import wide
 from registry.core.settings import NoiseConfig
 from registry.core.streams import Streams
 

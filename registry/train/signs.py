@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from registry.core import distributed
-from registry.core.precision import wide
+from registry.core.float64 import wide
 from registry.core.streams import Streams
 from registry.train.losses import denoising_loss_at, generator_weight
 from registry.train.step import mode, own_image_numbers

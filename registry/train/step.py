@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from registry.core import distributed
 from registry.core.errors import BrokenContract, UserError
-from registry.core.precision import wide
+from registry.core.float64 import wide
 from registry.core.sharding import is_split, local, split_state
 from registry.train.reduction import GradientSum
 
