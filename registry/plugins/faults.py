@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 import traceback
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 from registry.plugins.component import Component, NetworkClass
-from registry.plugins.loading import GROUP, load_plugins
+from registry.plugins.loading import entry_points, load_plugins
 
 OURS = ("registry", "ipfm_plugin")
 
@@ -24,7 +23,7 @@ class Fault(NamedTuple):
 
 def homes_of_plugins() -> dict[Path, str]:
     """The files and folders of plugins' code that was loaded: where their entry points lead, and what makes their components."""
-    tops = [(entry.value, entry.name) for entry in metadata.entry_points(group=GROUP)]
+    tops = [(entry.value, entry.name) for entry in entry_points()]
     for registered in load_plugins().registered:
         made = registered.component
         if isinstance(made, Component | NetworkClass):

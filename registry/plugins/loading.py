@@ -6,7 +6,9 @@ blocked, or has the name of another plugin is set aside with the reason, and bre
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -116,6 +118,23 @@ def components(plugin: object, name: str) -> list[tuple[str, Item]]:
     return found
 
 
+def entry_points() -> metadata.EntryPoints:
+    """What installed packages have in our group; read anew when a folder of sys.path has changed."""
+    return _entry_points(tuple((folder, _changed(folder)) for folder in sys.path))
+
+
+def _changed(folder: str) -> int:
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except OSError:  # it does not exist, or is an archive within an archive
+        return 0
+
+
+@functools.lru_cache(maxsize=1)
+def _entry_points(searched: tuple[tuple[str, int], ...]) -> metadata.EntryPoints:
+    return metadata.entry_points(group=GROUP)
+
+
 def load_plugins(blocked: Iterable[str] | None = None) -> Plugins:
     """Load every entry point of the group `distill`, each in its own try; the built-in plugin is one of them.
 
@@ -124,7 +143,7 @@ def load_plugins(blocked: Iterable[str] | None = None) -> Plugins:
     blocked = set(filter(None, os.environ.get(BLOCK, "").split(",")) if blocked is None else blocked)
     plugins = Plugins()
     taken: dict[str, str] = {}
-    entries = [(e.dist.metadata["Name"] if e.dist else "?", e) for e in metadata.entry_points(group=GROUP)]
+    entries = [(e.dist.metadata["Name"] if e.dist else "?", e) for e in entry_points()]
     for package, entry in sorted(entries, key=lambda e: (e[0] != DISTRIBUTION, e[1].name, e[1].value)):  # ours keep their names
         release = entry.dist.version if entry.dist else "?"
         try:

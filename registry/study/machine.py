@@ -7,11 +7,10 @@ import hashlib
 import importlib.util
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
 
 from registry.core.version import versions
-from registry.plugins.loading import GROUP
+from registry.plugins.loading import entry_points
 
 
 def cores() -> int:
@@ -52,7 +51,7 @@ def processor() -> str:
 
 def code() -> str:
     """Twelve digits that change with any line of the source code of this package and of installed plugins."""
-    packages = {"registry", *(entry.value.partition(":")[0].partition(".")[0] for entry in metadata.entry_points(group=GROUP))}
+    packages = {"registry", *(entry.value.partition(":")[0].partition(".")[0] for entry in entry_points())}
     digest = hashlib.sha256()
     for package in sorted(packages):
         spec = importlib.util.find_spec(package)
