@@ -184,7 +184,7 @@ BAD = {
     "less than an image": (["--set", "train.duration_kimg=0.0004"], "[train] duration_kimg = 0.0004: there is nothing to do without"),
     "eternal patience": (["--set", "train.timeout_minutes=1e308"], "must be less than or equal to 1000000"),
     "no such card": (["--set", f"train.device=cuda:{'9' * 20}"], "must be auto, cpu, cuda, cuda:N or mps"),
-    "resume from an empty name": (["--resume", ""], "is empty; give 'auto', a training state, or a run folder"),
+    "resume from an empty name": (["--resume", ""], "--resume is empty; leave it out, or give it a value"),
     "capitals": (["--set", 'eval.metrics=["FID"]'], "= ['FID']: no metric is called 'FID' (did you mean 'fid'?)"),
     "no such recipe": (["--recipe", "nowhere"], "nowhere: no such recipe"),
 }  # fmt: skip

@@ -21,6 +21,7 @@ from registry.core.interruption import Interruption
 from registry.report.history import read_history
 from registry.runs.distill import distill
 from registry.runs.pretrain import pretrain
+from registry.show.journal import Journal
 from tests.conftest import error_line
 from tests.test_health import KEEP, LONGER, Poisoned
 
@@ -123,3 +124,12 @@ def test_a_resumed_run_says_all_that_is_different(recipe_file: Write, tmp_path: 
 def test_fp16_is_refused_where_it_would_be_fp32(here: Here, recipe_file: Write) -> None:
     line = error_line(here("--recipe", recipe_file(), "--set", "train.precision=fp16"))
     assert line.endswith("[train] precision = 'fp16': computes on a GPU only; on the CPU write 'fp32' or 'bf16'")
+
+
+def test_a_log_that_ends_in_half_a_line_goes_on_with_a_line(tmp_path: Path) -> None:
+    for before, after in (("kimg 0.1  los", "kimg 0.1  los\nresumed\n"), ("kimg 0.1\n", "kimg 0.1\nresumed\n"), ("", "resumed\n")):
+        (tmp_path / "log.txt").write_text(before)
+        journal = Journal()
+        journal.open(tmp_path)
+        journal.log("resumed")
+        assert (tmp_path / "log.txt").read_text() == after

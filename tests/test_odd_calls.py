@@ -43,10 +43,16 @@ CALLS = {
     "a home of nobody": (["inspect", "~nosuchuser/x.pkl"], "~nosuchuser/x.pkl: no such file"),
     "a state in a home of nobody": (["--recipe", "quickstart", "--resume", "~nosuchuser/x"], "--resume ~nosuchuser/x: no such file or folder"),
     "images in a home of nobody": (["dataset", "~nosuchuser/x", "o.zip"], "~nosuchuser/x: no such folder or file"),
-    "no recipe": (["--recipe", ""], "a recipe without a name"),
+    "no recipe": (["--recipe", ""], "--recipe is empty; leave it out, or give it a value"),
     "steps without an end": (["generate", "--network", "digits_d3", "--outdir", "o", "--seeds", "0", "--steps", "1000000000"], "--steps 1000000000: must be at most 10,000 Heun steps"),
     "a hundred million points": (["--recipe", "toy_2d", "--set", "teacher.count=100000000"], "must be less than or equal to 1000000"),
-    "no folder": (["--recipe", "quickstart", "--outdir", ""], "[log] outdir = '': must not be empty"),
+    "no folder": (["--recipe", "quickstart", "--outdir", ""], "--outdir is empty; leave it out, or give it a value"),
+    "no folder, in one word": (["generate", "--network", "digits_d3", "--seeds", "0", "--outdir="], "--outdir is empty"),
+    "no folder in a recipe": (["--recipe", "quickstart", "--set", "log.outdir=''"], "[log] outdir = '': must not be empty"),
+    "no network's name": (["generate", "--network", "digits_d3", "--key", "", "--seeds", "0", "--outdir", "o"], "--key is empty"),
+    "no name": (["init", "", "--teacher", "digits_d3"], "an argument is empty"),
+    "a folder for a recipe's name": (["init", ".", "--teacher", "digits_d3"], "name = '.': must be the name of a file"),
+    "digits of another script": (["generate", "--network", "digits_d3", "--outdir", "o", "--seeds", "\u0663"], "write numbers and ranges"),
     "a negative factor": (["pretrain", "--recipe", "teachers/digits_d3", "--set", "network.channel_mult=[-1]"], "must be greater than or equal to 1"),
     "no factors": (["pretrain", "--recipe", "teachers/digits_d3", "--set", "network.channel_mult=[]"], "must have 1 to 16 entries"),
     "a wide network": (["pretrain", "--recipe", "teachers/digits_d3", "--set", "network.model_channels=1000000"], "must be less than or equal to 8192"),
@@ -113,3 +119,15 @@ def test_what_another_loss_would_lay_over_is_checked_too(here: Here, tmp_path: P
     (tmp_path / "mine.toml").write_text(text + "\n[swap.sid.generator]\nsteps = -1\n")
     done = here("check", tmp_path / "mine.toml")
     assert done.returncode == 1 and "steps = -1" in done.stderr, done
+
+
+@pytest.mark.parametrize("word", ["--version", "--help"])
+def test_what_is_asked_is_not_shared_among_processes(word: str, here: Here) -> None:
+    done = here("launch", "--processes", "2", "--recipe", "quickstart", word)
+    assert done.returncode == 2 and f"{word} is nothing to share among processes" in done.stderr
+
+
+def test_a_list_in_place_of_a_table_is_told_of_once(here: Here, tmp_path: Path) -> None:
+    text = (ROOT / "recipes" / "quickstart.toml").read_text()
+    (tmp_path / "mine.toml").write_text(text.replace("[train]", "[[train]]"))
+    assert "[train] is [{" in error_line(here("--dry-run", "--recipe", tmp_path / "mine.toml"))

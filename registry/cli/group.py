@@ -77,6 +77,7 @@ class Group(click.Group):
         debug = "--debug" in words
         try:
             check_working_folder()
+            check_words(words)
             code = super().main(*args, **(kwargs | {"standalone_mode": False}))
         except BaseException as raised:  # a plugin may raise anything
             error = raised.__cause__ if isinstance(raised, PluginsPipe) and raised.__cause__ else raised
@@ -153,6 +154,14 @@ def check_working_folder() -> None:
         os.getcwd()
     except OSError:
         raise UserError("the working folder was removed, or may not be read; change to another one") from None
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Check that none is empty: an unset variable, such as in `--outdir "$DIR"`, is no folder. Raises UserError."""
+    for before, word in zip(("", *words), words, strict=False):
+        if not word or re.fullmatch("--[a-z-]+=", word):
+            flag = word.rstrip("=") or (before if before.startswith("--") else "an argument")
+            raise UserError(f"{flag} is empty; leave it out, or give it a value")
 
 
 def stay_with(launcher: str) -> None:

@@ -51,6 +51,8 @@ def check_arguments(arguments: tuple[str, ...]) -> None:
     first = arguments[0]
     if not first.startswith("-") and first not in SHARED:
         raise click.UsageError(f"'{first}' cannot be shared among processes; distilling, {', '.join(SHARED)} can.")
+    if asks := [word for word in arguments if word in ("--version", "--help", "-h")]:
+        raise click.UsageError(f"{asks[0]} is nothing to share among processes; ask without launch.")
     if late := [flag for flag in ("--processes", "--max-restarts") if flag in arguments]:
         raise click.UsageError(f"{late[0]} comes before the command: distill launch {late[0]} … {first} …")
 

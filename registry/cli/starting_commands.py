@@ -35,6 +35,8 @@ def init(name: str | None, teacher: str | None, data: str | None, D: float) -> N
     if not D > 0:
         raise SettingError("D", "must be a positive number, or inf", D)
     stem = name or Path(str(teacher or data)).name.split(":")[-1].partition(".")[0] or "recipe"
+    if not stem.rpartition("/")[2].strip("."):
+        raise SettingError("name", "must be the name of a file", name)
     path = Path(stem if stem.endswith(".toml") else f"{stem}.toml")
     if path.exists():
         raise UserError(f"{path}: is there already; give another name")

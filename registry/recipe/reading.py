@@ -331,7 +331,9 @@ class Reading:
         path = (*table.split("."), *map(str, keys))
         where = next((o for k, o in self.origins.items() if k == path[: len(k)]), str(self.path))
         key = " " + ".".join(map(str, keys)) if keys else ""
-        self.errors.append(f"{where}: [{table}]{key} {text}")
+        line = f"{where}: [{table}]{key} {text}"
+        if line not in self.errors:  # a table that is none is looked at by several
+            self.errors.append(line)
 
     def finish(self) -> None:
         """Raise UserError with all errors, one a line, if there are any."""

@@ -41,7 +41,7 @@ def parse_seeds(text: str, limit: int = 10_000_000) -> list[int]:
     """Turn '0-9,20,30-39' into seeds, in that order. Raises UserError, also if one comes twice: it would be one image."""
     seeds: dict[int, None] = {}
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,12})\s*(?:-\s*(\d{1,12})\s*)?", part)
+        found = re.fullmatch(r"\s*([0-9]{1,12})\s*(?:-\s*([0-9]{1,12})\s*)?", part)
         if not found:
             raise SettingError("seeds", "write numbers and ranges, e.g. 0-49999 or 1,2,10-19", text)
         first, last = int(found[1]), int(found[2] or found[1])

@@ -36,6 +36,8 @@ class Journal:
     def open(self, folder: Path) -> None:
         """From now on, also write lines to log.txt and tables as text in this folder."""
         self.folder = folder
+        if self.active and half_a_line(folder / "log.txt"):
+            self._append("\n")
 
     def log(self, text: str) -> None:
         """Print a line and add it to log.txt."""
@@ -43,10 +45,13 @@ class Journal:
             return
         text = printable(text)
         self._print(text, markup=False)
+        self._append(text + "\n")
+
+    def _append(self, text: str) -> None:
         if self.folder:
             try:
                 with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
-                    file.write(text + "\n")
+                    file.write(text)
             except OSError as error:
                 self.complain(self.folder / "log.txt", error)
 
@@ -116,6 +121,16 @@ class Terminal(Console):
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
+
+
+def half_a_line(path: Path) -> bool:
+    """Whether a file ends in the middle of a line, as one does whose writer was killed, or whose disk was full."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() != b"\n"
+    except OSError:  # there is none, or it is empty
+        return False
 
 
 def discard_output() -> None:
