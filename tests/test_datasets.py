@@ -25,6 +25,8 @@ from registry.cli.group import interrupt
 from registry.core.errors import Interrupted, UserError
 from registry.edm.archive import make_dataset
 from registry.edm.datasets import grey_or_rgb, load_images
+from registry.show import journal
+from registry.show.images import read_images
 from tests.conftest import ROOT, environment, error_line
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -409,3 +411,35 @@ def test_a_folder_or_list_that_may_not_be_read_is_named(tmp_path: Path) -> None:
 
 def test_a_source_that_is_empty_is_not_the_working_folder(here: Cli, tmp_path: Path) -> None:
     assert "the source is empty" in error_line(here("dataset", "", tmp_path / "out.zip"))
+
+
+def test_no_two_copies_of_a_set_are_in_memory(tmp_path: Path) -> None:
+    count, side, buffer = 3000, 128, io.BytesIO()
+    Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(buffer, "bmp")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for i in range(count):
+            archive.writestr(f"{i:04d}.bmp", buffer.getvalue())
+    script = (
+        "import resource\nfrom registry.edm.datasets import load_images\n"
+        "def most(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before = most()\nheld = load_images('a.zip').pixels.nbytes\nprint((most() - before) / held)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 1.5
+
+
+def test_reading_says_how_many_of_how_many(tmp_path: Path) -> None:
+    told = list[tuple[int, int]]()
+    load_images(str(pictures(tmp_path / "in", (8, 8))), told=lambda *now: told.append(now))
+    assert told == [(i, 5) for i in range(1, 6)]
+
+
+def test_reading_many_images_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(journal, "LINE_SECONDS", 0)
+    read_images(str(pictures(tmp_path / "in", (8, 8))))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[0].startswith("reading images: 1 of 5, eta ")

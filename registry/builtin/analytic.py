@@ -15,8 +15,8 @@ from registry.builtin.points import ExactDenoiser, PointDenoiser, points_in_the_
 from registry.core.float64 import wide
 from registry.core.levels import karras_sigma
 from registry.core.streams import Streams
-from registry.edm.datasets import load_images
 from registry.files.formats import weights_hash
+from registry.show.images import read_images
 from registry.train.losses import edm_weight
 
 
@@ -25,7 +25,7 @@ def build(config: AnalyticConfig) -> Teacher:
     if config.points in ("ring", "spiral", "grid"):
         images = points_in_the_plane(config.points, config.count)
     else:
-        images = load_images(config.points).x()
+        images = read_images(config.points).x()
         spread = torch.Generator().manual_seed(config.seed)
         images = images[torch.randperm(len(images), generator=spread)[: config.count]]
     exact = ExactDenoiser(images, config.D)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from registry.api import Domain, SettingError
-from registry.edm.datasets import load_images
+from registry.show.images import read_images
 from registry.show.pictures import to_uint8
 
 DRAWS = 5000
@@ -59,7 +59,7 @@ def reference_images(reference: str, domain: Domain) -> ReferenceImages:
             raise SettingError("reference", f"the teacher {domain.origin} does not include its images; give a data set")
         found = ReferenceImages(domain.images.cpu(), None, exact=True)
     else:
-        data = load_images(reference)
+        data = read_images(reference)
         found = ReferenceImages(data.pixels, data.levels)
     shape = tuple(found.images.shape[1:])
     if shape != tuple(domain.image_shape):

@@ -91,7 +91,7 @@ def facts_of(teacher: str, data: str | None) -> tuple[str, float, tuple[int, int
 
 def facts_of_images(data: str) -> tuple[tuple[int, int, int], int, bool]:
     """The shape of images, how many there are, and whether they have classes. Raises UserError."""
-    from registry.edm.datasets import load_images
+    from registry.show.images import read_images
 
-    images = load_images(data)
+    images = read_images(data)
     return images.image_shape, len(images), images.classes is not None

@@ -35,6 +35,9 @@ MOST_BYTES, MOST_RATIO, SMALL = 2**28, 30, 2**22
 
 MOST_EMPTY, EMPTY_RATIO = 2**27, 100
 """Bytes of all images in memory, that may be many times those in the files: what is written on pictures is hard to pack."""
+AT_A_TIME = 1024
+"""Images that are put together at a time: the memory of few is in use twice."""
+Told = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
@@ -78,19 +81,22 @@ class Images:
         return torch.nn.functional.one_hot(self.classes[index], self.label_dim).to(torch.float32)
 
 
-def load_images(source: str, most: int | None = None) -> Images:
-    """Load `digits`, or a folder or uncompressed ZIP of square images in EDM's layout, or `most` of these. Raises UserError."""
+def load_images(source: str, most: int | None = None, told: Told | None = None) -> Images:
+    """Load `digits`, or a folder or uncompressed ZIP of square images in EDM's layout, or `most` of these.
+
+    `told` is called now and then with how many are read, and of how many. Raises UserError.
+    """
     if source == "digits":
         return _digits()
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):
         files = {p.relative_to(path).as_posix(): p for p in files_below(path)}
-        return _read(str(path), list(files), lambda name: files[name].read_bytes(), most)
+        return _read(str(path), list(files), lambda name: files[name].read_bytes(), most, told)
     if os.path.isfile(path) and zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:
                 check_members(archive, path)
-                return _read(str(path), sorted(archive.namelist()), archive.read, most)
+                return _read(str(path), sorted(archive.namelist()), archive.read, most, told)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, UnicodeDecodeError, EOFError, zlib.error) as error:
             raise UserError(f"{source}: is not a ZIP of images, or is damaged: {shown(error)}") from None
     if os.path.exists(path):
@@ -144,14 +150,15 @@ def grey_or_rgb(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode in ("1", "F", "LA") else "RGB")
 
 
-def _read(origin: str, names: list[str], read: Callable[[str], bytes], most: int | None = None) -> Images:
+def _read(origin: str, names: list[str], read: Callable[[str], bytes], most: int | None = None, told: Told | None = None) -> Images:
     pictures = [n for n in names if n.lower().endswith(IMAGES)]
     pictures = pictures[:: max(len(pictures) // most, 1)][:most] if most else pictures
     if not pictures:
         raise UserError(f"{origin}: no images in it ({', '.join(IMAGES)})")
-    arrays: list[np.ndarray] = []
+    blocks, block = list[np.ndarray](), list[np.ndarray]()
+    shape: tuple[int, ...] = ()
     packed = unpacked = 0
-    for name in pictures:
+    for i, name in enumerate(pictures, 1):
         try:
             content = read(name)
             array = np.asarray(grey_or_rgb(open_picture(content)))
@@ -161,17 +168,32 @@ def _read(origin: str, names: list[str], read: Callable[[str], bytes], most: int
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
         if array.shape[1] != array.shape[2]:
             raise UserError(f"{origin}: {name} is {array.shape[2]}×{array.shape[1]}; images must be square")
-        if arrays and array.shape != arrays[0].shape:
-            raise UserError(
-                f"{origin}: {name} has shape {array.shape}, {pictures[0]} has {arrays[0].shape}; all must have the same shape"
-            )
+        shape = shape or array.shape
+        if array.shape != shape:
+            raise UserError(f"{origin}: {name} has shape {array.shape}, {pictures[0]} has {shape}; all must have the same shape")
         packed, unpacked = packed + len(content), unpacked + array.nbytes
         if unpacked > max(MOST_EMPTY, EMPTY_RATIO * packed):
             raise UserError(
                 f"{origin}: its images take {unpacked / packed:,.0f} times the memory that they take in the file: they are empty"
             )
-        arrays.append(array.astype(np.uint8))
-    return Images(torch.from_numpy(np.stack(arrays)), _classes(origin, names, pictures, read), origin)
+        block.append(array.astype(np.uint8))
+        if len(block) == AT_A_TIME or i == len(pictures):
+            blocks.append(np.stack(block))
+            block.clear()
+        if told:
+            told(i, len(pictures))
+    return Images(torch.from_numpy(_joined(blocks)), _classes(origin, names, pictures, read), origin)
+
+
+def _joined(blocks: list[np.ndarray]) -> np.ndarray:
+    """The rows of all blocks. The list is emptied on the way, so that no two copies of everything are in memory."""
+    rows = sum(map(len, blocks))
+    found, at = np.empty((rows, *blocks[0].shape[1:]), np.uint8), 0
+    for _ in range(len(blocks)):
+        block = blocks.pop(0)
+        found[at : at + len(block)] = block
+        at += len(block)
+    return found
 
 
 def _classes(origin: str, names: list[str], pictures: list[str], read: Callable[[str], bytes]) -> Tensor | None:

@@ -17,7 +17,6 @@ from registry.core.errors import SettingError, UserError
 from registry.core.levels import generator_levels, spaced
 from registry.core.settings import NoiseConfig
 from registry.edm.augment import LABELS
-from registry.edm.datasets import load_images
 from registry.files.formats import SUFFIXES, load_network, misfit
 from registry.measure.guarded import Guarded
 from registry.plugins.loading import Plugins
@@ -25,6 +24,7 @@ from registry.recipe.reading import check_fit
 from registry.recipe.resolved import Choice, Recipe, dumps, settings_of, training_tables
 from registry.recipe.tables import DataConfig, GeneratorConfig
 from registry.runs.built import check_answer, check_facts, check_noise, check_state, demand
+from registry.show.images import read_images
 from registry.train.data import RealImages
 from registry.train.generator import Generator
 
@@ -144,7 +144,7 @@ def generator_facts(
 
 def real_images(config: DataConfig, device: torch.device, domain: Domain | None = None) -> RealImages:
     """The images of [data]. Raises SettingError if labels are wanted and there are none, or if they do not fit the domain."""
-    images = load_images(config.source)
+    images = read_images(config.source)
     with settings_of(config):
         if config.labels and images.classes is None:
             raise SettingError("labels", f"{config.source} has no labels", True)

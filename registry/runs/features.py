@@ -7,13 +7,13 @@ from pathlib import Path
 
 from registry.core.errors import Diverged, SettingError
 from registry.core.version import versions
-from registry.edm.datasets import load_images
 from registry.files.formats import save_network
 from registry.measure import classifier
 from registry.plugins.loading import load_plugins
 from registry.recipe.arguments import Given, Sets, recipe_of
 from registry.recipe.resolved import FeaturesRecipe, settings_of
 from registry.runs.building import check_target
+from registry.show.images import read_images
 from registry.show.journal import Journal
 
 
@@ -27,7 +27,7 @@ def train_features(
     recipe = recipe_of(FeaturesRecipe, recipe, load_plugins(), sets)
     journal, path, config = journal or Journal(), Path(save), recipe.classifier
     check_target(path)
-    images = load_images(recipe.data.source)
+    images = read_images(recipe.data.source)
     if images.classes is None:
         with settings_of(recipe.data):
             raise SettingError("source", "a classifier needs labels, and this set has none", recipe.data.source)

@@ -18,7 +18,6 @@ from registry.core import distributed
 from registry.core.contracts import Metric, Noise, Teacher
 from registry.core.text import shown
 from registry.core.version import versions
-from registry.edm.datasets import load_images
 from registry.edm.networks import Precond
 from registry.files.formats import save_network
 from registry.measure.measuring import Sample, measure
@@ -31,6 +30,7 @@ from registry.runs.folder import RunFolder
 from registry.sample.heun import heun_samples
 from registry.sample.steps import heun_steps
 from registry.show.figures import save_curves
+from registry.show.images import read_images
 from registry.show.pictures import save_samples
 from registry.train.signs import BANDS
 
@@ -70,7 +70,7 @@ def draw_real(folder: RunFolder, recipe: Recipe | PretrainRecipe) -> None:
     columns, source = recipe.log.grid, recipe.data.source if recipe.data else recipe.eval.reference
     n = min(columns**2, MOST_OF_TEACHER)
     if source and source != "teacher" and not source.endswith(".npz"):
-        folder.picture(partial(draw, folder.path / "real.png", lambda: load_images(source, n).x()[:n], columns), "real.png")
+        folder.picture(partial(draw, folder.path / "real.png", lambda: read_images(source, n).x()[:n], columns), "real.png")
 
 
 def draw(path: Path, images: Callable[[], Tensor], columns: int) -> None:

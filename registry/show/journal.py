@@ -85,7 +85,7 @@ class Journal:
             write_atomically(self.folder / name, plain.export_text().encode())
 
     @contextmanager
-    def progress(self, description: str, total: float, lines: bool = True) -> Iterator[Bar | Lines]:
+    def progress(self, description: str, total: float = 1, lines: bool = True) -> Iterator[Bar | Lines]:
         """A bar with ETA on a terminal. Elsewhere a line now and then, unless the work prints `lines` of its own, as ticks do."""
         if not (self.active and self.console.is_terminal):
             yield Lines(self, description, total) if lines and self.active else Bar(None, None)
@@ -145,10 +145,10 @@ class Bar:
     def __init__(self, progress: Progress | None, task: TaskID | None) -> None:
         self._progress, self._task = progress, task
 
-    def at(self, done: float, note: str = "") -> None:
-        """Move to `done` and show `note` after the bar."""
+    def at(self, done: float, note: str = "", total: float | None = None) -> None:
+        """Move to `done`, of a `total` that was not known before, and show `note` after the bar."""
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, note=note)
+            self._progress.update(self._task, completed=done, note=note, total=total)
 
 
 class Lines:
@@ -158,9 +158,9 @@ class Lines:
         self.journal, self.description, self.total = journal, description, total
         self.start = self.said = time.monotonic()
 
-    def at(self, done: float, note: str = "") -> None:
+    def at(self, done: float, note: str = "", total: float | None = None) -> None:
         """Say how far the work is, if nothing was said for a while."""
-        now = time.monotonic()
+        now, self.total = time.monotonic(), total or self.total
         if now - self.said > LINE_SECONDS and 0 < done < self.total:
             self.said = now
             left = (now - self.start) / done * (self.total - done)
