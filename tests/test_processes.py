@@ -138,7 +138,7 @@ def launch(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
 def test_launched_processes_tell_an_error_once_and_nothing_else_does(
     words: list[str], code: int, error: str, tmp_path: Path
 ) -> None:
-    done = launch(*words, cwd=tmp_path)
+    done = launch("--max-restarts", "2", *words, cwd=tmp_path)  # which would only bring it again
     out, errors = done.communicate(timeout=120)
     assert (done.returncode, out) == (code, "")
     lines = [line for line in errors.splitlines() if line and not line.startswith(("Usage:", "Try "))]
@@ -228,6 +228,19 @@ def test_a_launched_process_that_is_killed_ends_all(recipe_file: Write, tmp_path
     error = run.communicate(timeout=180)[1]
     assert (run.returncode, error.startswith("distill: process ")) in ((128 + signal.SIGKILL, True), (75, True)), error
     assert len(error.splitlines()) == 1
+
+
+def test_launched_processes_start_again_when_one_is_lost(recipe_file: Write, tmp_path: Path) -> None:
+    recipe = recipe_file(("duration_kimg = 0.048", "duration_kimg = 0.8"))
+    run = launch("--max-restarts", "1", "--recipe", recipe, "--outdir", tmp_path / "runs", "--resume", "auto", cwd=tmp_path)
+    wait_for(tmp_path / "runs", "training-state-*.pt", [run])
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    out, errors = run.communicate(timeout=300)
+    assert run.returncode == 0, errors
+    assert errors.count("distill: starting again (1 of 1)") == 1 and "resuming at " in out, (out, errors)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert "kimg 0.8 " in (folder / "log.txt").read_text()
 
 
 def wait_for(outdir: Path, pattern: str, processes: list[subprocess.Popen[str]]) -> None:

@@ -11,19 +11,27 @@ import click
 
 from registry.cli.again import SAFE, takes_working_folder
 from registry.cli.group import PARENT, main
-from registry.core.errors import Lost, SettingError
+from registry.core.errors import Diverged, Lost, SettingError
 from registry.core.interruption import heeded
 
 SHARED = ("pretrain", "generate", "evaluate")
 """The commands of which processes share the work; so does distilling."""
 MOST = 1024
+FINAL = (0, 1, 2, Diverged.code)
+"""Done, a mistake, wrong usage, a run that has diverged: exit codes after which nothing is started again."""
 SAVING = 270
 """Seconds that the processes have for a state after a signal. (Older torch gives them 30.)"""
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--processes", type=click.IntRange(1, MOST), help="How many.  [default: as many as there are GPUs]")
-@click.option("--max-restarts", type=click.IntRange(0, MOST), default=0, show_default=True, help="How often to start again.")
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(0, MOST),
+    default=0,
+    show_default=True,
+    help="How often to start again when a process is lost.",
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="COMMAND...")
 def launch(processes: int | None, max_restarts: int, arguments: tuple[str, ...]) -> int:
     """Distil, pretrain, generate or evaluate in several processes of this machine, by torchrun.
@@ -58,7 +66,21 @@ def check_arguments(arguments: tuple[str, ...]) -> None:
 
 
 def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
-    """Run a command in so many processes, and give their exit code. What went wrong they say themselves, once."""
+    """Run a command in so many processes, and give their exit code. What went wrong they say themselves, once.
+
+    If a process is lost, all start again, at most so often. A mistake, and a run that has diverged, would only come again.
+    """
+    for again in range(restarts + 1):
+        if again:
+            click.echo(f"distill: starting again ({again} of {restarts})", err=True)
+        code, stopped = run_once(count, arguments)
+        if stopped or code in FINAL:
+            break
+    return code
+
+
+def run_once(count: int, arguments: tuple[str, ...]) -> tuple[int, bool]:
+    """Run a command in so many processes: their exit code, and whether a signal to this process ended them."""
     for name in [name for name in os.environ if name.startswith("PET_")]:  # torchrun's options, which are set here
         del os.environ[name]
     handled = ",".join(s.name for s in (*heeded(), signal.SIGQUIT))
@@ -72,20 +94,20 @@ def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
 
     if "--debug" not in arguments:
         logging.disable()  # torchrun tells of each process that it ends
-    words = ["--standalone", f"--nproc-per-node={count}", f"--max-restarts={restarts}", "-m", "registry.cli", *arguments]
+    words = ["--standalone", f"--nproc-per-node={count}", "--max-restarts=0", "-m", "registry.cli", *arguments]
     settings = parse_args(words)
     settings.signals_to_handle, settings.shutdown_timeout = handled, SAVING
     try:
         run(settings)
     except SignalException as error:
-        return 128 + error.sigval
+        return 128 + error.sigval, True
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         rank, code = first_failure(codes)
         if code < 0:
             click.echo(f"distill: process {rank} of {count} was ended by signal {-code}", err=True)
-        return code if code > 0 else 128 - code
-    return 0
+        return (code if code > 0 else 128 - code), False
+    return 0, False
 
 
 def first_failure(codes: Mapping[int, int]) -> tuple[int, int]:
