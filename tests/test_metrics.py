@@ -12,6 +12,7 @@ from registry.core.contracts import Domain
 from registry.core.errors import UserError
 from registry.edm.datasets import load_images
 from registry.files.formats import load_network
+from registry.measure import distances
 from registry.measure.classifier import Classifier
 from registry.measure.distances import frechet_distance, moments, sliced_wasserstein
 from tests.conftest import golden
@@ -29,6 +30,15 @@ def test_golden_frechet(case: str) -> None:
         torch.testing.assert_close(mu, g.at(f"{case}/mu_{side}"), rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(sigma, g.at(f"{case}/sigma_{side}"), rtol=1e-9, atol=1e-12)
     assert frechet_distance(*found[0], *found[1]) == pytest.approx(g.at(f"{case}/fid").item(), rel=1e-7)
+
+
+@pytest.mark.parametrize("n", [2, 99, 100, 101, 250])
+def test_moments_do_not_depend_on_how_many_rows_are_taken_at_a_time(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distances, "BLOCK", 100)
+    rows = 1000 + torch.randn(n, 7, generator=torch.Generator().manual_seed(n))
+    mean, covariance = moments(rows)
+    torch.testing.assert_close(mean, rows.double().mean(0), rtol=1e-15, atol=0)
+    torch.testing.assert_close(covariance, torch.cov(rows.double().T), rtol=1e-9, atol=1e-12)
 
 
 def test_frechet_of_gaussians_is_the_formula() -> None:

@@ -9,11 +9,21 @@ from torch import Tensor
 
 from registry.core.errors import UserError
 
+BLOCK = 4096
+"""Rows that are taken into float64 at a time: all of 50,000 rows of Inception's 2,048 numbers would take 0.8 GB, twice."""
+
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [d] and covariance [d, d] (ddof 1) of features [n, d], in float64."""
-    features = features.double()
-    return features.mean(0), torch.cov(features.T).reshape(features.shape[1], features.shape[1])
+    """Mean [d] and covariance [d, d] (ddof 1) of features [n, d], n ≥ 2, in float64."""
+    n, d = features.shape
+    mean = torch.zeros(d, dtype=torch.float64, device=features.device)
+    for rows in features.split(BLOCK):
+        mean += rows.double().sum(0) / n
+    products = torch.zeros(d, d, dtype=torch.float64, device=features.device)
+    for rows in features.split(BLOCK):
+        centred = rows.double() - mean
+        products.addmm_(centred.T, centred)
+    return mean, products / (n - 1)
 
 
 def frechet_distance(mu_a: Tensor, sigma_a: Tensor, mu_b: Tensor, sigma_b: Tensor) -> float:
