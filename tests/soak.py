@@ -148,7 +148,7 @@ class Soak:
         assert equal(a["parts"], b["parts"]) and equal(a["rng"], b["rng"]), "other weights"
         for path in wanted.glob("network-snapshot-*.pkl"):
             assert (found / path.name).read_bytes() == path.read_bytes(), f"another {path.name}"
-        assert not list(found.glob(".*.????????")), "left behind by a killed write"
+        assert not list(found.glob(".*.distill")), "left behind by a killed write"
         assert (found / "stats.jsonl").read_text().count("\n") == 2, "lines of statistics"
 
     def count_calls(self) -> int:

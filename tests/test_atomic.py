@@ -44,7 +44,7 @@ def writer(path: Path) -> subprocess.Popen[str]:
 def test_what_a_killed_writer_left_goes_with_the_next_write(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     process = writer(path)
-    other = tmp_path / ".other.pt.abcdefgh"
+    other = tmp_path / ".other.pt.0123abcd.distill"
     other.write_bytes(b"half")
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -69,15 +69,18 @@ def test_what_is_being_written_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_only_what_is_ours_is_swept(tmp_path: Path) -> None:
-    kept = [tmp_path / ".hidden", tmp_path / ".x.pt.ABCDEFGH", tmp_path / "x.pt.abcdefgh"]
+    names = ".hidden", ".env.template", ".x.pt.20261129", ".x.pt.ABCDEF01.distill", "x.pt.abcdef01.distill", ".abcdef01.distill"
+    kept = [tmp_path / name for name in names]
     for path in kept:
         path.write_text("mine")
-    (tmp_path / ".dir.pt.abcdefgh").mkdir()
+    (tmp_path / ".dir.pt.abcdef01.distill").mkdir()
     target = tmp_path / "target"
     target.write_text("mine")
-    os.symlink(target, tmp_path / ".link.pt.abcdefgh")
+    os.symlink(target, tmp_path / ".link.pt.abcdef01.distill")
     sweep(tmp_path)
-    assert all(path.exists() for path in (*kept, target, tmp_path / ".dir.pt.abcdefgh", tmp_path / ".link.pt.abcdefgh"))
+    assert all(
+        path.exists() for path in (*kept, target, tmp_path / ".dir.pt.abcdef01.distill", tmp_path / ".link.pt.abcdef01.distill")
+    )
 
 
 FILLER = """
@@ -107,11 +110,13 @@ def test_a_folder_that_was_being_filled_goes_with_its_killed_writer(tmp_path: Pa
     process.send_signal(signal.SIGKILL)
     process.wait()
     (left,) = tmp_path.iterdir()
-    (tmp_path / ".other.abcdefgh").mkdir()
+    others = {".other.abcdef01.distill", ".a [b] *.original", ".a [b] *.20261129"}
+    for name in others:
+        (tmp_path / name).mkdir()
     with new_folder(target) as folder:
         assert not left.exists()
         (folder / "whole").write_bytes(b"whole")
-    assert {p.name for p in tmp_path.iterdir()} == {target.name, ".other.abcdefgh"}
+    assert {p.name for p in tmp_path.iterdir()} == {target.name, *others}
     assert [p.name for p in target.iterdir()] == ["whole"]
 
 

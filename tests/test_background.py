@@ -125,5 +125,5 @@ def test_a_signal_waits_for_the_state_that_is_being_written(tmp_path: Path, reci
     run.send(signal.SIGTERM)
     assert run.wait(10) == 128 + signal.SIGTERM, run.text()
     folder = next(tmp_path.glob("runs/*-short"))
-    assert not list(folder.glob(".*.????????"))
+    assert not list(folder.glob(".*.distill"))
     assert states(folder) and all(problem(path) is None for path in states(folder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from registry.cli.group import interrupt
 from registry.core.errors import Interrupted, UserError
 from registry.edm.archive import make_dataset
 from registry.edm.datasets import grey_or_rgb, load_images
+from registry.edm.image_files import PIXELS_A_BYTE, open_picture, scans
 from registry.show import journal
 from registry.show.images import read_images
 from tests.conftest import ROOT, environment, error_line
@@ -96,42 +98,89 @@ def test_an_archive_of_another_kind_is_not_made_as_a_folder(tmp_path: Path) -> N
         make_dataset(str(pictures(tmp_path / "raw")), str(tmp_path / "set.tar"), 4, crop=True)
 
 
-def test_cifar_tarball(tmp_path: Path) -> None:
-    data = np.random.default_rng(0).integers(0, 256, (20, 3072), dtype=np.uint8)
-    content = (  # as Python 2 wrote it
-        b"\x80\x02}q\x01(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-        b"(K\x01K\x14M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
-        b"T" + data.nbytes.to_bytes(4, "little") + data.tobytes() + b"tbU\x06labels]("
-        + bytes(b for label in list(range(10)) * 2 for b in (ord("K"), label)) + b"eU\x0bbatch_labelU\x01xu."
+def batch(data: np.ndarray, labels: bytes, shape: bytes = b"K\x04M\x00\x0c\x86", memo: bytes = b"q\x01") -> bytes:
+    """A batch of CIFAR-10, as Python 2 wrote it: `labels` are the instructions that push them."""
+    return (
+        b"\x80\x02}" + memo + b"(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01" + shape + b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        b"T" + data.nbytes.to_bytes(4, "little") + data.tobytes() + b"tbU\x06labels](" + labels + b"eU\x0bbatch_labelU\x01xu."
     )  # fmt: skip
-    with tarfile.open(tmp_path / "cifar.tar.gz", "w:gz") as archive:
-        info = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
-        info.size = len(content)
-        archive.addfile(info, io.BytesIO(content))
-    assert "20 images of 32×32, RGB, 10 classes" in make_dataset(str(tmp_path / "cifar.tar.gz"), str(tmp_path / "c.zip"))
-    found = load_images(str(tmp_path / "c.zip"))
-    assert np.array_equal(found.pixels.numpy(), data.reshape(-1, 3, 32, 32))
-    assert found.label_dim == 10
 
 
-def test_a_hostile_tarball_runs_nothing(tmp_path: Path) -> None:
-    content = b"\x80\x02cposix\nsystem\nX\x0c\x00\x00\x00touch canary\x85R."
-    with tarfile.open(tmp_path / "c.tar", "w") as archive:
-        info = tarfile.TarInfo("data_batch_1")
-        info.size = len(content)
-        archive.addfile(info, io.BytesIO(content))
-    with pytest.raises(UserError, match=r"it refers to posix\.system"):
-        make_dataset(str(tmp_path / "c.tar"), str(tmp_path / "c.zip"))
-    assert [p.name for p in tmp_path.iterdir()] == ["c.tar"]
+FOUR = np.random.default_rng(0).integers(0, 256, (5, 4, 3072), dtype=np.uint8)
+LABELS = b"K\x00K\x07K\x01K\x09"
+WHOLE = [batch(data, LABELS) for data in FOUR]
 
 
-def tarball(path: Path, *batches: bytes) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
-        for i, content in enumerate(batches):
-            info = tarfile.TarInfo(f"data_batch_{i + 1}")
+def tarball(path: Path, *batches: bytes, names: Sequence[int] = (1, 2, 3, 4, 5)) -> Path:
+    """A tarball of batches, the last of them until there are five."""
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+        for i, number in enumerate(names):
+            content = batches[min(i, len(batches) - 1)]
+            info = tarfile.TarInfo(f"cifar-10-batches-py/data_batch_{number}")
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return path
+
+
+def test_cifar_tarball(tmp_path: Path) -> None:
+    tarball(tmp_path / "cifar.tar.gz", *WHOLE)
+    assert "20 images of 32×32, RGB, 4 classes" in make_dataset(str(tmp_path / "cifar.tar.gz"), str(tmp_path / "c.zip"))
+    found = load_images(str(tmp_path / "c.zip"))
+    assert np.array_equal(found.pixels.numpy(), FOUR.reshape(-1, 3, 32, 32))
+    assert found.classes is not None and found.classes.tolist() == [0, 7, 1, 9] * 5
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [((1, 2, 3), "no data_batch_4"), ((3,), "no data_batch_1"), ((1, 1, 2, 3, 4, 5), "more than one data_batch_1")],
+)
+def test_a_tarball_without_all_batches_is_not_taken_for_whole(
+    names: tuple[int, ...], missing: str, here: Cli, tmp_path: Path
+) -> None:
+    source = tarball(tmp_path / "c.tar", *WHOLE, names=names)
+    assert error_line(here("dataset", source, tmp_path / "c.zip")).endswith(f"is damaged, or not complete: it has {missing}")
+    assert not (tmp_path / "c.zip").exists()
+
+
+def test_a_damaged_header_does_not_end_a_tarball_early(here: Cli, tmp_path: Path) -> None:
+    source = tarball(tmp_path / "c.tar", *WHOLE)
+    content = bytearray(source.read_bytes())
+    content[content.index(b"data_batch_3")] ^= 1
+    source.write_bytes(content)
+    assert "is damaged, or not complete: it has no data_batch_3" in error_line(here("dataset", source, tmp_path / "c.zip"))
+
+
+ODD_BATCHES = {
+    "a negative label": (batch(FOUR[0], b"K\x00K\x07K\x01J\xfb\xff\xff\xff"), "-5 is no class number"),
+    "a class of ten million": (batch(FOUR[0], b"K\x00K\x07K\x01J\x80\x96\x98\x00"), "10000000 is no class number"),
+    "half a class": (batch(FOUR[0], b"K\x00K\x07K\x01F0.5\n"), "0.5 is no class number"),
+    "truth for a class": (batch(FOUR[0], b"K\x00K\x07K\x01\x88"), "True is no class number"),
+    "a text for a class": (batch(FOUR[0], b"K\x00K\x07K\x01U\x017"), "b'7' is no class number"),
+    "too few labels": (batch(FOUR[0], LABELS[:-2]), "no list with a label for each image"),
+    "other images": (batch(FOUR[0], LABELS, shape=b"K\x08M\x00\x06\x86"), "no images of 32×32 pixels"),
+    "a number far above": (batch(FOUR[0], LABELS, memo=b"r\x00\x00\x00\x10"), "numbers a value 268435456 after only"),
+    "the same as text": (batch(FOUR[0], LABELS, memo=b"p536870912\n"), "numbers a value 536870912 after only"),
+    "an array that is made": (
+        b"\x80\x02}(U\x04datacnumpy\nndarray\nJ@B\x0f\x00M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R\x86RU\x06labels]u.",
+        "'NoneType' object is not callable",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD_BATCHES)
+def test_a_batch_that_is_not_cifars(case: str, here: Cli, tmp_path: Path) -> None:
+    content, wanted = ODD_BATCHES[case]
+    line = error_line(here("dataset", tarball(tmp_path / "c.tar.gz", *WHOLE[:2], content), tmp_path / "c.zip"))
+    assert "data_batch_3 is damaged, or not CIFAR-10's" in line and wanted in line
+    assert [p.name for p in tmp_path.iterdir()] == ["c.tar.gz"]
+
+
+def test_a_hostile_tarball_runs_nothing(tmp_path: Path) -> None:
+    source = tarball(tmp_path / "c.tar", b"\x80\x02cposix\nsystem\nX\x0c\x00\x00\x00touch canary\x85R.")
+    with pytest.raises(UserError, match=r"it refers to posix\.system"):
+        make_dataset(str(source), str(tmp_path / "c.zip"))
+    assert [p.name for p in tmp_path.iterdir()] == ["c.tar"]
 
 
 def test_a_tarball_that_ends_too_early_is_damaged(here: Cli, tmp_path: Path) -> None:
@@ -193,6 +242,7 @@ def test_a_feature_network_is_for_small_images(side: int, here: Cli, tmp_path: P
 
 BAD_SETS: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     "not square": (lambda p: pictures(p / "raw"), [], "not square; set it to take the centre"),
+    "grey among colours": (lambda p: (pictures(p / "raw", (8, 8), 2), Image.new("L", (8, 8)).save(p / "raw" / "z.png")), [], "which are RGB; make all of them grey (L), or all RGB"),
     "mixed sizes": (lambda p: (pictures(p / "raw", (8, 8), 2), Image.new("RGB", (4, 4)).save(p / "raw" / "z.png")), [], "unlike the images before it; give one resolution for all"),
     "no images": (lambda p: (p / "raw").mkdir(), [], "no images in it"),
     "nowhere": (lambda p: None, [], "no such folder or file"),
@@ -219,7 +269,7 @@ def test_a_data_set_that_is_interrupted_leaves_nothing(number: signal.Signals, t
         Image.new("L", (64, 64), i % 255).save(tmp_path / "raw" / f"{i}.png")
     words = [sys.executable, "-m", "registry.cli", "dataset", "raw", "out.zip"]
     run = subprocess.Popen(words, cwd=tmp_path, env=environment(), text=True, stderr=subprocess.PIPE)
-    while not list(tmp_path.glob(".out.zip.????????")):
+    while not list(tmp_path.glob(".out.zip.*.distill")):
         assert run.poll() is None
     run.send_signal(number)
     assert (run.communicate(timeout=180)[1], run.returncode) == ("distill: interrupted\n", 128 + number)
@@ -410,7 +460,9 @@ def test_a_folder_or_list_that_may_not_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_a_source_that_is_empty_is_not_the_working_folder(here: Cli, tmp_path: Path) -> None:
-    assert "the source is empty" in error_line(here("dataset", "", tmp_path / "out.zip"))
+    assert "an argument is empty" in error_line(here("dataset", "", tmp_path / "out.zip"))
+    with pytest.raises(UserError, match="the source is empty"):
+        make_dataset("", str(tmp_path / "out.zip"))
 
 
 def test_no_two_copies_of_a_set_are_in_memory(tmp_path: Path) -> None:
@@ -443,3 +495,43 @@ def test_reading_many_images_says_how_far_it_is(
     read_images(str(pictures(tmp_path / "in", (8, 8))))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and lines[0].startswith("reading images: 1 of 5, eta ")
+
+
+def test_a_picture_that_is_gone_over_too_often_is_refused(tmp_path: Path) -> None:
+    """Each scan of a progressive JPEG takes some ten bytes, and goes over all pixels."""
+    buffer = io.BytesIO()
+    Image.new("L", (256, 256), 9).save(buffer, "jpeg", progressive=True)
+    content = buffer.getvalue()
+    last = content.rindex(b"\xff\xda")
+    scan = content[last:-2]
+    for count, fits in ((60, True), (200, False)):
+        path = tmp_path / f"{count}.jpg"
+        path.write_bytes(content[:-2] + scan * count + content[-2:])
+        for given in (path, path.read_bytes()):
+            assert scans(given) > count
+            if fits:
+                open_picture(given)
+            else:
+                with pytest.raises(ValueError, match="it goes over the picture more than 100 times"):
+                    open_picture(given)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "CMYK"])
+def test_a_small_file_does_not_fill_the_memory(mode: str, tmp_path: Path) -> None:
+    """Of a picture of as many pixels as are read from a file below 1 MB."""
+    side = math.isqrt(PIXELS_A_BYTE * 2**20)
+    (tmp_path / "in").mkdir()
+    image = Image.new(mode, (side, side), 7)
+    path = tmp_path / "in" / ("a.jpg" if mode == "CMYK" else "a.png")
+    image.save(path, progressive=True, compress_level=9)
+    path.write_bytes(path.read_bytes().ljust(10**6, b"\0"))  # not so small that it would be called empty
+    script = (
+        "import resource, sys\nfrom registry.edm.archive import make_dataset\n"
+        "def most(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before = most()\nmake_dataset('in', 'o.zip', 8, crop=True)\nprint(most() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 2 * 10**6 + 512 * 2**20

@@ -13,6 +13,7 @@ import click
 from registry.cli import completion
 from registry.cli.again import this_command
 from registry.cli.group import main
+from registry.core.errors import SettingError
 from registry.plugins.loading import load_plugins
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ def study(
     wanted = read_study(name, recipe=recipe, vary=vary, seeds=seeds, sets=set, equal=equal)
     folder = Path(outdir) if outdir else default_folder(name, wanted)
     plugins = load_plugins()
+    for path in reuse:
+        if not Path(path).is_dir():
+            raise SettingError("reuse", "is no folder", path)
     if dry_run:
         from registry.study.cells import prepare
 

@@ -20,6 +20,8 @@ from registry.core.errors import SettingError, UserError
 from registry.core.interruption import undisturbed
 
 T = TypeVar("T")
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.distill", re.DOTALL)
+"""The names of files and folders that are being written. Hidden files of a user have none that is like it."""
 MEANWHILE = "was made by another process in the meantime; it is left as it is"
 
 try:
@@ -157,8 +159,8 @@ def own_temporary(path: Path) -> tuple[BinaryIO, str]:
 
 
 def random_name(path: Path) -> str:
-    """The path of a hidden file beside `path`, of a form that `sweep` knows."""
-    return str(path.parent / f".{path.name}.{secrets.token_hex(4)}")
+    """The path of a hidden file beside `path`, of the form TEMPORARY, which a sweep knows."""
+    return str(path.parent / f".{path.name}.{secrets.token_hex(4)}.distill")
 
 
 def new_folder(target: Path) -> AbstractContextManager[Path]:
@@ -209,9 +211,9 @@ def own_folder(path: Path) -> tuple[Path, int | None]:
 
 def sweep_folders(target: Path) -> None:
     """Remove what killed writers of a folder of this name have left behind."""
-    for left in target.parent.glob(f".{glob.escape(target.name)}.????????"):
+    for left in target.parent.glob(f".{glob.escape(target.name)}.????????.distill"):
         with suppress(OSError):
-            if left.is_dir() and not left.is_symlink() and re.fullmatch(r"\..+\.[a-z0-9_]{8}", left.name):
+            if is_temporary(left) and left.is_dir() and not left.is_symlink():
                 handle = os.open(left, os.O_RDONLY)
                 if lock(handle):
                     shutil.rmtree(left, ignore_errors=True)
@@ -231,11 +233,11 @@ def lock(handle: int) -> bool | None:
         return None
 
 
-def sweep(folder: Path, name: str = "*") -> None:
-    """Remove what writes to files of this name in a folder left behind that were killed."""
-    for path in folder.glob(f".{glob.escape(name) if name != '*' else name}.????????"):
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what writes to files in a folder, or to those of one name, left behind that were killed."""
+    for path in folder.glob(f".{'*' if name is None else glob.escape(name)}.????????.distill"):
         with suppress(OSError):
-            if is_temporary(path) and not path.is_symlink():
+            if is_temporary(path) and path.is_file() and not path.is_symlink():
                 handle = os.open(path, os.O_RDWR)
                 try:
                     if lock(handle):
@@ -245,8 +247,8 @@ def sweep(folder: Path, name: str = "*") -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file is one that `write_atomically` was writing."""
-    return re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name) is not None and path.is_file()
+    """Whether a path is that of something that was being written."""
+    return TEMPORARY.fullmatch(path.name) is not None
 
 
 def unused(path: Path) -> Path:

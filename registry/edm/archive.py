@@ -26,7 +26,8 @@ from PIL import Image
 from registry.core.atomic import new_folder, sweep, sweep_folders, write_atomically
 from registry.core.errors import SettingError, UserError
 from registry.core.interruption import undisturbed
-from registry.edm.datasets import IMAGES, grey_or_rgb, readable_labels
+from registry.core.text import shown
+from registry.edm.datasets import IMAGES, MOST_CLASSES, grey_or_rgb, readable_labels
 from registry.edm.image_files import files_below, open_picture
 
 OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".npz", ".json")
@@ -36,6 +37,7 @@ OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".npz", "
 MOST_UNPACKED, MOST_MEMBERS, MOST_BYTES, MOST_STEPS, MOST_TUPLES = 2**28, 1000, 2**26, 2**18, 100
 """CIFAR-10's tarball has 178 MB when it is unpacked, and 9 members; a batch has 31 MB, and takes some 60,000 steps to unpickle,
 fewer than ten of which make tuples."""
+BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 PACKED: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 """What a compressed file begins with, and what unpacks it."""
 
@@ -83,7 +85,9 @@ def make_dataset(
         for i, picture in enumerate(_pictures(Path(os.path.expanduser(source)), folder_labels)):
             image = _square(picture, resolution, crop)
             if shape is not None and (image.mode, image.size) != shape:
-                what = f"{source}: {picture.name} is {_words(image)}, unlike the images before it"
+                what = f"{shown(source)}: {shown(picture.name)} is {_words(image)}, unlike the images before it"
+                if image.size == shape[1]:
+                    raise UserError(f"{what}, which are {shape[0]}; make all of them grey (L), or all RGB")
                 raise SettingError("resolution", f"{what}; give one resolution for all")
             shape = image.mode, image.size
             name = f"{i // 1000:05d}/img{i:08d}.png"
@@ -97,7 +101,7 @@ def make_dataset(
             raise UserError(f"{source}: no images in it ({', '.join(IMAGES)})")
         write("dataset.json", json.dumps({"labels": labels if all_known(labels) else None}).encode())
 
-    if target.suffix == ".zip":
+    if target.suffix.lower() == ".zip":
         write_atomically(target, lambda file: fill_zip(file, fill), new=True)
     else:
         with new_folder(target) as folder:
@@ -145,7 +149,7 @@ def _square(picture: Picture, resolution: int | None, crop: bool) -> Image.Image
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
     elif image.width != image.height:
-        raise SettingError("crop", f"{picture.name} is {_words(image)}, not square; set it to take the centre of each image")
+        raise SettingError("crop", f"{shown(picture.name)} is {_words(image)}, not square; set it to take the centre of each image")
     if resolution and image.size != (resolution, resolution):
         image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
     return image
@@ -176,7 +180,7 @@ def _folder(source: Path, folder_labels: bool | None) -> Iterator[Picture]:
         try:
             image = open_picture(path)
         except (ValueError, OSError) as error:
-            raise UserError(f"{path}: not a readable image: {error}") from None
+            raise UserError(f"{shown(path)}: not a readable image: {shown(error)}") from None
         yield Picture(name, image, of.get(name))
 
 
@@ -197,7 +201,7 @@ class _CifarUnpickler(pickle.Unpickler):
         if (module, name) in (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")):
             return _empty_array
         if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
+            return None  # an argument of _reconstruct; called, it would make arrays of any size
         if (module, name) == ("numpy", "dtype"):
             return _byte_dtype
         raise pickle.UnpicklingError(f"it refers to {module}.{name}, which CIFAR-10's files do not")
@@ -205,14 +209,18 @@ class _CifarUnpickler(pickle.Unpickler):
 
 def check_cifar(pickled: bytes) -> None:
     """Check that a batch is not too large or too long, and not nested: unpickling would follow tuples in tuples until the stack is
-    full."""
+    full. And that it numbers its values one by one, for unpickling makes room for all lower numbers."""
     if len(pickled) > MOST_BYTES:
         raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
-    steps = [op.name for op, _, _ in itertools.islice(pickletools.genops(pickled), MOST_STEPS + 1)]
-    if len(steps) > MOST_STEPS:
-        raise ValueError(f"it takes more than {MOST_STEPS:,} steps to unpickle")
-    if sum(name.startswith("TUPLE") for name in steps) > MOST_TUPLES:
-        raise ValueError("it holds tuples in tuples")
+    tuples = 0
+    for count, (op, argument, _) in enumerate(pickletools.genops(pickled), 1):
+        if count > MOST_STEPS:
+            raise ValueError(f"it takes more than {MOST_STEPS:,} steps to unpickle")
+        tuples += op.name.startswith("TUPLE")
+        if tuples > MOST_TUPLES:
+            raise ValueError("it holds tuples in tuples")
+        if op.name.endswith("PUT") and argument is not None and argument > count:
+            raise ValueError(f"it numbers a value {argument} after only {count} steps")
 
 
 def _empty_array(*_: object) -> np.ndarray[Any, Any]:
@@ -254,22 +262,35 @@ def tarball(source: Path) -> Iterator[tarfile.TarFile]:
 def _cifar(source: Path) -> Iterator[Picture]:
     """The 50,000 training images of cifar-10-python.tar.gz, in order."""
     with tarball(source) as archive:
-        members = {Path(m.name).name: m for m in itertools.islice(archive, MOST_MEMBERS) if m.isfile()}
-        batches = [f"data_batch_{i}" for i in range(1, 6) if f"data_batch_{i}" in members]
-        if not batches:
-            raise UserError(f"{source}: not CIFAR-10's python tarball: it has no data_batch_1")
-        for batch in batches:
-            file = archive.extractfile(members[batch])
+        members = [(Path(m.name).name, m) for m in itertools.islice(archive, MOST_MEMBERS) if m.isfile()]
+        names = [name for name, _ in members]
+        if not any(batch in names for batch in BATCHES):
+            raise UserError(f"{source}: not CIFAR-10's python tarball: it has no {BATCHES[0]}")
+        for batch in BATCHES:
+            if names.count(batch) != 1:  # at a damaged header tarfile takes the archive for ended
+                has = "no" if batch not in names else "more than one"
+                raise UserError(f"{source}: is damaged, or not complete: it has {has} {batch}")
+        for batch in BATCHES:
+            file = archive.extractfile(dict(members)[batch])
             assert file is not None
             try:
-                pickled = file.read(MOST_BYTES + 1)
-                check_cifar(pickled)
-                content = _CifarUnpickler(io.BytesIO(pickled), encoding="bytes").load()
-                data, labels = content[b"data"], content[b"labels"]
-                images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-                pairs = [
-                    (Image.fromarray(np.ascontiguousarray(image)), int(label)) for image, label in zip(images, labels, strict=True)
-                ]
+                images, labels = _batch(file.read(MOST_BYTES + 1))
             except Exception as error:
-                raise UserError(f"{source}: {batch} is damaged, or not CIFAR-10's: {error}") from None
-            yield from (Picture(f"{batch}[{i}]", image, label) for i, (image, label) in enumerate(pairs))
+                raise UserError(f"{source}: {batch} is damaged, or not CIFAR-10's: {shown(error)}") from None
+            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+                yield Picture(f"{batch}[{i}]", Image.fromarray(np.ascontiguousarray(image)), label)
+
+
+def _batch(pickled: bytes) -> tuple[np.ndarray[Any, Any], list[int]]:
+    """The images [n, 32, 32, 3] and class numbers of a batch. Raises whatever is wrong with it."""
+    check_cifar(pickled)
+    content = _CifarUnpickler(io.BytesIO(pickled), encoding="bytes").load()
+    data, labels = content[b"data"], content[b"labels"]
+    if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3072):
+        raise ValueError("its data are no images of 32×32 pixels in three colours")
+    if not (type(labels) is list and len(labels) == len(data)):
+        raise ValueError("it has no list with a label for each image")
+    for label in labels:
+        if type(label) is not int or not 0 <= label < MOST_CLASSES:
+            raise ValueError(f"{label!r} is no class number")
+    return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels

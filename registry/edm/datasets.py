@@ -147,6 +147,7 @@ def grey_or_rgb(image: Image.Image) -> Image.Image:
         for i in range(0, len(values), STRIP):  # few bytes at a time
             found[i : i + STRIP] = (values[i : i + STRIP].clip(0, 65535).astype(np.uint32) + 128) // 257  # the nearest of 0 … 255
         return Image.fromarray(found)
+    image.info.pop("transparency", None)  # it is dropped anyway, and Pillow would warn
     return image.convert("L" if image.mode in ("1", "F", "LA") else "RGB")
 
 

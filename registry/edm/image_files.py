@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import mmap
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -21,6 +23,10 @@ MOST_PIXELS = 2**26
 """The most pixels of a picture: 8192 × 8192."""
 MOST_RATIO, SMALL = 500, 2**22
 """A picture of more bytes than SMALL, and of more than so many times those of its file, only fills the memory."""
+PIXELS_A_BYTE = 38
+"""And so does one of more pixels for each byte of its file, or of 1 MiB: decoding and conversion take up to 12 bytes each."""
+MOST_SCANS = 100
+"""Of a JPEG: each goes over the whole picture. Progressive ones have about ten."""
 
 
 def open_picture(content: bytes | Path) -> Image.Image:
@@ -37,13 +43,23 @@ def open_picture(content: bytes | Path) -> Image.Image:
     size = image.width * image.height
     if size > MOST_PIXELS:
         raise ValueError(f"it has {image.width}×{image.height} pixels; at most {MOST_PIXELS:,} are read")
-    if 3 * size > max(SMALL, MOST_RATIO * length):
+    if 3 * size > max(SMALL, MOST_RATIO * length) or size > PIXELS_A_BYTE * max(2**20, length):
         raise ValueError(f"it has {image.width}×{image.height} pixels in a file of {length:,} bytes: it holds nothing but its size")
+    if image.format == "JPEG" and scans(content) > MOST_SCANS:
+        raise ValueError(f"it goes over the picture more than {MOST_SCANS} times")
     try:
         image.load()
     except Exception as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
     return image
+
+
+def scans(content: bytes | Path) -> int:
+    """How often a JPEG goes over the picture, or more. Among its numbers a byte 0xff is never followed by 0xda."""
+    if isinstance(content, bytes):
+        return content.count(b"\xff\xda")
+    with open(content, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        return sum(1 for _ in re.finditer(rb"\xff\xda", mapped))
 
 
 def files_below(folder: Path) -> list[Path]:

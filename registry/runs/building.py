@@ -20,6 +20,7 @@ from registry.edm.augment import LABELS
 from registry.files.formats import SUFFIXES, load_network, misfit
 from registry.measure.guarded import Guarded
 from registry.plugins.loading import Plugins
+from registry.recipe.arguments import check_path
 from registry.recipe.reading import check_fit
 from registry.recipe.resolved import Choice, Recipe, dumps, settings_of, training_tables
 from registry.recipe.tables import DataConfig, GeneratorConfig
@@ -157,13 +158,15 @@ def real_images(config: DataConfig, device: torch.device, domain: Domain | None 
     return RealImages(images, config.labels, device)
 
 
-def check_target(path: Path) -> None:
-    """Check that a network can be saved there. Raises SettingError."""
+def check_target(save: object) -> Path:
+    """Where a network is to be saved, if it can be. Raises SettingError."""
+    path = Path(check_path("save", save))
     if path.suffix not in SUFFIXES:
         raise SettingError("save", f"a network is saved as {', '.join(SUFFIXES)}", str(path))
     if path.is_dir():
         raise SettingError("save", "is a folder; give the name of a file", str(path))
     check_folder(path.parent, "save")
+    return path
 
 
 def parameter_count(net: nn.Module) -> str:

@@ -25,8 +25,7 @@ def train_features(
     Raises UserError, and Diverged if the network gives values that are not finite.
     """
     recipe = recipe_of(FeaturesRecipe, recipe, load_plugins(), sets)
-    journal, path, config = journal or Journal(), Path(save), recipe.classifier
-    check_target(path)
+    journal, path, config = journal or Journal(), check_target(save), recipe.classifier
     images = read_images(recipe.data.source)
     if images.classes is None:
         with settings_of(recipe.data):

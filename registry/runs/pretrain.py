@@ -59,8 +59,7 @@ def pretrain(
     """
     recipe = recipe_of(PretrainRecipe, recipe, load_plugins(), sets, None, seed, outdir)
     resume = None if resume is None else check_path("resume", resume)
-    if save:
-        check_target(Path(save))
+    target = None if save is None else check_target(save)
     device, found = prepare(recipe, resume)
     journal = journal or Journal()
 
@@ -92,7 +91,7 @@ def pretrain(
             draw_real(folder, recipe)
         train(partial(pretraining.iterations, run), run, recipe, folder, lambda: {"denoiser": run.denoiser}, saved, snapshot)
 
-        target = Path(save) if save else folder.path / "teacher.pt"
+        target = target or folder.path / "teacher.pt"
         with run.average.averaged() as averaged, sampling(averaged):
             check_images(heun_samples(averaged, noise, domain, range(8), STEPS), "denoiser", run.nimg)
             if folder.writes:

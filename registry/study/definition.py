@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
 from registry.core.errors import Mistakes, SettingError, UserError
@@ -21,6 +22,7 @@ from registry.study.grid import Axis, Settings, axes_of, split_values
 
 SCHEDULER = "slurm."
 """Overrides of this table are for the scheduler, not for the recipe."""
+MOST_RUNS = 2000
 
 
 def parse_seeds(value: Any) -> Any:
@@ -29,7 +31,7 @@ def parse_seeds(value: Any) -> Any:
         return value
     seeds: list[int] = []
     for part in value.split(","):
-        found = re.fullmatch(r"\s*(\d{1,12})\s*(?:-\s*(\d{1,12})\s*)?", part)
+        found = re.fullmatch(r"\s*([0-9]{1,12})\s*(?:-\s*([0-9]{1,12})\s*)?", part)
         if not found:
             raise ValueError("write numbers and ranges, such as 0-4 or 0,1,7")
         first, last = int(found[1]), int(found[2] or found[1])
@@ -78,8 +80,10 @@ class Study(Config):
 
     @field_validator("vary")
     @classmethod
-    def _are_axes(cls, value: dict[str, Any]) -> dict[str, Any]:
-        axes_of(value)
+    def _are_axes(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        runs = len(info.data.get("seeds", (0,))) * math.prod(len(axis.variants) for axis in axes_of(value))
+        if runs > MOST_RUNS:
+            raise ValueError(f"this study would have {runs:,} runs; at most {MOST_RUNS:,} are made")
         return value
 
     @property
@@ -121,10 +125,10 @@ def read_study(
     tables: Tables = read_tables(path) if path else {}
     given = {"recipe": recipe, "seeds": seeds, "equal": equal}
     tables |= {key: value for key, value in given.items() if value is not None}
-    if vary:
-        tables["vary"] = dict(tables.get("vary", {})) | dict(map(parse_vary, vary))
-    if sets:
-        tables["set"] = [*tables.get("set", ()), *sets]
+    if vary and isinstance(axes := tables.get("vary", {}), Mapping):  # what is no table is told of below
+        tables["vary"] = {**axes, **dict(map(parse_vary, vary))}
+    if sets and isinstance(fixed := tables.get("set", []), list):
+        tables["set"] = [*fixed, *sets]
     if "recipe" not in tables and path is None:
         raise SettingError("recipe", "name a recipe, or a study")
     if path and isinstance(tables.get("recipe"), str) and recipe is None:

@@ -86,13 +86,13 @@ def axes_of(vary: Mapping[str, Any]) -> tuple[Axis, ...]:
             found.append(_axis(name, value))
         except ValueError as error:
             wrong.append(f"{name} {error}")
-    keys = [(key, axis.name) for axis in found for key in sorted({k for v in axis.variants for k in v.settings})]
+    by: dict[str, str] = {}
+    keys = [(key, one.name) for one in found for key in sorted({k for v in one.variants for k in v.settings})]
     for key, axis in keys:
         if key in OWN:
             wrong.append(f"{axis}: {OWN[key]}" if key == axis else f"{axis} varies {key}, but {OWN[key]}")
-        others = [a for k, a in keys if k == key and a != axis]
-        if others and axis < others[0]:
-            wrong.append(f"{key} is varied twice, by {axis} and by {others[0]}")
+        if by.setdefault(key, axis) != axis:
+            wrong.append(f"{key} is varied twice, by {' and by '.join(sorted((axis, by[key])))}")
     if wrong:
         raise ValueError("; ".join(wrong))
     return tuple(found)
@@ -114,8 +114,7 @@ def _axis(name: str, value: Any) -> Axis:
         raise ValueError(f"= {value!r}: must be a list of values, or a table of named variants")
     if not variants:
         raise ValueError("has no values")
-    twice = [v.label for i, v in enumerate(variants) if v.label in [w.label for w in variants[:i]]]
-    if twice:
+    if twice := [label for label, count in Counter(v.label for v in variants).items() if count > 1]:
         raise ValueError(f"has {twice[0]} twice")
     return Axis(name, tuple(variants))
 
