@@ -103,3 +103,54 @@ def test_harmless_files_are_no_programs(tmp_path: Path) -> None:
         assert disguised_program(path) is None, first
     (tmp_path / "empty").touch()
     assert disguised_program(tmp_path / "empty") is None
+
+
+def tar_header(over: bytes, name: bytes, size: int) -> bytes:
+    """A tar archive's header that begins as these bytes do; they must be less than the 100 of its name."""
+    start = over.ljust(100, b"\0")[:100] if over else name.ljust(100, b"\0")
+    rest = b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"0" * 11 + b"\0" + b" " * 8 + b"0" + bytes(100) + b"ustar\00000"
+    whole = (start + rest).ljust(512, b"\0")
+    return whole[:148] + b"%06o\0 " % sum(whole) + whole[156:]
+
+
+def old_stream_and_tarball(run: bytes) -> bytes:
+    """An old file of torch.save that is also a tar archive: its third pickle, of a dictionary, has a text that holds the archive."""
+    start = pickle.dumps(MAGIC, 2) + pickle.dumps(1001, 2) + b"\x80\x02}(X\x01\0\0\0pX"
+    member = tar_header(b"", b"storages", len(run)) + run.ljust(512, b"\0")
+    text = 512 - len(start) - 4 + len(member)
+    first = tar_header(start + text.to_bytes(4, "little"), b"", 0)
+    return first + member + b"X\x0d\0\0\0little_endian\x88u." + pickle.dumps({"step": 5}, 2) + pickle.dumps([], 2)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pkl"])
+def test_a_tarball_in_a_file_of_pickles_is_found(suffix: str, here: Here, tmp_path: Path) -> None:
+    """torch.load takes whatever is a tar archive for one of its oldest files."""
+    path, mark = tmp_path / f"net{suffix}", tmp_path / "ran"
+    path.write_bytes(old_stream_and_tarball(program(mark)))
+    done = here("inspect", path)
+    assert done.returncode == 3, (done.stdout, done.stderr)
+    assert "DANGEROUS: loading it elsewhere would run the pickles in the tar archive that it is, too" in done.stdout
+    with pytest.raises(UserError, match="tar archive"):
+        load_network(str(path))
+    assert not mark.exists()
+    with suppress(Exception):
+        old_torch_file(path)
+    assert mark.exists(), "the test's file is no program"
+
+
+def test_a_file_of_safetensors_that_is_a_tarball_is_found(here: Here, tmp_path: Path) -> None:
+    path, mark = tmp_path / "net.safetensors", tmp_path / "ran"
+    run = program(mark)
+    member = tar_header(b"", b"storages", len(run)) + run.ljust(512, b"\0")
+    text = b'{"__metadata__":{"a":"' + b"b" * (504 + len(member)) + b'"}}'
+    size = 8 + len(text) + (-len(text) - 8) % 512
+    first = tar_header((size - 8).to_bytes(8, "little") + text[:92], b"", size - 512)
+    path.write_bytes(first + text[504:].ljust(size - 512) + member)
+    done = here("inspect", path)
+    assert done.returncode == 3 and "the tar archive that it is, too" in done.stdout, (done.stdout, done.stderr)
+    with pytest.raises(UserError, match="tar archive"):
+        load_network(str(path))
+    assert not mark.exists()
+    with suppress(Exception):
+        old_torch_file(path)
+    assert mark.exists(), "the test's file is no program"

@@ -23,7 +23,7 @@ from registry.core.levels import heun_levels
 from registry.core.streams import Streams, TorchStreams
 from registry.edm.latents import pfgmpp_latents
 from registry.files.formats import load_network, save_network
-from registry.sample.generate import parse_seeds, read_parts, write_part
+from registry.sample.generate import Form, generate, parse_seeds, read_parts, write_part
 from registry.sample.heun import heun
 from registry.sample.opening import open_sampler
 from registry.sample.sampler import Rng
@@ -243,8 +243,41 @@ def test_a_finished_npz_is_used_by_the_next_call(here: Cli, generator_file: Path
     assert "7 of 7 images already exist" in here(*args, "--seeds", "0-6").stdout
 
 
+@pytest.mark.parametrize("labels", [None, [0, 1, 3, 0], [-1, 0, 0, 0]])
+def test_an_npz_with_other_labels_than_the_network_has_is_made_anew(
+    labels: list[int] | None, here: Cli, generator_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    args = ["generate", "--network", generator_file, "--outdir", out, "--format", "npz"]
+    assert here(*args, "--seeds", "0-3").returncode == 0
+    first = dict(np.load(out / "samples.npz"))
+    other = {name: array for name, array in first.items() if name != "labels"}
+    np.savez(out / "samples.npz", **other, **({} if labels is None else {"labels": np.array(labels)}))
+    done = here(*args, "--seeds", "0-3")
+    assert done.returncode == 0 and "already exist" not in done.stdout
+    assert np.load(out / "samples.npz")["labels"].tolist() == first["labels"].tolist()
+
+
+def test_images_that_vanish_in_the_meantime_are_missed(
+    generator_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler, out, calls = open_sampler(str(generator_file)), tmp_path / "out", 0
+    make = sampler.labelled
+
+    def emptied(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # those of the first batch are written by now
+            (out / "000000.png").unlink()
+        return make(*arguments)
+
+    monkeypatch.setattr(sampler, "labelled", emptied)
+    with pytest.raises(UserError, match=r"out: 1 images that were written are gone, e\.g\. that of seed 0"):
+        generate(sampler, range(8), out, batch=2)
+
+
 def test_a_seed_that_no_process_made_is_reported(tmp_path: Path) -> None:
-    form = np.zeros((0, 8, 8, 1), np.uint8)
+    form = Form(np.zeros((0, 8, 8, 1), np.uint8), label_dim=0)
     write_part(tmp_path, [0, 1], np.zeros((2, 8, 8, 1), np.uint8), None)
     with pytest.raises(UserError, match=r"2 images are missing, e\.g\. for seed 2; do all processes see this folder"):
         read_parts(tmp_path, range(4), form)
@@ -312,6 +345,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(case: str, here: Cli, generato
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["000002.png", "samples.npz"])
+def test_images_of_which_nothing_says_what_made_them_are_not_taken(
+    name: str, here: Cli, generator_file: Path, tmp_path: Path
+) -> None:
+    """Such as those of another project, which are named alike."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(b"other")
+    words = ["generate", "--network", generator_file, "--seeds", "0-3", "--outdir", tmp_path / "out", "--format", "png"]
+    line = error_line(here(*words, "--format", "npz"))
+    assert f"has {name}, and no generate.json that says what made it; give another folder" in line
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [name]
+
+
 def test_a_folder_of_other_images_is_refused(here: Cli, generator_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert here("generate", "--network", generator_file, "--seeds", "0-1", "--outdir", out).returncode == 0
@@ -343,7 +389,7 @@ def test_what_a_killed_command_was_writing_is_swept(here: Cli, generator_file: P
     out = tmp_path / "out"
     args = ["generate", "--network", generator_file, "--seeds", "0-3", "--outdir", out]
     assert here(*args).returncode == 0
-    old, new = out / ".000002.png.abcd_123", out / ".000003.png.abcd_124"
+    old, new = out / ".000002.png.abcd0123.distill", out / ".000003.png.abcd0124.distill"
     for path in (old, new):
         path.write_bytes(b"half")
     with open(new) as file:  # somebody is writing that one

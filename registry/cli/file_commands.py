@@ -59,7 +59,8 @@ def inspect(file: str, show_globals: bool, kind: str | None) -> None:
         say_doubt(found.doubt)
     if show_globals or any(executes for _, _, executes in found.globals):
         for module, name, executes in found.globals:
-            console.print(f"  {'EXECUTES ' if executes else ''}{shown(module)}.{shown(name)}", markup=False, soft_wrap=True)
+            whole = ".".join(filter(None, (shown(module), shown(name))))
+            console.print(f"  {'EXECUTES ' if executes else ''}{whole}", markup=False, soft_wrap=True)
     line(found.verdict)
     if found.dangerous:
         raise click.exceptions.Exit(DANGEROUS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -12,7 +13,7 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -57,6 +58,15 @@ def parse_seeds(text: str, limit: int = 10_000_000) -> list[int]:
     return list(seeds)
 
 
+class Form(NamedTuple):
+    """What images of a network look like in a file."""
+
+    none: np.ndarray
+    """No images [0, H, W, C], of their shape and type."""
+    label_dim: int
+    """The number of classes, 0 for none."""
+
+
 def generate(
     sampler: Sampler,
     seeds: Sequence[int],
@@ -90,7 +100,7 @@ def generate(
     gathering = bool(set(formats) - {"png"})
     settings = sampler.settings | {"class": class_}
     lock = FileLock(outdir / PARTS / "lock", timeout=0)  # goes with the folder, or with the process
-    form = as_pixels(torch.zeros(0, *sampler.domain.image_shape))
+    form = Form(as_pixels(torch.zeros(0, *sampler.domain.image_shape)), sampler.domain.label_dim)
     mine, fresh = lock if gathering else None, not (outdir / NOTE).exists()
     missing = distributed.by_rank0(lambda: prepare(outdir, settings, seeds, form, "png" in formats, mine, journal))
     if len(missing) < len(seeds):
@@ -102,10 +112,18 @@ def generate(
             abandon(outdir)
         raise
     distributed.gather(None)
+    if "png" in formats:
+        distributed.by_rank0(lambda: check_pngs(outdir, seeds))
     if gathering:
         distributed.by_rank0(lambda: gather(outdir, seeds, form, formats, planar))
         lock.release()
     journal.log(f"{len(seeds)} images ({sampler.nfe} evaluation{'s' * (sampler.nfe > 1)} each) in {outdir}")
+
+
+def check_pngs(outdir: Path, seeds: Sequence[int]) -> None:
+    """Check that there is a PNG of every seed: the folder may have been emptied in the meantime. Raises UserError."""
+    if gone := [seed for seed in seeds if not png(outdir, seed, len(seeds) > 1000).is_file()]:
+        raise UserError(f"{outdir}: {len(gone):,} images that were written are gone, e.g. that of seed {gone[0]}")
 
 
 def sample_missing(
@@ -151,16 +169,16 @@ def prepare(
     outdir: Path,
     settings: dict[str, Any],
     seeds: Sequence[int],
-    form: np.ndarray,
+    form: Form,
     pngs: bool,
     lock: FileLock | None,
     journal: Journal,
 ) -> list[int]:
     """Claim the folder and list the seeds that are still missing. One process does this for all. Raises UserError.
 
-    `form` are no images [0, H, W, C] of the shape and type that there are to be. With a lock, images are gathered in
-    one file at the end, and only one command at a time can do that.
+    With a lock, images are gathered in one file at the end, and only one command at a time can do that.
     """
+    check_unmarked(outdir, seeds)
     claim(outdir, settings)
     for folder in (outdir, *outdir.glob("[0-9]*/")):
         sweep(folder)
@@ -184,7 +202,7 @@ def prepare(
     return missing
 
 
-def gather(outdir: Path, seeds: Sequence[int], form: np.ndarray, formats: Sequence[Format], planar: bool) -> None:
+def gather(outdir: Path, seeds: Sequence[int], form: Form, formats: Sequence[Format], planar: bool) -> None:
     """Write samples.npz and the grid from the parts. Raises UserError."""
     content = read_parts(outdir / PARTS, seeds, form)
     if "npz" in formats:
@@ -213,6 +231,13 @@ def claim(outdir: Path, settings: dict[str, Any]) -> None:
     write_atomically(note, (json.dumps(wanted, indent=1) + "\n").encode())
 
 
+def check_unmarked(outdir: Path, seeds: Sequence[int]) -> None:
+    """Check that a folder in which nothing says what made its images has none of these. Raises SettingError."""
+    files = itertools.chain((png(outdir, seed, len(seeds) > 1000) for seed in seeds), [outdir / "samples.npz"])
+    if not (outdir / NOTE).exists() and (found := next((path for path in files if path.exists()), None)):
+        raise SettingError("outdir", f"has {found.name}, and no {NOTE} that says what made it; give another folder", str(outdir))
+
+
 def abandon(outdir: Path) -> None:
     """Give up the claim on a folder in which nothing has been made."""
     if {path.name for path in outdir.iterdir()} <= {NOTE, PARTS} and not list((outdir / PARTS).glob("*.npz")):
@@ -226,14 +251,14 @@ def png(outdir: Path, seed: int, many: bool) -> Path:
     return deep if deep.exists() or (many and not flat.exists()) else flat
 
 
-def is_there(path: Path, form: np.ndarray) -> bool:
+def is_there(path: Path, form: Form) -> bool:
     """Whether a whole PNG of that shape is there. A power failure can leave a part of one."""
     try:
         if not path.is_file():
             return False
         with Image.open(path, formats=["PNG"]) as found:
             found.verify()
-            return (found.height, found.width, len(found.getbands())) == form.shape[1:]
+            return (found.height, found.width, len(found.getbands())) == form.none.shape[1:]
     except Exception:  # Pillow has many words for a damaged file
         return False
 
@@ -258,7 +283,7 @@ def write_part(folder: Path, seeds: Sequence[int], pixels: np.ndarray, labels: n
     write_atomically(folder / f"{name}.npz", buffer.getvalue(), durable=False)
 
 
-def images_in(path: Path, form: np.ndarray) -> dict[str, np.ndarray] | None:
+def images_in(path: Path, form: Form) -> dict[str, np.ndarray] | None:
     """`seeds` [n], `arr_0` [n, H, W, C] and `labels` [n], if there are any, of a file of ours; None if it is none, or damaged."""
     if not path.is_file():
         return None
@@ -267,14 +292,17 @@ def images_in(path: Path, form: np.ndarray) -> dict[str, np.ndarray] | None:
     except (UserError, OSError):
         return None
     images, numbers = found.get("arr_0"), {name: array for name, array in found.items() if name in ("seeds", "labels")}
-    if images is None or images.dtype != form.dtype or images.shape[1:] != form.shape[1:] or "seeds" not in numbers:
+    if images is None or images.dtype != form.none.dtype or images.shape[1:] != form.none.shape[1:]:
         return None
-    whole = all(array.dtype.kind in "iu" and array.shape == (len(images),) for array in numbers.values())
-    distinct = whole and len(np.unique(numbers["seeds"])) == len(images)
-    return numbers | {"arr_0": images} if distinct else None
+    if {*numbers} != {"seeds", *(["labels"] if form.label_dim else [])}:
+        return None
+    if not all(array.dtype.kind in "iu" and array.shape == (len(images),) for array in numbers.values()):
+        return None
+    known = not form.label_dim or bool((numbers["labels"] < form.label_dim).all() and (numbers["labels"] >= 0).all())
+    return numbers | {"arr_0": images} if known and len(np.unique(numbers["seeds"])) == len(images) else None
 
 
-def parts_in(folder: Path, form: np.ndarray) -> dict[Path, list[int]]:
+def parts_in(folder: Path, form: Form) -> dict[Path, list[int]]:
     """The parts of an unfinished run, with their seeds; damaged ones are removed."""
     found = {}
     for path in sorted(folder.glob("*.npz")):
@@ -286,7 +314,7 @@ def parts_in(folder: Path, form: np.ndarray) -> dict[Path, list[int]]:
     return found
 
 
-def read_parts(folder: Path, seeds: Sequence[int], form: np.ndarray) -> dict[str, np.ndarray]:
+def read_parts(folder: Path, seeds: Sequence[int], form: Form) -> dict[str, np.ndarray]:
     """`arr_0` [n, H, W, C], `seeds` [n] and `labels` [n], if there are any, in the order of the seeds. Raises UserError."""
     row = {seed: i for i, seed in enumerate(seeds)}
     content, missing = {"seeds": np.array(seeds)}, set(seeds)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.core.seal import trailer_length
+from registry.edm.pickles.disguise import is_tarball
 from registry.edm.pickles.file_data import FileData
 from registry.edm.pickles.handlers import HANDLERS
 from registry.edm.pickles.rebuild import Rebuilder
@@ -41,6 +42,9 @@ def _notes(file: io.BufferedReader) -> tuple[Any, dict[str, range], int]:
     """Stages 1 and 2: the notes, the places of the storages outside the pickle by key, and the file's size."""
     spans: dict[str, range] = {}
     size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if is_tarball(file.read(512)):
+        raise PickleError("is a tar archive, too, in which another loader would look for pickles")
     file.seek(0)
     start = file.read(4)
     if start == ZIP_START:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import pickletools
 import re
+import tarfile
 from pathlib import Path
 
 from registry.edm.pickles.allowlist import Global
@@ -20,6 +21,16 @@ LENGTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4
 """Bytes of the length that stands before an argument."""
 INSTRUCTIONS = {code.code: code for code in pickletools.opcodes}
 NAME = re.compile(rb"[\w.<>]+")
+TARBALL = Global("", "the pickles in the tar archive that it is, too")
+
+
+def is_tarball(start: bytes) -> bool:
+    """Whether a file that begins so is a tar archive, in which torch.load looks for pickles whatever else the file is."""
+    try:
+        tarfile.TarInfo.frombuf(start[:512], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
 
 
 def disguised_program(path: Path) -> Global | None:
@@ -27,6 +38,9 @@ def disguised_program(path: Path) -> Global | None:
     with open(path, "rb") as file:
         if not file.seek(0, 2):
             return None
+        file.seek(0)
+        if is_tarball(file.read(512)):
+            return TARBALL
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _named(content)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from registry.edm.pickles.allowlist import ALLOWED_GLOBALS, Global
+from registry.edm.pickles.disguise import TARBALL, is_tarball
 from registry.edm.pickles.refusals import blaming
 from registry.edm.pickles.torch_files import STREAM_MARK, ZIP_START, zip_members
 from registry.edm.pickles.trace import UNKNOWN, Latin, trace_pickle
@@ -34,6 +35,9 @@ def list_globals(path: str | Path, careful: bool = False) -> list[tuple[str, str
 
 def _find_globals(file: BinaryIO, size: int, names: list[Global], careful: bool) -> None:
     """Collect the globals of a file and of the streams in its storages."""
+    file.seek(0)
+    if is_tarball(file.read(512)):
+        names.append(TARBALL)
     file.seek(0)
     span = zip_members(file, size)[0] if file.read(4) == ZIP_START else range(size)
     for data in dict.fromkeys(_follow(file, span, names, careful)):
