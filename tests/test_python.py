@@ -20,6 +20,7 @@ import registry
 from registry import Sampler, UserError, distill, load_generator, load_teacher, pretrain
 from registry.core.streams import Streams
 from registry.files.formats import save_network
+from registry.runs.features import train_features
 from tests.conftest import ROOT, environment, tiny_network
 
 Write = Callable[..., Path]
@@ -320,3 +321,13 @@ def test_a_teacher_in_python(tmp_path: Path) -> None:
     sets = {"train.batch": 8, "train.duration_kimg": 0.008, "eval.metrics": [], "log.tick_kimg": 0.008}
     file = pretrain("teachers/digits_d128", sets=sets, outdir=tmp_path, save=tmp_path / "mine.pt")
     assert load_teacher(file, nfe=3).sample(2).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("save", [3, b"a.pt", "", "."])
+def test_a_teacher_is_saved_where_a_path_says(save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^save = "):
+        pretrain("teachers/digits_d128", sets={"train.duration_kimg": 0.008}, save=save)
+    with pytest.raises(UserError, match=r"^save = "):
+        train_features("features/digits_features", save=save)
+    assert not list(tmp_path.iterdir())

@@ -80,6 +80,8 @@ def test_a_setting_may_refer_to_what_another_one_is() -> None:
         ({"m": {"x": {"lr": 3}}}, "m sets 'lr' in its variant 'x', which is no key"),
         ({"train.seed": [1, 2]}, "train.seed: a study has seeds of its own"),
         ({"a.b": [1], "m": {"x": {"a.b": 2}}}, "a.b is varied twice, by a.b and by m"),
+        ({"a.b": list(range(21)), "a.c": list(range(20))}, "this study would have 2,100 runs; at most 2,000 are made"),
+        ({f"a.k{i}": [1, 2] for i in range(200)}, f"this study would have {5 * 2**200:,} runs"),
     ],
 )
 def test_an_axis_that_makes_no_sense_is_refused(vary: dict[str, Any], problem: str) -> None:
@@ -118,6 +120,17 @@ def test_values_on_the_command_line(text: str, values: list[Any]) -> None:
 def test_a_missing_value_is_an_error(text: str) -> None:
     with pytest.raises(SettingError, match="a value is missing"):
         read_study(recipe="quickstart", vary=(f"loss.alpha={text}",))
+
+
+@pytest.mark.parametrize("wrong", ["3", "[1, 2]", "'ab'"])
+def test_what_is_typed_does_not_hide_that_a_file_is_wrong(wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(f'recipe = "toy_2d"\nvary = {wrong}\n')
+    with pytest.raises(UserError, match=r"vary = .*: must be a table"):
+        read_study(str(tmp_path / "s.toml"), vary=("loss.alpha=0.5,1",))
+    if wrong != "[1, 2]":
+        (tmp_path / "s.toml").write_text(f'recipe = "toy_2d"\nset = {wrong}\n')
+        with pytest.raises(UserError, match=r"set = .*: must be a list"):
+            read_study(str(tmp_path / "s.toml"), sets=("train.lr=2",))
 
 
 def test_what_is_typed_is_laid_over_the_file(tmp_path: Path) -> None:
