@@ -85,6 +85,14 @@ def test_saved_teacher_rows_are_used_until_fresh_ones_are_requested(cli: Cli, re
     used = cli("--recipe", path).stdout
     assert "measuring the teacher" not in used
     assert "98765" in used
+    for values in (
+        {"sliced_w2": [98765.0, math.nan]},
+        {"sliced_w2": [98765.0, math.inf]},
+        {"sliced_w2": [98765.0] * 2, "fid": [1.0] * 2},
+    ):
+        kept[0]["row"]["values"] = values
+        shelf.write_text(json.dumps(kept))
+        assert "measuring the teacher" in cli("--recipe", path).stdout, values
     assert (
         "measuring the teacher" in cli("--recipe", path, "--set", "eval.samples=16").stdout
     )  # measured differently: not the same row

@@ -23,6 +23,7 @@ from registry.core.interruption import Interruption
 from registry.core.streams import Streams
 from registry.files.downloads import cache_folder
 from registry.files.formats import load_network
+from registry.files.plain import load, save
 from registry.recipe.tables import TrainConfig, WarmupConfig
 from registry.runs.checkpoints import Stateful, read_state, restore_state, save_state
 from registry.runs.distill import distill
@@ -95,6 +96,19 @@ def test_pairs_are_made_once_and_only_for_what_they_depend_on(capsys: pytest.Cap
     path.write_bytes(path.read_bytes()[:1000])  # damaged, so it is made again
     assert "making" in said(label_dim=2)
     assert "pairs are from" in said(label_dim=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bool, torch.int64, torch.float16, torch.float64])
+def test_pairs_of_other_numbers_are_not_taken(dtype: torch.dtype, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as those of a file that somebody has made over: it is whole, and names the same teacher."""
+    pairs(count=13)
+    path = max((cache_folder() / "pairs").iterdir(), key=lambda p: p.stat().st_mtime)
+    content = load(path, "pairs")
+    for name in ("starts", "images"):
+        save(path, "pairs", content | {name: content[name].to(dtype)})
+        capsys.readouterr()
+        assert pairs(count=13).images.dtype == torch.float32
+        assert "making 13 pairs" in capsys.readouterr().out
 
 
 def test_the_regression_learns_the_pairs() -> None:

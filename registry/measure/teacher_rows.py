@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -75,8 +76,8 @@ def teacher_rows(
 
 def fits(row: dict[str, Any], metrics: Metrics, config: EvalConfig, steps: int) -> bool:
     """Whether a saved row is one of these measurements: a file can be edited."""
-    columns = [column for _, metric in metrics for column in metric.columns]
-    whole = all(len(row["values"].get(column, ())) == config.repeats for column in columns)
+    values, columns = row["values"], {column for _, metric in metrics for column in metric.columns}
+    whole = {*values} == columns and all(len(of) == config.repeats and all(map(math.isfinite, of)) for of in values.values())
     return bool(whole and (row["name"], row["evaluations"]) == ("teacher", 2 * steps - 1))
 
 

@@ -72,8 +72,8 @@ def kept(path: Path, wanted: dict[str, Any], shape: tuple[int, ...], labels_shap
         return None
     starts, images, labels = content["starts"], content["images"], content["labels"]
     fits = starts.shape == images.shape == shape and (labels is None if not labels_shape[1] else labels.shape == labels_shape)
-    finite = all(tensor.isfinite().all() for tensor in (starts, images))
-    return content if content["provenance"] == wanted and fits and finite else None
+    numbers = all(t.dtype == torch.float32 and t.isfinite().all() for t in (starts, images, labels) if t is not None)
+    return content if content["provenance"] == wanted and fits and numbers else None
 
 
 def keep(path: Path, content: dict[str, Any], journal: Journal) -> None:
