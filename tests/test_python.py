@@ -187,6 +187,8 @@ def test_odd_arguments_of_a_loader_are_one_line() -> None:
         load_generator("digits_d128", sigma_init=torch.ones(2))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"source = int without a text: must be the path of a file"):
         load_generator(10**5000)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"compile = 'no': must be True or False"):
+        load_teacher("digits_d128", compile="no")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"device = .*: must be auto, cpu, cuda, cuda:N or mps"):
         load_teacher("digits_d128", device=None)  # type: ignore[arg-type]
     assert load_teacher("digits_d128", device=torch.device("cpu")).device.type == "cpu"
@@ -276,6 +278,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "without a text": ({"sets": {"train.lr": Silent()}}, "lr = Silent without a text: must be a valid number"),
     "a folder": ({"outdir": 5}, "outdir = 5: must be a path"),
     "a state": ({"resume": 5}, "resume = 5: must be a path"),
+    "a word for yes": ({"fresh_teacher": "no"}, "fresh_teacher = 'no': must be True or False"),
     "losses": ({"loss": ["sid"]}, r"loss = \['sid'\]: must be the name of a loss"),
     "a long name": ({"recipe": "y" * 300}, "y*: no such recipe"),
     "a long source": ({"sets": {"teacher.source": "y" * 300}}, "source = '?y*…?.*"),

@@ -60,6 +60,13 @@ def check_path(setting: str, path: object) -> str:
     return text
 
 
+def check_flag(setting: str, value: object) -> bool:
+    """A yes or no. Raises SettingError."""
+    if not isinstance(value, bool):
+        raise SettingError(setting, "must be True or False", value)
+    return value
+
+
 def overrides(sets: Sets) -> list[Override]:
     """What `sets` asks for. Raises SettingError."""
     if isinstance(sets, str) or not isinstance(sets, Iterable):

@@ -20,7 +20,7 @@ from registry.measure.measuring import floor_row, measured
 from registry.measure.rows import Metrics, Row
 from registry.measure.teacher_rows import teacher_rows
 from registry.plugins.loading import load_plugins
-from registry.recipe.arguments import Given, Sets, check_path, recipe_of
+from registry.recipe.arguments import Given, Sets, check_flag, check_path, recipe_of
 from registry.recipe.resolved import Recipe, Tables
 from registry.report.render import REPORT
 from registry.runs.building import build, build_generator, build_metrics, generator_facts, parameter_count, real_images
@@ -96,9 +96,9 @@ def distill(
     plugins = load_plugins()
     recipe = recipe_of(Recipe, recipe, plugins, sets, loss, seed, outdir)
     resume = None if resume is None else check_path("resume", resume)
+    check_flag("fresh_teacher", fresh_teacher)
     device, found = prepare(recipe, resume)
     journal = journal or Journal()
-
     teacher, noise, loss_ = build(recipe, plugins)
     data = real_images(recipe.data, device, teacher) if recipe.data else None
     metrics = build_metrics(recipe.metrics, teacher)

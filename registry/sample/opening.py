@@ -19,6 +19,7 @@ from registry.files.formats import load_network, weights_hash
 from registry.files.kinds import Kind
 from registry.files.locate import locate, open_path
 from registry.plugins.loading import load_plugins
+from registry.recipe.arguments import check_flag
 from registry.recipe.tables import Precision
 from registry.sample.origin import copy_of_teacher, domain_of, kind_of, levels_of, noise_of
 from registry.sample.sampler import Rng, Sampler
@@ -117,6 +118,7 @@ def open_sampler(
     may not state it. Raises UserError.
     """
     check_kinds(key=key, rng=rng, precision=precision)
+    check_flag("compile", compile)
     for name, number in (("sigma_init", sigma_init), ("D", D)):
         if number is not None and (not isinstance(number, Real) or isinstance(number, bool) or not number > 0):
             raise SettingError(name, f"must be a positive number{', or inf' if name == 'D' else ''}", number)
