@@ -122,6 +122,22 @@ def test_the_card_of_a_run_has_its_numbers_and_a_hub_takes_its_metadata(
     assert "| generator | 1 | " in card.content and "sliced\\_w2" in card.content
 
 
+def test_the_card_of_a_snapshot_has_what_was_measured_of_it(cli: Cli, recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    """Of one that is not the run's last, or whose run has not ended."""
+    from huggingface_hub import ModelCard
+
+    recipe = recipe_file(append='metrics = ["sliced_wasserstein"]\nreference = "digits"\n')
+    assert cli("--recipe", recipe, "--outdir", tmp_path / "runs").returncode == 0
+    run = max((tmp_path / "runs").iterdir())
+    (run / "quality.json").unlink()
+    lines = [json.loads(line) for line in (run / "metric-sliced_wasserstein.jsonl").read_text().splitlines()]
+    assert lines
+    done = cli("export", run / lines[-1]["snapshot_pkl"], tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert {r.metric_type: r.metric_value for r in card.data.eval_results} == pytest.approx(lines[-1]["results"])
+
+
 def test_the_teachers_licence_is_known_where_it_is_published() -> None:
     assert licence_of("edm:ffhq", None) == licence_of("pfgmpp:ffhq_ddpm_D_128", None) == "cc-by-nc-sa-4.0"
     assert licence_of("digits_d128", None) == "apache-2.0"

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from registry.cli.study_commands import cell_command
+from registry.core.errors import UserError
 from registry.plugins.loading import Plugins
 from registry.study import attempts
 from registry.study.cells import Status, prepare, read_attempt, status
@@ -340,3 +341,22 @@ def test_a_job_that_the_scheduler_ends_saves_its_state_and_is_queued_again(tmp_p
     assert submission.function.again[-2:] == ["--resume", "auto"]
     assert list(cell.folder.glob("*/training-state-*.pt"))
     assert status(cell)[0] is Status.UNFINISHED
+
+
+def test_a_pipe_in_a_cells_place_is_not_waited_for(tmp_path: Path) -> None:
+    for name in (attempts.LOCK, attempts.OUTPUT, attempts.ERRORS):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UserError, match=f"{name}: is no file; remove it"):
+            attempts.begin(tmp_path, [sys.executable, "-c", "pass"], {})
+        (tmp_path / name).unlink()
+
+
+def test_a_pipe_in_a_grids_place_is_no_grid(copied: Path, here: Here, monkeypatch: Any) -> None:
+    monkeypatch.chdir(copied.parents[1])
+    grids = [path for path in copied.rglob("fakes_*.png") if path.name != "fakes_init.png"]
+    assert grids
+    for path in grids:
+        path.unlink()
+        os.mkfifo(path)
+    done = here("study", str(copied), "--report-only")
+    assert done.returncode == 0, done.stderr

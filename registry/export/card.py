@@ -148,7 +148,7 @@ def snapshot_values(history: History, nimg: int) -> dict[str, list[float]]:
     for lines in history.measurements.values():
         for line in lines:
             if abs(line["kimg"] * 1000 - nimg) < 1:
-                found |= {column: list(result["values"]) for column, result in line["results"].items() if "values" in result}
+                found |= {column: [result] for column, result in line["results"].items() if isinstance(result, int | float)}
     return found
 
 

@@ -73,6 +73,9 @@ class Leftover:
 def begin(folder: Path, command: list[str], environment: Mapping[str, str]) -> Attempt:
     """Start a command in a process of its own session, so that Ctrl-C reaches it through us only. Raises UserError."""
     folder.mkdir(parents=True, exist_ok=True)
+    for path in (folder / LOCK, folder / OUTPUT, folder / ERRORS):
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise UserError(f"{path}: is no file; remove it")
     with open(folder / LOCK, "w") as lock, open(folder / OUTPUT, "ab") as output, open(folder / ERRORS, "wb") as errors:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

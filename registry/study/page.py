@@ -114,7 +114,7 @@ def pictures(summary: Summary) -> list[tuple[str, str]]:
     found = []
     for group in summary.groups[:MOST_PICTURES]:
         runs = [r.run for r in group.results if r.status is Status.DONE and r.run]
-        grids = sorted(runs[0].glob("fakes_[0-9]*.png")) if runs else []
+        grids = sorted(path for path in runs[0].glob("fakes_[0-9]*.png") if path.is_file()) if runs else []
         if grids:
             label = named([name for name, _ in summary.axes], group.labels) or "generator"
             found.append((label, address(grids[-1].read_bytes(), "image/png")))
