@@ -162,9 +162,12 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(cli: Cli, tmp_pa
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     (tmp_path / "dir.onnx").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
     cases = [
         (("digits_d128", "a"), "is a teacher"),
         ((network, "full"), "is there already; give a new folder, or remove it"),
+        ((network, "link"), "is there already; give a new folder, or remove it"),
+        ((network, "g.SafeTensors"), "are written by `distill convert`"),
         ((network, "g.safetensors"), "are written by `distill convert`"),
         ((network, "dir.onnx"), "is a folder"),
         ((network, "b", "--license", "My own!"), "must be a hub's identifier, such as apache-2.0"),

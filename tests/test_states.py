@@ -615,3 +615,12 @@ def test_random_states_of_another_kind_are_told_in_a_line(tmp_path: Path) -> Non
     ):
         with pytest.raises(UserError, match="its random states are none of torch's"):
             restore_state(tmp_path / "s.pt", {"rng": states, "nimg": 0, "parts": {}}, {})
+
+
+def test_a_link_to_a_state_leads_to_its_run(run_folder: Path, here: Here, tmp_path: Path) -> None:
+    (tmp_path / "latest.pt").symlink_to(run_folder / "training-state-000004.pt")
+    before = {p.name for p in tmp_path.iterdir()}
+    done = here("--recipe", tmp_path / "short.toml", "--resume", tmp_path / "latest.pt")
+    assert done.returncode == 0, done.stderr
+    assert "resuming at 4.096 kimg" in (run_folder / "log.txt").read_text()
+    assert {p.name for p in tmp_path.iterdir()} == before

@@ -37,7 +37,7 @@ def write_folder(sampler: Sampler, facts: NetworkFacts, file: Path, target: Path
     if sampler.image_shape[0] not in (1, 3):
         raise UserError(f"a folder is for pictures, and these images are {shape}; write .pt2 or .onnx")
     check_folder(target.parent, "out")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
         raise UserError(f"{target}: is there already; give a new folder, or remove it")
     try:
         str(target.absolute()).encode()

@@ -35,8 +35,8 @@ def export(
     nothing behind.
     """
     journal = journal or Journal()
-    write = FILES.get(target.suffix)
-    if write is None and target.suffix in (".pkl", ".pt", ".safetensors"):
+    write = FILES.get(target.suffix.lower())
+    if write is None and target.suffix.lower() in (".pkl", ".pt", ".safetensors"):
         raise SettingError("out", f"{target.suffix} files are written by `distill convert`", str(target))
     if write is not None and license is not None:
         raise SettingError("license", "is for the card of a folder", license)

@@ -53,7 +53,7 @@ def find_state(resume: str | None, outdir: Path, description: str, tables: Mappi
         return found
     if not os.path.isfile(path):
         raise SettingError("resume", "no such file or folder; give 'auto', a training state, or a run folder", resume)
-    return Found(path)
+    return Found(Path(os.path.realpath(path)) if path.is_symlink() else path)  # the run is where the state is
 
 
 def newest_run(outdir: Path, description: str, tables: Mapping[str, Any]) -> Found:
