@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
@@ -117,7 +118,8 @@ def pictures(summary: Summary) -> list[tuple[str, str]]:
         grids = sorted(path for path in runs[0].glob("fakes_[0-9]*.png") if path.is_file()) if runs else []
         if grids:
             label = named([name for name, _ in summary.axes], group.labels) or "generator"
-            found.append((label, address(grids[-1].read_bytes(), "image/png")))
+            with suppress(OSError):  # it was there a moment ago
+                found.append((label, address(grids[-1].read_bytes(), "image/png")))
     return found
 
 
