@@ -272,7 +272,7 @@ def test_images_that_vanish_in_the_meantime_are_missed(
         return make(*arguments)
 
     monkeypatch.setattr(sampler, "labelled", emptied)
-    with pytest.raises(UserError, match=r"out: 1 images that were written are gone, e\.g\. that of seed 0"):
+    with pytest.raises(UserError, match=r"out: images that were written are gone: 1, e\.g\. that of seed 0"):
         generate(sampler, range(8), out, batch=2)
 
 

@@ -157,7 +157,7 @@ def check_working_folder() -> None:
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Check that none is empty: an unset variable, such as in `--outdir "$DIR"`, is no folder. Raises UserError."""
+    """Check that none is empty, as a variable that is not set leaves it (`--outdir "$DIR"`). Raises UserError."""
     for before, word in zip(("", *words), words, strict=False):
         if not word or re.fullmatch("--[a-z-]+=", word):
             flag = word.rstrip("=") or (before if before.startswith("--") else "an argument")

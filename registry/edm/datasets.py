@@ -38,6 +38,7 @@ MOST_EMPTY, EMPTY_RATIO = 2**27, 100
 AT_A_TIME = 1024
 """Images that are put together at a time: the memory of few is in use twice."""
 Told = Callable[[int, int], object]
+"""Called with how many are done, and of how many."""
 
 
 @dataclass(frozen=True)

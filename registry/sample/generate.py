@@ -123,7 +123,7 @@ def generate(
 def check_pngs(outdir: Path, seeds: Sequence[int]) -> None:
     """Check that there is a PNG of every seed: the folder may have been emptied in the meantime. Raises UserError."""
     if gone := [seed for seed in seeds if not png(outdir, seed, len(seeds) > 1000).is_file()]:
-        raise UserError(f"{outdir}: {len(gone):,} images that were written are gone, e.g. that of seed {gone[0]}")
+        raise UserError(f"{outdir}: images that were written are gone: {len(gone):,}, e.g. that of seed {gone[0]}")
 
 
 def sample_missing(

@@ -23,6 +23,7 @@ from registry.study.grid import Axis, Settings, axes_of, split_values
 SCHEDULER = "slurm."
 """Overrides of this table are for the scheduler, not for the recipe."""
 MOST_RUNS = 2000
+"""Combinations times seeds."""
 
 
 def parse_seeds(value: Any) -> Any:
