@@ -145,6 +145,8 @@ print(sys.version.split()[0], torch.__version__)
 torch.save(found, results)
 """
 KINDS = ["EDM", "PFGM++", "VP", "VE", "iDDPM"]
+ROUNDING = 16 * torch.finfo(torch.float32).eps
+"""Of attention whose sums are in another order: 1.002e-6 of the largest value was seen, on a processor with AVX2 alone."""
 
 
 def open_elsewhere(python: str, function: str, folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -176,7 +178,7 @@ def test_snapshots_open_in_other_projects(function: str, tmp_path: Path) -> None
     """With this torch, and without the function for attention, which torch 1.12 does not have."""
     ours, theirs = open_elsewhere(sys.executable, function, tmp_path)
     for name, images in ours.items():
-        assert (theirs[name] - images).abs().max() <= (0 if function == "there" else 1e-6) * images.abs().max(), name
+        assert (theirs[name] - images).abs().max() <= (0 if function == "there" else ROUNDING) * images.abs().max(), name
     for kind in KINDS:  # what that script has written again
         net, facts = load_network(tmp_path / f"{kind}.pkl.again")
         assert type(net) is type(a_network(kind))
@@ -189,7 +191,7 @@ def test_snapshots_open_in_other_projects(function: str, tmp_path: Path) -> None
 def test_snapshots_open_in_other_projects_with_an_old_torch(tmp_path: Path) -> None:
     ours, theirs = open_elsewhere(OLD_PYTHON, "there", tmp_path)
     for name, images in ours.items():
-        assert (theirs[name] - images).abs().max() <= 1e-6 * images.abs().max(), name
+        assert (theirs[name] - images).abs().max() <= ROUNDING * images.abs().max(), name
     assert load_network(tmp_path / "PFGM++.pkl.again")[1].D == 128
 
 
