@@ -26,7 +26,7 @@ from registry.measure.rows import Row, mean, spread
 from registry.measure.saved import QUALITY
 from registry.measure.teacher_rows import keep, read_kept
 from registry.runs.states import recorded_tables
-from registry.sample.generate import images_in, parts_in, write_part
+from registry.sample.generate import Form, images_in, parts_in, write_part
 from registry.sample.pairs import kept as kept_pairs
 from registry.sample.pairs import save
 from registry.study.cells import Status, read_attempt
@@ -164,7 +164,7 @@ def test_a_damaged_note_of_an_attempt_is_none(text: str, tmp_path: Path) -> None
     assert Status.FAILED == "failed"
 
 
-FORM = np.zeros((0, 8, 8, 1), np.uint8)
+FORM = Form(np.zeros((0, 8, 8, 1), np.uint8), label_dim=0)
 
 
 @pytest.mark.parametrize(

@@ -358,10 +358,10 @@ def test_a_state_is_saved_by_the_clock_too(recipe_file: Write) -> None:
 
 
 def test_what_killed_writes_left_is_swept(run_folder: Path, here: Here, tmp_path: Path) -> None:
-    left = [run_folder / ".training-state-000005.pt.ab_12xyz", run_folder / ".stats.jsonl.qwertyui"]
+    left = [run_folder / ".training-state-000005.pt.ab1234cd.distill", run_folder / ".stats.jsonl.0123456f.distill"]
     for path in left:
         path.write_bytes(b"half of")
-    mine = run_folder / ".notes"
+    mine = run_folder / ".notes.personal"
     mine.write_text("not ours")
     assert here("--recipe", tmp_path / "short.toml", "--resume", "auto").returncode == 0
     assert not any(path.exists() for path in left) and mine.is_file()
