@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
-SHORT = {"train.duration_kimg": "3.84", "log.tick_kimg": "0.64", "log.snapshot_ticks": "1000", "eval.metrics": "[]"}
+SHORT = {"train.duration_kimg": "6.4", "log.tick_kimg": "3.2", "log.snapshot_ticks": "1000", "eval.metrics": "[]"}
 
 
 def img_per_sec(checkout: Path, recipe: Path) -> float:
