@@ -76,20 +76,25 @@ def disguised(path: Path, tail: bytes) -> None:
         seal.seal(file)
 
 
-@pytest.mark.parametrize("case", PROGRAMS)
-def test_a_program_in_a_file_of_safetensors_is_found(case: str, here: Here, tmp_path: Path) -> None:
-    make, load = PROGRAMS[case]
-    path, mark = tmp_path / "net.safetensors", tmp_path / "ran"
-    disguised(path, make(program(mark)))
+def named_and_refused(path: Path, mark: Path, load: Callable[[Path], Any], here: Here, refusal: str) -> str:
+    """What `inspect` says of a file that runs a program when it is loaded elsewhere. We refuse it, and run nothing."""
     done = here("inspect", path)
     assert done.returncode == 3, (done.stdout, done.stderr)
-    assert "DANGEROUS" in done.stdout
-    with pytest.raises(UserError, match="opened as a pickle it would run"):
+    with pytest.raises(UserError, match=refusal):
         load_network(str(path))
     assert not mark.exists()
     with suppress(Exception):  # what comes after the program need not be readable
         load(path)
     assert mark.exists(), "the test's file is no program"
+    return done.stdout
+
+
+@pytest.mark.parametrize("case", PROGRAMS)
+def test_a_program_in_a_file_of_safetensors_is_found(case: str, here: Here, tmp_path: Path) -> None:
+    make, load = PROGRAMS[case]
+    path, mark = tmp_path / "net.safetensors", tmp_path / "ran"
+    disguised(path, make(program(mark)))
+    assert "DANGEROUS" in named_and_refused(path, mark, load, here, "opened as a pickle it would run")
 
 
 def test_harmless_files_are_no_programs(tmp_path: Path) -> None:
@@ -127,15 +132,8 @@ def test_a_tarball_in_a_file_of_pickles_is_found(suffix: str, here: Here, tmp_pa
     """torch.load takes whatever is a tar archive for one of its oldest files."""
     path, mark = tmp_path / f"net{suffix}", tmp_path / "ran"
     path.write_bytes(old_stream_and_tarball(program(mark)))
-    done = here("inspect", path)
-    assert done.returncode == 3, (done.stdout, done.stderr)
-    assert "DANGEROUS: loading it elsewhere would run the pickles in the tar archive that it is, too" in done.stdout
-    with pytest.raises(UserError, match="tar archive"):
-        load_network(str(path))
-    assert not mark.exists()
-    with suppress(Exception):
-        old_torch_file(path)
-    assert mark.exists(), "the test's file is no program"
+    said = named_and_refused(path, mark, old_torch_file, here, "tar archive")
+    assert "DANGEROUS: loading it elsewhere would run the pickles in the tar archive that it is, too" in said
 
 
 def test_a_file_of_safetensors_that_is_a_tarball_is_found(here: Here, tmp_path: Path) -> None:
@@ -146,11 +144,4 @@ def test_a_file_of_safetensors_that_is_a_tarball_is_found(here: Here, tmp_path: 
     size = 8 + len(text) + (-len(text) - 8) % 512
     first = tar_header((size - 8).to_bytes(8, "little") + text[:92], b"", size - 512)
     path.write_bytes(first + text[504:].ljust(size - 512) + member)
-    done = here("inspect", path)
-    assert done.returncode == 3 and "the tar archive that it is, too" in done.stdout, (done.stdout, done.stderr)
-    with pytest.raises(UserError, match="tar archive"):
-        load_network(str(path))
-    assert not mark.exists()
-    with suppress(Exception):
-        old_torch_file(path)
-    assert mark.exists(), "the test's file is no program"
+    assert "the tar archive that it is, too" in named_and_refused(path, mark, old_torch_file, here, "tar archive")
