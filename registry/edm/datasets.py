@@ -188,7 +188,10 @@ def _read(origin: str, names: list[str], read: Callable[[str], bytes], most: int
 
 
 def _joined(blocks: list[np.ndarray]) -> np.ndarray:
-    """The rows of all blocks. The list is emptied on the way, so that no two copies of everything are in memory."""
+    """The images of all blocks [b, C, H, W] as one array [n, C, H, W].
+
+    The list is emptied on the way, so that no two copies of everything are in memory.
+    """
     rows = sum(map(len, blocks))
     found, at = np.empty((rows, *blocks[0].shape[1:]), np.uint8), 0
     for _ in range(len(blocks)):

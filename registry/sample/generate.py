@@ -27,7 +27,7 @@ from registry.core.errors import SettingError, UserError
 from registry.core.text import shown
 from registry.files.json_files import ANYTHING, NoRecord, read_record
 from registry.files.npz import read_npz
-from registry.sample.sampler import MOST_IMAGES, Sampler
+from registry.sample.sampler import MOST_SEEDS, Sampler
 from registry.show.journal import Journal
 from registry.show.pictures import as_picture, as_pixels, save_image, save_samples
 
@@ -38,7 +38,7 @@ MOST_BYTES, MOST_COMPRESSED = 2**28, 100
 """Of the arrays in an .npz file that lies in the folder: so many bytes, or so many times the file."""
 
 
-def parse_seeds(text: str, limit: int = MOST_IMAGES) -> list[int]:
+def parse_seeds(text: str, limit: int = MOST_SEEDS) -> list[int]:
     """Turn '0-9,20,30-39' into seeds, in that order. Raises UserError, also if one comes twice: it would be one image."""
     seeds: dict[int, None] = {}
     for part in text.split(","):

@@ -32,7 +32,7 @@ Rng = Literal["distill", "torch", "pfgmpp"]
 """Whose draws a seed stands for: ours; those of EDM's script on a processor; those of PFGM++'s."""
 Labels = int | Sequence[int] | Tensor | np.ndarray | None
 """Classes of images: one for all, one for each, or one-hot rows [n, label_dim]. None: drawn for each image from its seed."""
-MOST_IMAGES = 10_000_000
+MOST_SEEDS = 10_000_000
 """Images that are made at a time."""
 
 
@@ -208,8 +208,8 @@ class Sampler:
         if n is not None and seeds is not None:
             raise SettingError("seeds", f"give n or seeds, not both; n = {n} stands for the seeds 0 to {n} - 1")
         if seeds is None:
-            if n is not None and (type(n) is not int or not 1 <= n <= MOST_IMAGES):
-                raise SettingError("n", f"must be a whole number from 1 to {MOST_IMAGES:,}; more are made in parts", n)
+            if n is not None and (type(n) is not int or not 1 <= n <= MOST_SEEDS):
+                raise SettingError("n", f"must be a whole number from 1 to {MOST_SEEDS:,}; more are made in parts", n)
             return list(range(16 if n is None else n))
         try:
             found: list[Any] = list(seeds) if isinstance(seeds, Sequence | np.ndarray | Tensor) and np.ndim(seeds) else [seeds]
