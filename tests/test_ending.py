@@ -11,16 +11,22 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from ipfm_plugin.loss import IPFMLoss
 from registry.core.errors import Diverged, Interrupted, UserError
 from registry.core.interruption import Interruption
+from registry.files.bounds import STATE
+from registry.files.formats import load_network, weights_hash
+from registry.files.plain import load
 from registry.report.history import read_history
 from registry.runs.distill import distill
 from registry.runs.pretrain import pretrain
+from registry.sample.heun import heun_samples
 from registry.show.journal import Journal
 from tests.conftest import error_line
 from tests.test_health import KEEP, LONGER, Poisoned
@@ -133,3 +139,25 @@ def test_a_log_that_ends_in_half_a_line_goes_on_with_a_line(tmp_path: Path) -> N
         journal.open(tmp_path)
         journal.log("resumed")
         assert (tmp_path / "log.txt").read_text() == after
+
+
+def test_a_signal_while_the_teacher_is_sampled_stops_the_run(recipe_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its grids come after the first iteration, and take long for a large teacher. They are drawn when the run goes on."""
+    whole = distill(str(recipe_file()), seed=1).folder
+
+    def signalled(*arguments: Any, **options: Any) -> Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return heun_samples(*arguments, **options)
+
+    monkeypatch.setattr("registry.runs.outputs.heun_samples", signalled)
+    with pytest.raises(Interrupted) as caught:
+        distill(str(recipe_file()), seed=1)
+    assert caught.value.code == 128 + signal.SIGTERM and caught.value.state is not None
+    folder = Path(caught.value.state).parent
+    assert load(caught.value.state, STATE)["nimg"] == 2 * 8 and not list(folder.glob("teacher-*.png"))
+    monkeypatch.setattr("registry.runs.outputs.heun_samples", heun_samples)
+    assert distill(str(recipe_file()), resume=caught.value.state, seed=1).folder == folder
+    pictures = {path.name: path.read_bytes() for path in whole.glob("teacher-*.png")}
+    assert len(pictures) == 2 and pictures == {path.name: path.read_bytes() for path in folder.glob("teacher-*.png")}
+    one, other = (load_network(next(each.glob("network-snapshot-1*")), "generator")[0] for each in (folder, whole))
+    assert weights_hash(one) == weights_hash(other)

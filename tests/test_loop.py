@@ -44,12 +44,8 @@ def distillation(
     return loop.Distillation(teacher, noise, loss or IPFMLoss(1.0), options, torch.device("cpu"), generator)
 
 
-def parts(game: loop.Distillation) -> dict[str, Any]:
-    return {"student": game.student, "generator": game.generator, "ema": game.average}
-
-
 def resume(path: Path, game: loop.Distillation) -> int:
-    return restore_state(path, read_state(path, parts(game)), parts(game))
+    return restore_state(path, read_state(path, game.learned()), game.learned())
 
 
 def run(game: loop.Distillation, iterations: int) -> loop.Distillation:
@@ -82,7 +78,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, options: dict[
     whole = run(distillation(dropout=0.3, label_dim=2, **options), 6)
     torch.manual_seed(1)
     first = run(distillation(dropout=0.3, label_dim=2, **options), 3)
-    save_state(tmp_path / "state.pt", parts(first), first.nimg, {})
+    save_state(tmp_path / "state.pt", first.learned(), first.nimg, {})
     torch.manual_seed(99)
     torch.randn(7)
     second = distillation(dropout=0.3, label_dim=2, **options)
@@ -99,7 +95,7 @@ def test_a_state_does_not_grow_and_fits_only_its_networks(tmp_path: Path) -> Non
         with game.average.averaged():
             pass
         run(game, 1)
-        save_state(tmp_path / f"{i}.pt", parts(game), game.nimg, {})
+        save_state(tmp_path / f"{i}.pt", game.learned(), game.nimg, {})
         sizes.append((tmp_path / f"{i}.pt").stat().st_size)
     assert max(sizes) - min(sizes) < 1000
     with pytest.raises(UserError, match="does not fit this recipe's networks"):

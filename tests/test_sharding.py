@@ -24,7 +24,7 @@ from registry.train import loop
 from registry.train.generator import Generator
 from registry.train.signs import signs
 from tests.conftest import environment, error_line, grey_images, tiny_network
-from tests.test_loop import everything, parts, resume, run
+from tests.test_loop import everything, resume, run
 from tests.test_processes import COMMAND
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
@@ -110,7 +110,7 @@ def both(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     found: dict[str, Any] = {name: learned(game(True, **case), moments=name == "plain") for name, case in CASES.items()}
     first, second = run(game(True), 1), game(True)
-    save_state(Path(folder) / "state.pt", parts(first), first.nimg, {})
+    save_state(Path(folder) / "state.pt", first.learned(), first.nimg, {})
     dist.barrier()
     second.nimg = resume(Path(folder) / "state.pt", second)
     found["resumed"] = gathered(everything(run(second, TWICE - 1)))

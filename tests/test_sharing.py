@@ -18,6 +18,7 @@ from registry.core.streams import Streams
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe
+from registry.runs.checkpoints import save_state
 from registry.runs.plan import plan
 from registry.train import loop
 from registry.train.losses import denoising_loss, edm_weight
@@ -64,12 +65,10 @@ def test_parts_and_memory_change_nothing(options: dict[str, Any], memory: str) -
 
 @pytest.mark.parametrize("options", SHARING, ids=str)
 def test_resumed_equals_uninterrupted(options: dict[str, Any], tmp_path: Path) -> None:
-    from registry.runs.checkpoints import save_state
-    from tests.test_loop import parts
 
     whole = everything(run(distillation(label_dim=2, **options), 4))
     begun = run(distillation(label_dim=2, **options), 2)
-    save_state(tmp_path / "training-state-000000.pt", parts(begun), begun.nimg, {})
+    save_state(tmp_path / "training-state-000000.pt", begun.learned(), begun.nimg, {})
     again = distillation(label_dim=2, **options)
     again.nimg = resume(tmp_path / "training-state-000000.pt", again)
     found = everything(run(again, 2))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from registry.core.streams import Streams
+from registry.runs.clock import Clock
 from registry.runs.distill import distill
 from registry.runs.folder import RunFolder
 from registry.runs.ticks import Ticks
@@ -103,10 +104,12 @@ def test_swings_do_not_depend_on_the_unit(values: list[float], unit: float) -> N
 def ticks_of(folder: Path, signs: list[dict[str, float]]) -> list[str]:
     """The lines that the log has for ticks with these signs."""
     learner, values = Learner(nn.Linear(2, 1), batch=1, lr=1e-3), iter(signs)
-    ticks = Ticks(RunFolder(folder, Journal()), lambda: {"student": learner}, 1.0, torch.device("cpu"), signs=lambda: next(values))
+    ticks = Ticks(
+        RunFolder(folder, Journal()), lambda: {"student": learner}, 1.0, torch.device("cpu"), Clock(), lambda: next(values)
+    )
     for i in range(len(signs)):
         ticks.begin(i * 1000)
-        ticks.record((i + 1) * 1000, 100_000, seconds=0.0)
+        ticks.record((i + 1) * 1000, 100_000)
     return (folder / "log.txt").read_text().splitlines()
 
 

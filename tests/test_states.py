@@ -37,8 +37,9 @@ from registry.runs.checkpoints import restore_state
 from registry.runs.distill import distill
 from registry.runs.ending import interruptible
 from registry.runs.folder import RunFolder
+from registry.runs.starting import start_or_resume
 from registry.runs.states import Found, find_state
-from registry.runs.training import Saved, start_or_resume
+from registry.runs.training import Saved
 from registry.show.journal import Journal
 from registry.train import loop
 from tests.conftest import RECIPE, ROOT, environment, error_line, tiny_network

@@ -25,7 +25,7 @@ from registry.files.downloads import cache_folder
 from registry.files.formats import load_network
 from registry.files.plain import load, save
 from registry.recipe.tables import TrainConfig, WarmupConfig
-from registry.runs.checkpoints import Stateful, read_state, restore_state, save_state
+from registry.runs.checkpoints import read_state, restore_state, save_state
 from registry.runs.distill import distill
 from registry.sample.heun import heun_images
 from registry.sample.pairs import made, teacher_pairs
@@ -35,7 +35,7 @@ from registry.train.generator import Generator
 from registry.train.step import Adam
 from registry.train.warmup import Pairs
 from tests.conftest import environment, tiny_network
-from tests.test_loop import everything, parts
+from tests.test_loop import everything
 
 CPU = torch.device("cpu")
 SHORT = [
@@ -142,19 +142,15 @@ def small_run() -> loop.Distillation:
     return run
 
 
-def all_parts(run: loop.Distillation) -> dict[str, Stateful]:
-    return parts(run) | {"regression": run.regression.optimiser}
-
-
 @pytest.mark.parametrize("stop", [2, 4, 6, 8, 10])
 def test_resumed_in_any_phase_it_ends_where_an_uninterrupted_run_ends(tmp_path: Path, stop: int) -> None:
     whole, first, second = small_run(), small_run(), small_run()
     assert sum(1 for _ in loop.iterations(whole)) == 12
     for _ in zip(range(stop), loop.iterations(first), strict=False):
         pass
-    save_state(tmp_path / "state.pt", all_parts(first), first.nimg, {})
-    content = read_state(tmp_path / "state.pt", all_parts(second))
-    second.nimg = restore_state(tmp_path / "state.pt", content, all_parts(second))
+    save_state(tmp_path / "state.pt", first.learned(), first.nimg, {})
+    content = read_state(tmp_path / "state.pt", second.learned())
+    second.nimg = restore_state(tmp_path / "state.pt", content, second.learned())
     assert sum(1 for _ in loop.iterations(second)) == 12 - stop
     assert all(torch.equal(tensor, everything(second)[name]) for name, tensor in everything(whole).items())
 

@@ -6,7 +6,8 @@ features      train the feature network of the Fréchet distance
 plan          what a run needs: work, memory, time
 building      teacher, noise, loss, metrics, generator of a recipe, and that they fit each other
 built         what plugins have built is checked before it is used
-training      what happens around a loop: the start, after every iteration, the end
+starting      device and processes, a new folder or that of a state
+training      what happens around a loop: after every iteration, and after a signal
 ending        how a run ends: its folder is given back, and says why if it failed
 schedule      when a tick, a snapshot, a state is due
 threads       how many threads torch computes with on the processor

@@ -14,6 +14,10 @@ class Clock:
         self.seconds = 0.0
         self._since: float | None = None
 
+    def now(self) -> float:
+        """The seconds until now, also while it runs."""
+        return self.seconds + (0.0 if self._since is None else time.monotonic() - self._since)
+
     def start(self) -> None:
         """Start, if it is not running."""
         if self._since is None:

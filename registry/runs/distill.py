@@ -25,7 +25,6 @@ from registry.recipe.resolved import Recipe, Tables
 from registry.report.render import REPORT
 from registry.runs.building import build, build_generator, build_metrics, generator_facts, parameter_count, real_images
 from registry.runs.built import held, told_of
-from registry.runs.checkpoints import Stateful
 from registry.runs.clock import Clock
 from registry.runs.ending import interruptible
 from registry.runs.folder import RunFolder
@@ -34,12 +33,14 @@ from registry.runs.outputs import (
     draw_curves,
     draw_fakes,
     draw_start,
+    draw_teacher,
     measure_snapshot,
     snapshot_name,
     write_network,
     write_table,
 )
-from registry.runs.training import Saved, prepare, start_or_resume, train
+from registry.runs.starting import prepare, start_or_resume
+from registry.runs.training import Saved, train
 from registry.sample.pairs import teacher_pairs
 from registry.sample.sampler import Sampler
 from registry.show.journal import Journal
@@ -106,10 +107,7 @@ def distill(
     teacher.denoiser.to(device)
     generator = build_generator(recipe, teacher, noise)
     run = loop.Distillation(teacher, noise, loss_, recipe.train, device, generator, data, recipe.warmup)
-    parts: dict[str, Stateful] = {"student": run.student, "generator": run.generator, "ema": run.average}
-    if recipe.warmup.kimg:
-        parts["regression"] = run.regression.optimiser
-    saved = Saved(parts, recipe.tables(), generator_facts(recipe, teacher, noise, generator, data))
+    saved = Saved(run.learned(), recipe.tables(), generator_facts(recipe, teacher, noise, generator, data))
 
     start = partial(start_or_resume, recipe, run, saved, resume, found, journal)
     with interruptible(start) as folder, told_of(recipe.loss), held((recipe.teacher, teacher.denoiser), recipe.noise, noise):
@@ -127,10 +125,11 @@ def distill(
             draw_curves(folder, ("regression", "student", "generator"), metrics)
 
         if run.nimg == 0:
-            with run.averaged(), whole_teacher(teacher) as f_star:
-                draw_start(folder, generator.sample(shown), f_star, noise, generator.steps, recipe)
+            with run.averaged():
+                draw_start(folder, generator.sample(shown), teacher.images, recipe)
+        begun = partial(pictures_of, teacher, noise, generator.steps, folder, recipe)
         seen = partial(signs_and_teacher, run, fingerprint(run.teacher.state_dict()))
-        train(partial(loop.iterations, run), run, recipe, folder, run.learners, saved, snapshot, seen, run.milestones)
+        train(partial(loop.iterations, run), run, recipe, folder, run.learners, saved, snapshot, seen, run.milestones, begun)
         rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher)
     journal.log(f"the run is in {folder.path}; its page: {folder.path / REPORT}")
     return Result(sampler_of(generator, teacher, saved.tables, folder.path), rows, folder.path)
@@ -151,6 +150,12 @@ def pairs(
         found = teacher_pairs(f_star, noise, generator.sigmas, recipe.warmup.pairs, recipe.warmup.nfe, run.device, journal)
     clock.stop(run.device)
     return found
+
+
+def pictures_of(teacher: Teacher, noise: Noise, steps: int, folder: RunFolder, recipe: Recipe) -> None:
+    """The teacher's grids, with which the generator's are compared. They take long: a run that fails at once fails before them."""
+    with whole_teacher(teacher) as f_star:
+        draw_teacher(folder, f_star, noise, steps, recipe)
 
 
 def sampler_of(generator: Generator, teacher: Teacher, tables: Tables, folder: Path) -> Sampler:

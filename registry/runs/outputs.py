@@ -44,25 +44,31 @@ def draw_fakes(folder: RunFolder, nimg: int, images: Tensor, columns: int, real:
     folder.picture(partial(save_samples, folder.path / name, images, columns, real), name, nimg)
 
 
-def draw_start(folder: RunFolder, images: Tensor, teacher: Teacher, noise: Noise, steps: int, recipe: Recipe) -> None:
-    """fakes_init.png: the generator's images before training. And what to compare them with: real.png where the recipe names real
-    images, teacher-N.png of the same seeds, with all the teacher's evaluations and with about as many as the generator takes."""
-    first = folder.path / "fakes_init.png"
-    folder.picture(partial(save_samples, first, images, recipe.log.grid, teacher.images), first.name)
+def draw_start(folder: RunFolder, images: Tensor, real: Tensor | None, recipe: Recipe) -> None:
+    """fakes_init.png: the generator's images before training. And real.png, where the teacher or the recipe has real images."""
+    columns, first = recipe.log.grid, folder.path / "fakes_init.png"
+    folder.picture(partial(save_samples, first, images, columns, real), first.name)
+    if real is not None:
+        n = min(columns**2, MOST_OF_TEACHER)
+        folder.picture(partial(save_samples, folder.path / "real.png", real[:n], columns), "real.png")
+    else:
+        draw_real(folder, recipe)
+
+
+def draw_teacher(folder: RunFolder, teacher: Teacher, noise: Noise, steps: int, recipe: Recipe) -> None:
+    """teacher-N.png: what to compare the generator's images of the same seeds with. With all the teacher's evaluations, and with
+    about as many as the generator takes. Pictures that are there are left. Raises Interrupted after a signal."""
     columns, shape = recipe.log.grid, teacher.image_shape
     n = min(columns**2, MOST_OF_TEACHER)
 
-    def sampled(nfe: int) -> Tensor:
-        parts = [range(i, min(i + recipe.eval.batch, n)) for i in range(0, n, recipe.eval.batch)]
-        return torch.cat([heun_samples(teacher.denoiser, noise, teacher, part, (nfe + 1) // 2) for part in parts])
+    def sampled(nfe: int, part: range) -> Tensor:
+        return heun_samples(teacher.denoiser, noise, teacher, part, (nfe + 1) // 2, shared=True).cpu()
 
     for nfe in (2 * heun_steps(shape[1], None, None) - 1, steps + 1 - steps % 2):  # Heun takes an odd number
-        name = f"teacher-{nfe:03d}.png"
-        folder.picture(partial(draw, folder.path / name, partial(sampled, nfe), columns), name)
-    if teacher.images is not None:
-        folder.picture(partial(save_samples, folder.path / "real.png", teacher.images[:n], columns), "real.png")
-    else:
-        draw_real(folder, recipe)
+        path = folder.path / f"teacher-{nfe:03d}.png"
+        if not distributed.from_rank0(path.exists()):
+            images = torch.cat(distributed.share(n, recipe.eval.batch, partial(sampled, nfe)))
+            folder.picture(partial(save_samples, path, images, columns), path.name)
 
 
 def draw_real(folder: RunFolder, recipe: Recipe | PretrainRecipe) -> None:

@@ -28,7 +28,7 @@ from registry.recipe.resolved import PretrainRecipe, Recipe, plain
 from registry.recipe.tables import whole_batches
 from registry.runs.building import build, build_generator, real_images
 from registry.runs.pretrain import new_network
-from registry.runs.training import share, start_device
+from registry.runs.starting import share, start_device
 from registry.show.journal import Journal
 from registry.train import loop, pretraining
 from registry.train.cost import Cost, cost, nbytes

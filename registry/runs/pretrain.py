@@ -30,7 +30,8 @@ from registry.runs.built import check_noise, held
 from registry.runs.ending import interruptible
 from registry.runs.health import check_images
 from registry.runs.outputs import draw_curves, draw_fakes, draw_real, measure_snapshot, snapshot_name, write_network, write_table
-from registry.runs.training import Saved, prepare, start_or_resume, train
+from registry.runs.starting import prepare, start_or_resume
+from registry.runs.training import Saved, train
 from registry.sample.heun import heun_samples
 from registry.show.journal import Journal
 from registry.train import pretraining
@@ -78,10 +79,11 @@ def pretrain(
 
     def snapshot() -> None:
         with run.average.averaged() as averaged, sampling(averaged):
-            sample = partial(heun_samples, averaged, noise, domain, steps=STEPS)
-            draw_fakes(folder, run.nimg, sample(range(recipe.log.grid**2)), recipe.log.grid)
+            sample = partial(heun_samples, averaged, noise, domain, steps=STEPS, shared=True)
+            images = distributed.share(recipe.log.grid**2, recipe.eval.batch, lambda part: sample(part).cpu())
+            draw_fakes(folder, run.nimg, torch.cat(images), recipe.log.grid)
             file = write_network(folder, snapshot_name(run.nimg, saved.tables), "denoiser", averaged, facts, run.nimg)
-            measure_snapshot(folder, metrics, partial(sample, shared=True), recipe.eval, file, run.nimg, saved.clock.seconds)
+            measure_snapshot(folder, metrics, sample, recipe.eval, file, run.nimg, saved.clock.seconds)
         draw_curves(folder, ("denoiser",), metrics)
 
     with interruptible(start) as folder, held(None, recipe.noise, noise):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import resource
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from registry.runs.clock import Clock
 from registry.runs.folder import RunFolder
 from registry.show.journal import duration
 from registry.train.signs import swings
@@ -31,9 +31,16 @@ class Ticks:
     """Speed, losses, gradients and guards since the last tick, signs of convergence, and the peak memory of the run."""
 
     def __init__(
-        self, folder: RunFolder, learners: Learners, tick_kimg: float, device: torch.device, signs: Signs = dict[str, float]
+        self,
+        folder: RunFolder,
+        learners: Learners,
+        tick_kimg: float,
+        device: torch.device,
+        clock: Clock,
+        signs: Signs = dict[str, float],
     ) -> None:
         self.folder, self.learners, self.tick_kimg, self.device, self.signs = folder, learners, tick_kimg, device, signs
+        self.clock = clock
         self._gaps: deque[float] = deque(maxlen=WINDOW + 1)
         self._widest: float | None = None
         self.note = ""
@@ -41,14 +48,14 @@ class Ticks:
 
     def begin(self, nimg: int) -> None:
         """Start timing the next tick."""
-        self._since, self._start = nimg, time.monotonic()
+        self._since, self._start = nimg, self.clock.now()
 
     def speed(self, nimg: int) -> float:
-        """Images per second."""
-        return (nimg - self._since) / max(time.monotonic() - self._start, 1e-9)
+        """Images per second of training."""
+        return (nimg - self._since) / max(self.clock.now() - self._start, 1e-9)
 
-    def record(self, nimg: int, total: int, seconds: float) -> None:
-        """Write the line, and reset the counts. `seconds` is how long the run has trained."""
+    def record(self, nimg: int, total: int) -> None:
+        """Write the line, and reset the counts."""
         entry: dict[str, Any] = {}
         said = []
         for name, learner in self.learners().items():
@@ -72,7 +79,7 @@ class Ticks:
         speed, memory, kimg = self.speed(nimg), memory_mb(self.device), nimg / 1000
         entry |= {
             "Progress/tick": single(int(kimg / self.tick_kimg)), "Progress/kimg": single(kimg),
-            "Timing/img_per_sec": single(speed), "Timing/train_sec": single(seconds),
+            "Timing/img_per_sec": single(speed), "Timing/train_sec": single(self.clock.seconds),
             "Resources/peak_mem_mb": single(memory),
         }  # fmt: skip
         self.folder.append(entry)

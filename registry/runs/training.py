@@ -1,4 +1,4 @@
-"""What happens around a loop, whatever it trains: the start, after every iteration, the end.
+"""What happens around a loop, whatever it trains.
 
 After an iteration, if they are due, in this order: the tick, the state, the snapshot. If a signal asks for it, the run saves its
 state and stops, also while a snapshot is measured; the snapshot is then made when the run is resumed.
@@ -7,10 +7,9 @@ state and stops, also while a snapshot is measured; the snapshot is then made wh
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,35 +18,19 @@ from typing import Any, Protocol
 import torch
 
 from registry.core import distributed
-from registry.core.atomic import check_folder
-from registry.core.errors import Diverged, Interrupted, SettingError, UserError
+from registry.core.errors import Diverged, Interrupted, UserError
 from registry.core.interruption import signalled
-from registry.edm.sid_states import holds_modules
-from registry.files.json_files import kept
-from registry.measure.saved import QUALITY
-from registry.recipe.doubts import doubts
-from registry.recipe.resolved import PretrainRecipe, Recipe, settings_of
+from registry.recipe.resolved import PretrainRecipe, Recipe
 from registry.recipe.tables import PretrainConfig, TrainConfig
 from registry.runs.background import Background
-from registry.runs.checkpoints import (
-    Stateful,
-    check_same_run,
-    check_same_sources,
-    differences,
-    read_state,
-    restore_state,
-    save_state,
-)
+from registry.runs.checkpoints import Stateful, read_state, restore_state, save_state
 from registry.runs.clock import Clock
 from registry.runs.folder import RunFolder
-from registry.runs.foreign import adopt
 from registry.runs.health import check_agreement, check_health
 from registry.runs.schedule import Schedule
-from registry.runs.states import Found, find_state, newest_whole, set_later_aside, states
+from registry.runs.states import newest_whole, states
 from registry.runs.threads import Threads, with_fastest_threads
 from registry.runs.ticks import Learners, Signs, Ticks
-from registry.show.journal import Journal
-from registry.show.trackers import Trackers
 from registry.train.step import Learner
 
 TRIES_AGAIN = "the run goes on, and tries again when the next one is due"
@@ -122,127 +105,6 @@ class Saved:
         return distributed.rank() == 0 and time.monotonic() - self.saved_at > 60 * self.tables["log"]["state_minutes"]
 
 
-def prepare(recipe: Recipe | PretrainRecipe, resume: str | None) -> tuple[torch.device, Found]:
-    """The device, and the state to resume from, if any, which rank 0 finds for all. Raises UserError."""
-    with settings_of(recipe.log):
-        check_folder(Path(recipe.log.outdir), "outdir")
-    device = start_device(recipe.train)
-    own = recipe.tables()
-    distributed.agree(own | {"train": own["train"] | {"device": ""}})  # the one that may differ
-    found = distributed.by_rank0(lambda: find_state(resume, Path(recipe.log.outdir), recipe.name, recipe.tables()))
-    return device, found
-
-
-def start_device(train: TrainConfig | PretrainConfig) -> torch.device:
-    """Join the other processes, and check that the batch splits evenly over them. Raises SettingError."""
-    with settings_of(train):
-        device = distributed.start(train.device, train.timeout_minutes)
-        if train.precision == "fp16" and device.type == "cpu":
-            raise SettingError("precision", "computes on a GPU only; on the CPU write 'fp32' or 'bf16'", train.precision)
-    share(train, distributed.world_size())
-    return device
-
-
-def share(train: TrainConfig | PretrainConfig, processes: int) -> tuple[int, int]:
-    """Images of one process in an iteration, and at a time. Raises SettingError if the batch does not split evenly."""
-    with settings_of(train):
-        own, rest = divmod(train.batch, processes)
-        if rest:
-            raise SettingError("batch", f"must be divisible by the {processes} processes", train.batch)
-        at_a_time = min(train.batch_gpu or own, own)
-        if own % at_a_time:
-            raise SettingError("batch_gpu", f"must divide batch/{processes} = {own}", train.batch_gpu)
-    return own, at_a_time
-
-
-def start_or_resume(
-    recipe: Recipe | PretrainRecipe, run: Training, saved: Saved, resume: str | None, found: Found, journal: Journal
-) -> RunFolder:
-    """A new run folder, or the folder of the state to resume from, with the run restored from it. Raises UserError.
-
-    From a state of SiD, a new folder, too: nothing is written into SiD's.
-    """
-    state, trackers = found.state, Trackers([(choice, choice.make()) for choice in recipe.trackers], journal)
-    if state is None:
-        with settings_of(recipe.log):
-            folder = RunFolder.new(Path(recipe.log.outdir), recipe.name, journal)
-        folder.sweep()
-        if resume:
-            journal.log(f"nothing to resume in {recipe.log.outdir}; starting anew")
-    elif distributed.by_rank0(lambda: holds_modules(state)):
-        folder = start_from_foreign(recipe, run, saved, state, journal)
-    else:
-        folder = RunFolder(state.parent, journal)
-        with released_if_it_fails(folder):
-            begun, content = locked_state(folder, state, resume, saved)
-            run.nimg = restore_state(begun, content, saved.parts)
-        run.rollbacks, saved.threads.chosen = content.get("rollbacks", 0), content.get("threads")
-        saved.clock.seconds = content.get("seconds", 0.0)  # 0: states of version 0.1 do not say
-        saved.snapshot_due = content.get("snapshot_due", False) and not distributed.from_rank0(has_table(folder.path, run.nimg))
-        folder.sweep()
-        if later := set_later_aside(folder.path, begun, run.nimg) if folder.writes else []:
-            journal.log(f"later states of another branch were set aside: {', '.join(path.name for path in later)}")
-        folder.forget_after(run.nimg / 1000, saved.snapshot_due)
-        journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {begun}")
-        if run.nimg >= run.total:
-            journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
-        for difference in differences(content["recipe"], saved.tables):
-            journal.log(f"changed since that state was written: {difference}")
-    for remark in (*found.remarks, *(f"WARNING {doubt}" for doubt in doubts(recipe))):
-        journal.log(remark)
-    folder.write_recipe(saved.tables)
-    folder.follow(trackers, saved.tables, run.nimg)
-    return folder
-
-
-def locked_state(folder: RunFolder, state: Path, resume: str | None, saved: Saved) -> tuple[Path, dict[str, Any]]:
-    """The state to go on from, and what it holds, now that nobody else writes into the folder. Raises UserError.
-
-    Since the state was found, the run that wrote it may have saved a later one, and have ended; but for a state that was named
-    itself, the newest is taken.
-    """
-    if not distributed.from_rank0(Path(os.path.expanduser(resume or "")).is_file()):
-        state = newest_state(folder) or state
-    with distributed.everywhere(state) as file:
-        content = read_state(file, saved.parts)
-    check_same_run(state, content["recipe"], saved.tables)
-    check_same_sources(state, content["about"], saved.facts)
-    return state, content
-
-
-@contextmanager
-def released_if_it_fails(folder: RunFolder) -> Iterator[None]:
-    """Let others write into the folder if this run does not begin."""
-    try:
-        yield
-    except BaseException:
-        folder.release()
-        raise
-
-
-def has_table(folder: Path, nimg: int) -> bool:
-    """Whether the run has its final table of this number of images, which comes after the last snapshot."""
-    quality = kept(folder / "quality.json", QUALITY)
-    return quality is not None and quality.nimg == nimg
-
-
-def start_from_foreign(recipe: Recipe | PretrainRecipe, run: Training, saved: Saved, state: Path, journal: Journal) -> RunFolder:
-    """A new run folder for a run that goes on from a training state of SiD. Raises UserError before anything is written."""
-    if isinstance(recipe, Recipe) and recipe.generator.init is not None:
-        with settings_of(recipe.generator):
-            raise SettingError("init", f"{state} has a generator of its own; leave this out", recipe.generator.init)
-    with distributed.everywhere(state) as file:
-        run.nimg, lines = adopt(file, saved.parts, saved.facts["D"])
-    if run.nimg >= run.total:
-        with settings_of(recipe.train):
-            raise SettingError("duration_kimg", f"{state} is at {run.nimg / 1000:g} kimg already; give more", run.total / 1000)
-    with settings_of(recipe.log):
-        folder = RunFolder.new(Path(recipe.log.outdir), recipe.name, journal)
-    for line in lines:
-        journal.log(line)
-    return folder
-
-
 def train(
     iterations: Callable[[], Iterator[None]],
     run: Training,
@@ -253,13 +115,14 @@ def train(
     snapshot: Callable[[], None],
     signs: Signs = dict[str, float],
     milestones: tuple[int, ...] = (),
+    begun: Callable[[], None] = lambda: None,
 ) -> None:
-    """Go through the iterations, and do what is due after each.
+    """Go through the iterations, and do what is due after each; after the first that this process makes, what `begun` does, too.
 
     Raises Interrupted after a signal, when a state was saved, and Diverged as [train] nonfinite says.
     """
     schedule = Schedule(recipe.log, recipe.train.batch, run.total, milestones)
-    ticks = Ticks(folder, learners, recipe.log.tick_kimg, run.device, signs)
+    ticks = Ticks(folder, learners, recipe.log.tick_kimg, run.device, saved.clock, signs)
     length = math.ceil(run.total / 1000 * 10) / 10
     check_agreement(saved.parts, run.nimg)
     bars = folder.journal.progress(f"{recipe.name}, kimg", length, lines=False)
@@ -270,9 +133,11 @@ def train(
             ticks.begin(run.nimg)
             saved.clock.start()
             try:
-                for _ in with_fastest_threads(iterations(), saved.threads, run.device, folder.journal):
+                for i, _ in enumerate(with_fastest_threads(iterations(), saved.threads, run.device, folder.journal)):
                     bar.at(round(run.nimg / 1000, 1), f"{ticks.speed(run.nimg):.0f} img/s  {ticks.note}")
                     after_iteration(run, recipe.train, folder, learners, saved, snapshot, schedule, ticks)
+                    if i == 0:
+                        aside(begun, saved.clock, run.device)
                 return
             except Diverged as error:
                 roll_back(run, recipe.train, saved, folder, error)
@@ -299,7 +164,7 @@ def after_iteration(
     well = check_health(learners(), run.nimg, config.nonfinite == "stop", due.begin, due.end)
     check_agreement(saved.parts, run.nimg)
     if due.tick:
-        ticks.record(run.nimg, run.total, saved.clock.seconds)
+        ticks.record(run.nimg, run.total)
     if signal:
         saved.finish(folder)
         kept = None if well else newest_good(folder)  # a state of a run that learns nothing would take its place
@@ -314,6 +179,14 @@ def after_iteration(
     if due.tick:
         ticks.begin(run.nimg)
     saved.clock.start()
+
+
+def aside(work: Callable[[], None], clock: Clock, device: torch.device) -> None:
+    """Work that is no part of the training. A signal leaves it undone, and is answered after the next iteration."""
+    clock.stop(device)
+    with suppress(Interrupted):
+        work()
+    clock.start()
 
 
 @contextmanager

@@ -117,6 +117,11 @@ class Distillation:
             return {"student": self.student}
         return {"student": self.student, "generator": self.generator}
 
+    def learned(self) -> dict[str, Any]:
+        """Everything that training changes, each with a state_dict, by its name in a training state."""
+        regression = {"regression": self.regression.optimiser} if self.warmup.kimg else {}
+        return {"student": self.student, "generator": self.generator, "ema": self.average, **regression}
+
     def parts(self, step: str) -> Iterator[tuple[Streams, tuple[Any, ...]]]:
         """This process's share of the batch, part by part: one random stream per image, and real images if the run has data.
 

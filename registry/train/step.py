@@ -24,6 +24,9 @@ from registry.core.float64 import wide
 from registry.core.sharding import is_split, local, split_state
 from registry.train.reduction import GradientSum
 
+AT_ONCE = 16
+"""Tensors of a gradient that are looked through together."""
+
 
 class Adam(torch.optim.Adam):
     """torch's Adam without the wrappers for torch.compile around these methods: the first call of one loads the compiler, which
@@ -243,7 +246,8 @@ def repaired(found: list[Tensor]) -> Tensor:
     if not found:
         return torch.zeros((), dtype=torch.int64)
     # g − g is 0 where g is finite, and NaN elsewhere, which counts as not 0: much faster than isfinite() for many small tensors.
-    bad = torch.stack([torch.count_nonzero(nothing) for nothing in torch._foreach_sub(found, found)]).sum()
+    some = (found[i : i + AT_ONCE] for i in range(0, len(found), AT_ONCE))  # all at once would take the memory of a gradient
+    bad = torch.stack([torch.count_nonzero(nothing) for part in some for nothing in torch._foreach_sub(part, part)]).sum()
     for g in found:
         torch.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5, out=g)
     return bad

@@ -1,0 +1,149 @@
+"""How a run starts: its device and processes, and its folder, which is new or that of the state it goes on from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from registry.core import distributed
+from registry.core.atomic import check_folder
+from registry.core.errors import SettingError
+from registry.edm.sid_states import holds_modules
+from registry.files.json_files import kept
+from registry.measure.saved import QUALITY
+from registry.recipe.doubts import doubts
+from registry.recipe.resolved import PretrainRecipe, Recipe, settings_of
+from registry.recipe.tables import PretrainConfig, TrainConfig
+from registry.runs.checkpoints import check_same_run, check_same_sources, differences, read_state, restore_state
+from registry.runs.folder import RunFolder
+from registry.runs.foreign import adopt
+from registry.runs.states import Found, find_state, set_later_aside
+from registry.runs.training import Saved, Training, newest_state
+from registry.show.journal import Journal
+from registry.show.trackers import Trackers
+
+
+def prepare(recipe: Recipe | PretrainRecipe, resume: str | None) -> tuple[torch.device, Found]:
+    """The device, and the state to resume from, if any, which rank 0 finds for all. Raises UserError."""
+    with settings_of(recipe.log):
+        check_folder(Path(recipe.log.outdir), "outdir")
+    device = start_device(recipe.train)
+    own = recipe.tables()
+    distributed.agree(own | {"train": own["train"] | {"device": ""}})  # the one that may differ
+    found = distributed.by_rank0(lambda: find_state(resume, Path(recipe.log.outdir), recipe.name, recipe.tables()))
+    return device, found
+
+
+def start_device(train: TrainConfig | PretrainConfig) -> torch.device:
+    """Join the other processes, and check that the batch splits evenly over them. Raises SettingError."""
+    with settings_of(train):
+        device = distributed.start(train.device, train.timeout_minutes)
+        if train.precision == "fp16" and device.type == "cpu":
+            raise SettingError("precision", "computes on a GPU only; on the CPU write 'fp32' or 'bf16'", train.precision)
+    share(train, distributed.world_size())
+    return device
+
+
+def share(train: TrainConfig | PretrainConfig, processes: int) -> tuple[int, int]:
+    """Images of one process in an iteration, and at a time. Raises SettingError if the batch does not split evenly."""
+    with settings_of(train):
+        own, rest = divmod(train.batch, processes)
+        if rest:
+            raise SettingError("batch", f"must be divisible by the {processes} processes", train.batch)
+        at_a_time = min(train.batch_gpu or own, own)
+        if own % at_a_time:
+            raise SettingError("batch_gpu", f"must divide batch/{processes} = {own}", train.batch_gpu)
+    return own, at_a_time
+
+
+def start_or_resume(
+    recipe: Recipe | PretrainRecipe, run: Training, saved: Saved, resume: str | None, found: Found, journal: Journal
+) -> RunFolder:
+    """A new run folder, or the folder of the state to resume from, with the run restored from it. Raises UserError.
+
+    From a state of SiD, a new folder, too: nothing is written into SiD's.
+    """
+    state, trackers = found.state, Trackers([(choice, choice.make()) for choice in recipe.trackers], journal)
+    if state is None:
+        with settings_of(recipe.log):
+            folder = RunFolder.new(Path(recipe.log.outdir), recipe.name, journal)
+        folder.sweep()
+        if resume:
+            journal.log(f"nothing to resume in {recipe.log.outdir}; starting anew")
+    elif distributed.by_rank0(lambda: holds_modules(state)):
+        folder = start_from_foreign(recipe, run, saved, state, journal)
+    else:
+        folder = RunFolder(state.parent, journal)
+        with released_if_it_fails(folder):
+            begun, content = locked_state(folder, state, resume, saved)
+            run.nimg = restore_state(begun, content, saved.parts)
+        run.rollbacks, saved.threads.chosen = content.get("rollbacks", 0), content.get("threads")
+        saved.clock.seconds = content.get("seconds", 0.0)  # 0: states of version 0.1 do not say
+        saved.snapshot_due = content.get("snapshot_due", False) and not distributed.from_rank0(has_table(folder.path, run.nimg))
+        folder.sweep()
+        if later := set_later_aside(folder.path, begun, run.nimg) if folder.writes else []:
+            journal.log(f"later states of another branch were set aside: {', '.join(path.name for path in later)}")
+        folder.forget_after(run.nimg / 1000, saved.snapshot_due)
+        journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {begun}")
+        if run.nimg >= run.total:
+            journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
+        for difference in differences(content["recipe"], saved.tables):
+            journal.log(f"changed since that state was written: {difference}")
+    for remark in (*found.remarks, *(f"WARNING {doubt}" for doubt in doubts(recipe))):
+        journal.log(remark)
+    folder.write_recipe(saved.tables)
+    folder.follow(trackers, saved.tables, run.nimg)
+    return folder
+
+
+def locked_state(folder: RunFolder, state: Path, resume: str | None, saved: Saved) -> tuple[Path, dict[str, Any]]:
+    """The state to go on from, and what it holds, now that nobody else writes into the folder. Raises UserError.
+
+    Since the state was found, the run that wrote it may have saved a later one, and have ended; but for a state that was named
+    itself, the newest is taken.
+    """
+    if not distributed.from_rank0(Path(os.path.expanduser(resume or "")).is_file()):
+        state = newest_state(folder) or state
+    with distributed.everywhere(state) as file:
+        content = read_state(file, saved.parts)
+    check_same_run(state, content["recipe"], saved.tables)
+    check_same_sources(state, content["about"], saved.facts)
+    return state, content
+
+
+@contextmanager
+def released_if_it_fails(folder: RunFolder) -> Iterator[None]:
+    """Let others write into the folder if this run does not begin."""
+    try:
+        yield
+    except BaseException:
+        folder.release()
+        raise
+
+
+def has_table(folder: Path, nimg: int) -> bool:
+    """Whether the run has its final table of this number of images, which comes after the last snapshot."""
+    quality = kept(folder / "quality.json", QUALITY)
+    return quality is not None and quality.nimg == nimg
+
+
+def start_from_foreign(recipe: Recipe | PretrainRecipe, run: Training, saved: Saved, state: Path, journal: Journal) -> RunFolder:
+    """A new run folder for a run that goes on from a training state of SiD. Raises UserError before anything is written."""
+    if isinstance(recipe, Recipe) and recipe.generator.init is not None:
+        with settings_of(recipe.generator):
+            raise SettingError("init", f"{state} has a generator of its own; leave this out", recipe.generator.init)
+    with distributed.everywhere(state) as file:
+        run.nimg, lines = adopt(file, saved.parts, saved.facts["D"])
+    if run.nimg >= run.total:
+        with settings_of(recipe.train):
+            raise SettingError("duration_kimg", f"{state} is at {run.nimg / 1000:g} kimg already; give more", run.total / 1000)
+    with settings_of(recipe.log):
+        folder = RunFolder.new(Path(recipe.log.outdir), recipe.name, journal)
+    for line in lines:
+        journal.log(line)
+    return folder
