@@ -157,8 +157,11 @@ def check_working_folder() -> None:
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Check that none is empty, as a variable that is not set leaves it (`--outdir "$DIR"`). Raises UserError."""
+    """Check that none is empty, as a variable that is not set leaves it (`--outdir "$DIR"`), or has a character that no file's name
+    can have, as only callers in Python can give it. Raises UserError."""
     for before, word in zip(("", *words), words, strict=False):
+        if "\0" in word:
+            raise UserError(f"{word!r} has a character of code 0, which no argument can have")
         if not word or re.fullmatch("--[a-z-]+=", word):
             flag = word.rstrip("=") or (before if before.startswith("--") else "an argument")
             raise UserError(f"{flag} is empty; leave it out, or give it a value")

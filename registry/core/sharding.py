@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -42,6 +42,17 @@ def shard(net: nn.Module, blocks: Iterable[nn.Module]) -> None:
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)  # gloo has no other way not to divide
     vars(net)[TWIN] = twin
+
+
+@contextmanager
+def let_go_at_once(net: nn.Module) -> Iterator[None]:
+    """Blocks of a split network let go of their weights after a forward pass also in the midst of a backward pass, when activations
+    are computed again. By itself each would keep them until its own backward pass: in the end all of the network's."""
+    with ExitStack() as stack:
+        for module in net.modules() if TWIN in vars(net) else ():
+            if reshard := getattr(module, "reshard", None):
+                stack.callback(module.register_forward_hook(lambda *of, reshard=reshard: reshard()).remove)
+        yield
 
 
 def can_be_called(block: nn.Module) -> bool:

@@ -35,7 +35,7 @@ from registry.train.cost import Cost, cost, nbytes
 from registry.train.data import RealImages
 from registry.train.passes import Passes
 from registry.train.recompute import blocks
-from registry.train.step import mode
+from registry.train.step import Learner, mode
 
 META = torch.device("meta")
 RESERVE = 0.1
@@ -89,25 +89,26 @@ def plan(
     def costs(n: int, only: str | None = None) -> dict[str, Cost]:
         """Of the steps with n images at a time. Gradients of parts add up, so two parts take as much memory as many."""
         run = make(n * min(2, own // n), n)
+        learning = [p for learner in learners(run) for p in learner.net.parameters()]
         try:
-            return {name: cost(step) for name, step in gradients(run).items() if only in (None, name)}
+            return {name: cost(step, learning, split) for name, step in gradients(run).items() if only in (None, name)}
         except (NotImplementedError, RuntimeError) as error:
             reason = shown(error, 100)
             raise UserError(f"{recipe.path}: cannot be planned, for a component reads the values of tensors ({reason})") from error
 
+    split = devices if recipe.train.shard else 1
     low = [n for n in range(1, math.isqrt(own) + 1) if own % n == 0]
     sizes = sorted({*low, *(own // n for n in low)})
     with (journal or Journal()).progress("counting", 1 + (len(sizes).bit_length() if memory else 0)) as bar:
         found, run = costs(at_a_time), make(1, 1)
-        split = devices if recipe.train.shard else 1
         weights, moments = (bytes_ // split for bytes_ in held(run))
-        less = elsewhere(network(run), split)
+        together = gathered(network(run)) if split > 1 else 0
         heaviest = max(found, key=lambda name: found[name].peak)
         tried = itertools.count(1)
 
         def fits(n: int) -> bool:
             bar.at(next(tried))
-            needed = weights + moments + costs(n, heaviest)[heaviest].peak - less
+            needed = weights + moments + costs(n, heaviest)[heaviest].peak + together
             return needed <= (memory or 0) * (1 - RESERVE)
 
         most = largest(sizes, fits) if memory else None
@@ -121,7 +122,7 @@ def plan(
         work={name: times.get(name, 1) * c.flop // images for name, c in found.items()},
         weights=weights,
         moments=moments,
-        peaks={name: c.peak - less for name, c in found.items()},
+        peaks={name: c.peak + together for name, c in found.items()},
         at_a_time=at_a_time,
         largest=most,
     )
@@ -246,20 +247,21 @@ def network(run: Run) -> nn.Module:
 
 def held(run: Run) -> tuple[int, int]:
     """Bytes that a run holds all the time: of its networks and averages, and of Adam's moments."""
-    learners = (run.student, run.generator) if isinstance(run, loop.Distillation) else (run.denoiser,)
-    modules = [network(run), *(learner.modules for learner in learners)]
+    modules = [network(run), *(learner.modules for learner in learners(run))]
     average = sum(tensor.nbytes for tensor in run.average.state_dict().values())
-    return nbytes(*modules) + average, sum(2 * p.nbytes for learner in learners for p in learner.modules.parameters())
+    return nbytes(*modules) + average, sum(2 * p.nbytes for learner in learners(run) for p in learner.modules.parameters())
 
 
-def elsewhere(net: nn.Module, devices: int) -> int:
-    """Bytes of a network's gradient that other devices hold if it is split over so many, less those of the block with the most
-    weights, which come together with their gradient."""
-    if devices == 1:
-        return 0
+def learners(run: Run) -> tuple[Learner, ...]:
+    return (run.student, run.generator) if isinstance(run, loop.Distillation) else (run.denoiser,)
+
+
+def gathered(net: nn.Module) -> int:
+    """Bytes of a split network that come together on a device: of the block with the most weights, those and what they were
+    gathered in, the next block's, and a gradient as it is sent and received (torch's `fully_shard`)."""
     whole = sum(p.nbytes for p in net.parameters())
     units = [sum(p.nbytes for p in block.parameters()) for block in blocks(net)]
-    return whole - whole // devices - 2 * max([*units, whole - sum(units)])
+    return 5 * max([*units, whole - sum(units)])
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ The same code runs as in training, so every loss, noise and network is counted a
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +25,15 @@ class Cost:
     peak: int
 
 
-def cost(work: Callable[[], object]) -> Cost:
-    """What this work costs, on whatever device its tensors are. Bytes that were there before are not counted."""
-    with Allocated() as counted:
+def cost(work: Callable[[], object], learning: Iterable[nn.Parameter] = (), devices: int = 1) -> Cost:
+    """What this work costs, on whatever device its tensors are. Bytes that were there before are not counted.
+
+    The gradients of what is `learning` are split over so many devices; the bytes are those of one of them.
+    """
+    with ExitStack() as stack, Allocated() as counted:
+        for parameter in learning if devices > 1 else ():
+            hook = parameter.register_post_accumulate_grad_hook(lambda p: counted.split(p.grad, devices))
+            stack.callback(hook.remove)
         work()
     return Cost(counted.flop, counted.peak)
 
@@ -42,6 +49,7 @@ class Allocated(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.flop = self.peak = self._now = 0
         self._alive: dict[int, int] = {}
+        self._split: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -58,8 +66,18 @@ class Allocated(TorchDispatchMode):
         self.peak = max(self.peak, self._now)
         return result
 
+    def split(self, tensor: Tensor | None, devices: int) -> None:
+        """From now on a share of this tensor's bytes counts; other devices hold the rest. Once for each tensor."""
+        key = -1 if tensor is None else tensor.untyped_storage()._cdata
+        if key in self._alive and key not in self._split:
+            self._split.add(key)
+            whole = self._alive[key]
+            self._alive[key] = whole // devices
+            self._now -= whole - self._alive[key]
+
     def _freed(self, storage: int) -> None:
         self._now -= self._alive.pop(storage)
+        self._split.discard(storage)
 
 
 def tensors(values: Any) -> list[Tensor]:

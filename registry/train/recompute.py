@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from registry.core.sharding import let_go_at_once
+
 
 @contextmanager
 def recomputing(*modules: nn.Module) -> Iterator[None]:
@@ -44,7 +46,8 @@ def computed_again(module: nn.Module, forward: Callable[..., Any]) -> Callable[.
             after = [buffer.clone() for buffer in buffers]
             overwrite(buffers, before)
             try:
-                return forward(*args, **kwargs)
+                with let_go_at_once(module):
+                    return forward(*args, **kwargs)
             finally:
                 overwrite(buffers, after)
 
