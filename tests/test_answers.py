@@ -177,6 +177,28 @@ def register_metrics():
 """
 
 
+ENDS = {
+    "an exit": ("import click\n        raise click.exceptions.Exit(0)", "Exit: 0"),
+    "an abort": ("import click\n        raise click.Abort", "Abort"),
+    "wrong usage": ("import click\n        raise click.UsageError('no')", "UsageError: no"),
+    "an interruption": ("from registry.core.errors import Interrupted\n        raise Interrupted('no', 0)", "AssertionError: an interruption has the exit code"),
+    "an error that exits": (
+        "class E(Exception):\n            def __str__(self): raise SystemExit(0)\n        raise E", "E",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_plugin_does_not_end_a_run_as_if_it_were_the_command(
+    end: str, cli: Callable[..., subprocess.CompletedProcess[str]], recipe_file: Write, tmp_path: Path
+) -> None:
+    """With exit code 0, or without a word."""
+    source, told = ENDS[end]
+    env = installed(tmp_path / "site", "broken_pipe", BROKEN.replace('raise BrokenPipeError(32, "Broken pipe")', source))
+    done = cli("--recipe", recipe_file(append='metrics = ["broken"]\n'), env=env)
+    assert done.returncode == 1 and error_line(done).startswith(f"distill: plugin 'broken_pipe': {told}")
+
+
 def test_a_broken_pipe_of_a_plugin_is_told(
     cli: Callable[..., subprocess.CompletedProcess[str]], recipe_file: Write, tmp_path: Path
 ) -> None:

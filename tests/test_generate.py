@@ -213,18 +213,19 @@ def test_parts_of_an_interrupted_run_are_used(here: Cli, generator_file: Path, t
     assert here(*args).returncode == 0
     whole = np.load(out / "samples.npz")["arr_0"]
     (out / ".parts").mkdir()
-    np.savez(
-        out / ".parts" / "kept.npz", seeds=np.array([1, 3]), arr_0=np.stack([whole[1], 255 - whole[3]]), labels=np.array([0, 0])
-    )
-    (out / ".parts" / "cut.npz").write_bytes((out / ".parts" / "kept.npz").read_bytes()[:300])
-    (out / ".parts" / "damaged.npz").write_bytes(b"PK\x03\x04 and no more")
-    (out / ".parts" / "empty.npz").write_bytes(b"")
+    kept = out / ".parts" / f"{1:016x}.npz"
+    np.savez(kept, seeds=np.array([1, 3]), arr_0=np.stack([whole[1], 255 - whole[3]]), labels=np.array([0, 0]))
+    for i, content in enumerate((kept.read_bytes()[:300], b"PK\x03\x04 and no more", b""), 2):  # cut, damaged, empty
+        (out / ".parts" / f"{i:016x}.npz").write_bytes(content)
+    for name in ("mine.npz", "mine.txt"):
+        (out / ".parts" / name).write_text("a user's own")
     done = here(*args)
     assert done.returncode == 0, done.stderr
     assert "2 of 5 images already exist" in done.stdout
     again = np.load(out / "samples.npz")["arr_0"]
     assert np.array_equal(again[[0, 1, 2, 4]], whole[[0, 1, 2, 4]])
     assert np.array_equal(again[3], 255 - whole[3])  # taken from the part, not made again
+    assert {path.name for path in (out / ".parts").iterdir()} == {"mine.npz", "mine.txt"}
 
 
 def test_a_finished_npz_is_used_by_the_next_call(here: Cli, generator_file: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from registry.edm.pickles import PickleError, list_globals, read_pickle
-from tests.conftest import environment
+from registry.files.formats import save_network
+from tests.conftest import environment, error_line, tiny_network
 from tests.pickle_assembler import (
     EASY,
     ENCODE,
@@ -212,3 +213,31 @@ def test_globals_of_a_truncated_file_are_still_listed(tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(content)
         with pytest.raises(PickleError):
             list_globals(tmp_path / "file")
+
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
+WRONG_CALLS = {
+    "no arguments for a tensor": b"ctorch._utils\n_rebuild_tensor_v2\n(tR.",
+    "no arguments for a parameter": b"ctorch._utils\n_rebuild_parameter\n(tR.",
+    "a size of text": b"ctorch\nSize\n(X\x01\x00\x00\x00atR.",
+    "a dictionary of numbers": b"ccollections\nOrderedDict\n(K\x01K\x02tR.",
+    "a reference to nothing": b"X\x01\x00\x00\x00aQ.",
+    "a call of a number's type": b"ctorch\nfloat32\n(tR.",
+}
+
+
+@pytest.mark.parametrize("call", WRONG_CALLS)
+@pytest.mark.parametrize(
+    "command", [("inspect",), ("generate", "--seeds", "0", "--outdir", "o", "--network"), ("convert",)], ids=str
+)
+def test_calls_of_torch_that_cannot_be_made_are_a_damaged_file(
+    call: str, command: tuple[str, ...], here: Here, tmp_path: Path
+) -> None:
+    """torch's loader has many words for them, and they are safe ones."""
+    save_network(tmp_path / "net.pt", "generator", tiny_network(), {"D": 128.0})
+    with zipfile.ZipFile(tmp_path / "net.pt") as whole, zipfile.ZipFile(tmp_path / "bad.pt", "w") as bad:
+        for name in whole.namelist():
+            bad.writestr(name, WRONG_CALLS[call] if name.endswith("data.pkl") else whole.read(name))
+    words = [*command, "bad.pt", *(["to.pkl"] if command == ("convert",) else [])]
+    line = error_line(here(*words))
+    assert "bad.pt: " in line and "bug" not in line

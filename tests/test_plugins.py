@@ -48,6 +48,7 @@ BROKEN = {
     "is skipped": ("import pytest; pytest.importorskip('a_package_of_nowhere')", "Skipped: could not import 'a_package_of_nowhere'"),
     "is cancelled": ("import asyncio; raise asyncio.CancelledError", "CancelledError"),
     "no text": ("class E(Exception):\n def __str__(self): raise ValueError\nraise E", "E: E without a text"),
+    "exits as it is told": ("class E(Exception):\n def __str__(self): raise SystemExit(0)\nraise E", "E: E without a text"),
     "steers": ("raise ValueError('\\x1b[31m' + 'long ' * 10**6)", "ValueError: ?[31mlong long"),
     "misspelt hook": (GOOD.replace("register_losses", "register_loses"), "unknown hook 'register_loses' (did you mean 'register_losses'?)"),
     "wrong arguments": (GOOD.replace("register_losses()", "register_losses(x)"), "Argument(s) {'x'} are declared in the hookimpl but can not be"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -241,6 +242,26 @@ def test_the_page_in_a_browser(width: int, options: list[str], folders: list[Pat
     assert found["plots"] == len(charts([read_history(folder) for folder in folders], ["a", "b"]))
     assert found["focused"] and found["values"]
     assert found["wide"]
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "stats.jsonl"])
+@pytest.mark.parametrize("kind", ["a device", "a pipe", "a large file"])
+def test_what_is_no_file_of_a_run_is_not_waited_for(name: str, kind: str, tmp_path: Path, here: Here) -> None:
+    run = tmp_path / "runs" / "00000-short"
+    run.mkdir(parents=True)
+    for file in ("recipe.toml", "stats.jsonl"):
+        (run / file).write_text("")
+    (run / name).unlink()
+    if kind == "a device":
+        (run / name).symlink_to("/dev/zero")
+    elif kind == "a pipe":
+        os.mkfifo(run / name)
+    else:
+        with open(run / name, "wb") as file_:
+            file_.truncate(3 << 30)
+    done = here("report", run)
+    assert done.returncode in (0, 1) and "Traceback" not in done.stderr and "bug" not in done.stderr
+    assert here("runs", tmp_path / "runs").returncode in (0, 1)
 
 
 def test_a_recipe_with_control_characters_is_shown_without(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipfm_plugin.loss import IPFMLoss
 from ipfm_plugin.noise import ElectrostaticNoise
@@ -22,6 +23,7 @@ from registry.runs.checkpoints import save_state
 from registry.runs.health import fingerprint
 from registry.train import loop
 from registry.train.generator import Generator
+from registry.train.recompute import blocks
 from registry.train.signs import signs
 from tests.conftest import environment, error_line, grey_images, tiny_network
 from tests.test_loop import everything, resume, run
@@ -104,6 +106,29 @@ def learned(which: loop.Distillation, moments: bool) -> dict[str, Any]:
     return {"state": gathered(state), "seen": seen, "images": images}
 
 
+class Together(TorchDispatchMode):
+    """While it is entered, the most weights of networks that are together in this process at a time."""
+
+    def __init__(self, *networks: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.networks, self.most, self.calls = networks, 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        if self.calls % 20 == 0:
+            weights = [p for net in self.networks for p in net.parameters() if not is_split(p)]
+            self.most = max(self.most, sum(p.numel() for p in weights))
+        return func(*args, **(kwargs or {}))
+
+
+def together(memory: Any) -> int:
+    """In the generator's step."""
+    which = run(game(True, memory=memory), 1)
+    with Together(which.teacher, which.student.net, which.generator.net) as seen:
+        loop.generator_gradient(which)
+    return seen.most
+
+
 def both(rank: int, folder: str) -> None:
     """What one of two processes does: every case, and a run that is saved and resumed."""
     torch.set_num_threads(1)
@@ -116,6 +141,7 @@ def both(rank: int, folder: str) -> None:
     found["resumed"] = gathered(everything(run(second, TWICE - 1)))
     found["held"] = {name: sum(p.to_local().numel() if is_split(p) else p.numel() for p in net.parameters()) for name, net in
                      (("teacher", second.teacher), ("student", second.student.net), ("generator", second.generator.net))}  # fmt: skip
+    found["together"] = {memory: together(memory) for memory in ("full", "lean", "least")}
     before = fingerprint(second.teacher.state_dict())
     with whole(second.teacher) as net:
         found["class"] = type(net).__name__
@@ -158,6 +184,17 @@ def test_each_process_holds_about_half(results: list[dict[str, Any]]) -> None:
         assert found["held"] == pytest.approx(dict.fromkeys(found["held"], count / 2), rel=0.1)
     for name in results[0]["held"]:
         assert sum(found["held"][name] for found in results) == count
+
+
+def test_few_weights_come_together_at_a_time(results: list[dict[str, Any]]) -> None:
+    """Also where activations are computed again in the backward pass: those of a block and of the rest of its network."""
+    net = game(False).teacher
+    units = [sum(p.numel() for p in block.parameters()) for block in blocks(net)]
+    largest, rest = max(units), sum(p.numel() for p in net.parameters()) - sum(units)
+    for found in results:
+        for memory, most in found["together"].items():
+            assert 0 < most <= 2 * largest + rest, memory
+    assert 2 * largest + rest < 0.7 * (sum(units) + rest)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(results: list[dict[str, Any]]) -> None:

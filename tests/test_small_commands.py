@@ -28,9 +28,12 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 def test_the_cache_is_shown_and_cleared_but_for_what_is_the_users(cli: Cli, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     for name in (
-        "statistics/a.npz",
-        "quality/b.json",
-        "pairs/c.pt",
+        f"statistics/{'a' * 16}-{'b' * 16}.npz",
+        "quality/b.quality.json",
+        f"pairs/{'c' * 16}.pt",
+        "statistics/my-own.npz",
+        "quality/a/b.quality.json",
+        "pairs/thesis.txt",
         "0123456789ab-teacher.pkl",
         "inception-2015-12-05.pt",
         "mine/x.pt",
@@ -40,10 +43,11 @@ def test_the_cache_is_shown_and_cleared_but_for_what_is_the_users(cli: Cli, tmp_
     env = {"DISTILL_CACHE_DIR": str(cache)}
     shown = cli("cache", env=env).stdout
     lines = {line.rsplit(maxsplit=3)[0].strip(): line.split()[-3:] for line in shown.splitlines()[2:]}
-    assert lines["downloads"] == ["1", "1.0", "MiB"] and lines["yours: put here by hand"] == ["2", "2.0", "MiB"]
+    assert lines["downloads"] == ["1", "1.0", "MiB"] and lines["yours: put here by hand"] == ["5", "5.0", "MiB"]
     assert cli("cache", "--clear", env=env).stdout.startswith("4.0 MiB removed from ")
     left = sorted(p.relative_to(cache).as_posix() for p in cache.rglob("*") if p.is_file())
-    assert left == ["inception-2015-12-05.pt", "mine/x.pt"]
+    own = ["pairs/thesis.txt", "quality/a/b.quality.json", "statistics/my-own.npz"]
+    assert left == ["inception-2015-12-05.pt", "mine/x.pt", *own]
 
 
 def test_a_cache_folder_that_is_none(cli: Cli, tmp_path: Path) -> None:

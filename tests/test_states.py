@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import pickle
 import random
+import re
 import resource
 import shutil
 import signal
@@ -27,7 +29,8 @@ from registry.core.atomic import write_atomically
 from registry.core.errors import UserError
 from registry.core.interruption import Interruption, signalled
 from registry.files.bounds import STATE
-from registry.files.formats import load_network, save_network
+from registry.files.formats import convert_network, load_network, save_network, weights_hash
+from registry.files.locate import newest_network
 from registry.files.plain import load, problem, save
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
@@ -36,7 +39,7 @@ from registry.runs.building import build, build_generator, generator_facts
 from registry.runs.checkpoints import restore_state
 from registry.runs.distill import distill
 from registry.runs.ending import interruptible
-from registry.runs.folder import RunFolder
+from registry.runs.folder import RunFolder, new_run_folder
 from registry.runs.starting import start_or_resume
 from registry.runs.states import Found, find_state
 from registry.runs.training import Saved
@@ -116,6 +119,19 @@ def test_the_same_network_gives_the_same_bytes(suffix: str, tmp_path: Path) -> N
     for name in ("one", "two"):
         save_network(tmp_path / f"{name}.{suffix}", "generator", tiny_network(), {"D": 128.0, "note": ["a", 1]})
     assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
+
+
+def test_conversions_come_back_to_the_same_bytes(tmp_path: Path) -> None:
+    """Texts that are one object in one reader's memory and two in another's are written alike."""
+    save_network(
+        tmp_path / "0.pkl", "generator", tiny_network(), {"D": 128.0, "teacher": "a", "recipe": {"train": {"a": ["a", "a"]}}}
+    )
+    found: dict[str, set[bytes]] = {}
+    for i, suffix in enumerate(["pt", "pkl", "safetensors", "pt", "safetensors", "pkl", "pkl", "pt"], 1):
+        (before,) = tmp_path.glob(f"{i - 1}.*")
+        convert_network(str(before), str(tmp_path / f"{i}.{suffix}"))
+        found.setdefault(suffix, set()).add((tmp_path / f"{i}.{suffix}").read_bytes())
+    assert {suffix: len(contents) for suffix, contents in found.items()} == {"pt": 1, "pkl": 1, "safetensors": 1}
 
 
 def test_safetensors_files_are_sealed_whatever_the_length_of_their_header(tmp_path: Path) -> None:
@@ -217,9 +233,24 @@ def test_a_run_that_goes_back_sets_its_later_states_aside(run_folder: Path, here
     sets = ("--set", "log.snapshot_ticks=100", "--set", "train.duration_kimg=4.096")
     done = here("--recipe", tmp_path / "short.toml", "--resume", run_folder / "training-state-000003.pt", *sets)
     assert done.returncode == 0, done.stderr
-    assert "later states of another branch were set aside: training-state-000004.pt.later" in (run_folder / "log.txt").read_text()
+    log = (run_folder / "log.txt").read_text()
+    assert "later files of another branch were set aside: training-state-000004.pt.later, network-snapshot-" in log
     names = sorted(p.name for p in run_folder.glob("training-state-*"))
     assert names == ["training-state-000003.pt", "training-state-000004.pt", "training-state-000004.pt.later"]
+
+
+def test_a_branch_that_is_left_leaves_no_newest_snapshot(run_folder: Path, here: Here, tmp_path: Path) -> None:
+    """The run ends before it: its own last snapshot is the newest, and its own best one is the best."""
+    state, sets = run_folder / "training-state-000003.pt", ("--set", "train.duration_kimg=3.584", "--set", "train.glr=1e-9")
+    best = json.dumps({"kimg": 4.096, "metric": "frechet", "column": "frechet", "value": 0.0, "file": "x"})
+    (run_folder / "best.json").write_text(best)
+    (run_folder / "network-snapshot-best.pkl").write_bytes(b"of the branch that is left")
+    done = here("--recipe", tmp_path / "short.toml", "--resume", state, *sets)
+    assert done.returncode == 0, done.stderr
+    assert newest_network(run_folder) == run_folder / "network-snapshot-1.000000-000003.pkl"
+    left = {path.name for path in run_folder.glob("*.later")}
+    assert {"network-snapshot-1.000000-000004.pkl.later", "fakes_000004.png.later", "best.json.later"} <= left
+    assert (run_folder / "network-snapshot-best.pkl.later").read_bytes() == b"of the branch that is left"
 
 
 def test_a_state_under_another_name_is_not_the_newest(run_folder: Path, here: Here, tmp_path: Path) -> None:
@@ -574,6 +605,111 @@ def test_a_disk_that_stays_full_ends_a_run_with_one_line(recipe_file: Write, tmp
     )  # fmt: skip
     assert error_line(done).endswith("training-state-000000.pt: cannot be written: File too large")
     assert not [p for p in (tmp_path / "runs" / "00000-short").iterdir() if p.name.startswith(".")]
+
+
+def test_a_folder_that_is_another_runs_by_now_is_left_alone(tmp_path: Path) -> None:
+    folder = RunFolder.new(tmp_path, "short", Journal())
+    folder.write_recipe({"train": {"batch": 8}})
+    folder.path.rename(tmp_path / "moved")
+    (tmp_path / "00000-short").mkdir()
+    (tmp_path / "00000-short" / "training-state-000004.pt").write_bytes(b"another run's")
+    folder.write("stats.txt", b"ours")
+    folder.release()
+    assert folder.path == tmp_path / "00001-short"
+    assert {path.name for path in (tmp_path / "00000-short").iterdir()} == {"training-state-000004.pt"}
+    assert f"{tmp_path / '00000-short'} was gone; the run goes on in {folder.path}" in (folder.path / "log.txt").read_text()
+    assert (folder.path / "stats.txt").read_bytes() == b"ours" and (folder.path / "recipe.toml").is_file()
+
+
+def test_run_numbers_go_on_beyond_five_digits(tmp_path: Path) -> None:
+    for name in ("99999-short", "100000-short"):
+        (tmp_path / name).mkdir()
+    assert new_run_folder(tmp_path, "short") == tmp_path / "100001-short"
+
+
+@pytest.mark.parametrize("name", ["run.lock", "log.txt", "stats.jsonl"])
+@pytest.mark.parametrize("kind", ["a link", "a folder"])
+def test_what_is_no_file_of_the_folder_is_not_written_to(name: str, kind: str, tmp_path: Path) -> None:
+    """Two runs would not see each other's lock; lines would be added to a file elsewhere."""
+    (tmp_path / "elsewhere").write_text("a user's own\n")
+    (tmp_path / "run" / name).parent.mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere") if kind == "a link" else (tmp_path / "run" / name).mkdir()
+    with pytest.raises(UserError, match=f"{name}: is "):
+        RunFolder(tmp_path / "run", Journal())
+    assert (tmp_path / "elsewhere").read_text() == "a user's own\n"
+
+
+def test_an_old_state_that_cannot_be_deleted_does_not_stop_a_run(recipe_file: Write, tmp_path: Path) -> None:
+    sets = ["log.keep_states=1", "log.tick_kimg=1.024", "train.batch=512", "train.duration_kimg=2.048"]
+    folder = distill(str(recipe_file()), sets=sets).folder
+    (folder / "training-state-000001.pt").mkdir()
+    distill(str(recipe_file()), sets=[*sets, "train.duration_kimg=3.072"], resume=str(folder))
+    assert "training-state-000001.pt: cannot be deleted: " in (folder / "log.txt").read_text()
+    assert (folder / "training-state-000003.pt").is_file()
+
+
+def other_teacher(path: Path, what: str) -> None:
+    """The same weights in a file that says something else of them."""
+    net, facts = load_network(path, "denoiser")
+    about = facts.stored() | ({"D": 64.0} if what == "D" else {"sigma_data": 2.0} if what == "sigma_data" else {})
+    if what in ("its sigma_data", "dropout"):
+        changed = {"sigma_data": 2.0} if what == "its sigma_data" else {"dropout": 0.5}
+        twin = type(net)(**{**net.init_kwargs, **changed})  # type: ignore[arg-type, dict-item]
+        twin.load_state_dict(net.state_dict())
+        net = twin
+    save_network(path, "denoiser", net, about)
+
+
+@pytest.mark.parametrize("what", ["D", "sigma_data", "its sigma_data", "dropout"])
+def test_a_run_does_not_go_on_with_a_teacher_of_the_same_weights_that_means_another(
+    what: str, recipe_file: Write, tmp_path: Path
+) -> None:
+    recipe = str(recipe_file())
+    folder = distill(recipe).folder
+    other_teacher(tmp_path / "teacher.pt", what)
+    if what == "dropout":  # how it learns, not what it is
+        distill(recipe, resume=str(folder), sets=["train.duration_kimg=0.064"])
+        assert "changed since that state was written: the student's dropout: 0.0 -> 0.5" in (folder / "log.txt").read_text()
+        return
+    with pytest.raises(UserError, match=r"training-state-000000\.pt: .* when this run began"):
+        distill(recipe, resume=str(folder), sets=["train.duration_kimg=0.064"])
+
+
+ODD_STATES: dict[str, tuple[tuple[Any, ...], Any]] = {
+    "an average of text": (("parts", "ema"), {"x": "text"}),
+    "a moment of text": (("parts", "student", "optimiser", "state", 0, "exp_avg"), "text"),
+    "a moment of another shape": (("parts", "student", "optimiser", "state", 0, "exp_avg"), torch.zeros(1)),
+    "a moment too many": (("parts", "generator", "optimiser", "state", 10_000), {}),
+    "other groups": (("parts", "student", "optimiser", "param_groups"), []),
+    "a tensor in the recipe": (("recipe", "train", "lr"), torch.zeros(2)),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_STATES)
+def test_a_whole_state_with_odd_entries_is_refused(odd: str, recipe_file: Write, tmp_path: Path) -> None:
+    recipe = str(recipe_file())
+    state = distill(recipe).folder / "training-state-000000.pt"
+    content = load(state, STATE)
+    del content["format"], content["kind"]
+    (*way, last), value = ODD_STATES[odd]
+    functools.reduce(lambda of, key: of[key], way, content)[last] = value
+    save(state, STATE, content)
+    with pytest.raises(UserError, match=re.escape(str(state))):
+        distill(recipe, resume=str(state), sets=["train.duration_kimg=0.064"])
+
+
+def test_the_recipes_settings_of_adam_are_those_of_a_resumed_run(recipe_file: Write) -> None:
+    recipe = str(recipe_file())
+    state = distill(recipe).folder / "training-state-000000.pt"
+    content = load(state, STATE)
+    del content["format"], content["kind"]
+    ends = []
+    for changed in ({}, {"maximize": True, "weight_decay": 1e6, "amsgrad": "x"}):
+        content["parts"]["generator"]["optimiser"]["param_groups"][0] |= changed
+        save(state, STATE, content)
+        ends.append(weights_hash(distill(recipe, resume=str(state), sets=["train.duration_kimg=0.064"]).generator.net))
+        (state.parent / "training-state-000000.pt").unlink()
+    assert ends[0] == ends[1]
 
 
 def test_a_state_that_was_saved_while_the_run_was_being_built_is_not_left_behind(recipe_file: Write, tmp_path: Path) -> None:

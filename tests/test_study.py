@@ -21,10 +21,10 @@ from registry.cli.study_commands import cell_command
 from registry.core.errors import UserError
 from registry.plugins.loading import Plugins
 from registry.study import attempts
-from registry.study.cells import Status, prepare, read_attempt, status
+from registry.study.cells import Status, prepare, read_attempt, run_folder, status
 from registry.study.conduct import forget_failures
 from registry.study.definition import read_study
-from registry.study.reuse import reuse
+from registry.study.reuse import recorded, reuse
 from registry.study.slurm import CellJob
 from tests.conftest import environment, error_line
 
@@ -103,10 +103,10 @@ def test_every_run_is_one_that_a_user_could_type(toys: Path) -> None:
 
 
 def test_training_time_is_in_every_measurement_and_leaves_measuring_out(toys: Path) -> None:
-    (run_folder,) = toys.glob("cells/toy-learns/seed-5/00000-*")
-    seconds = [json.loads(line)["train_seconds"] for line in (run_folder / "metric-coverage.jsonl").read_text().splitlines()]
+    (folder,) = toys.glob("cells/toy-learns/seed-5/00000-*")
+    seconds = [json.loads(line)["train_seconds"] for line in (folder / "metric-coverage.jsonl").read_text().splitlines()]
     assert len(seconds) == 2 and 0 < seconds[0] < seconds[1]
-    ticks = [json.loads(line)["Timing/train_sec"]["mean"] for line in (run_folder / "stats.jsonl").read_text().splitlines()]
+    ticks = [json.loads(line)["Timing/train_sec"]["mean"] for line in (folder / "stats.jsonl").read_text().splitlines()]
     assert len(ticks) == 4 and ticks == sorted(ticks)
     assert ticks[1] == seconds[0] and ticks[3] == seconds[1], "a tick and the measurement after it are at the same time of training"
 
@@ -349,6 +349,34 @@ def test_a_pipe_in_a_cells_place_is_not_waited_for(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"{name}: is no file; remove it"):
             attempts.begin(tmp_path, [sys.executable, "-c", "pass"], {})
         (tmp_path / name).unlink()
+
+
+def test_an_attempt_is_written_down_whatever_the_clock_and_the_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is set back meanwhile; and the signal is one of those that have no name."""
+    attempt = attempts.begin(tmp_path, [sys.executable, "-c", "import os; os.kill(os.getpid(), 40)"], {})
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    attempt.process.wait(timeout=60)
+    assert not attempt.poll()
+    note = read_attempt(tmp_path)
+    assert note["exit"] == -40 and note["error"] == "ended by signal 40" and 0 <= note["seconds"] < 60
+
+
+@pytest.mark.parametrize("text", ["log = 3", "[[log]]\na = 1", "log = 1979-05-27", '[log]\n"a\\u0000b" = 1', "[log"])
+def test_a_strange_recipe_in_a_folder_to_copy_from_is_passed_over(text: str, tmp_path: Path) -> None:
+    cell = tmp_path / "cells" / "a" / "seed-0"
+    cell.mkdir(parents=True)
+    (cell / "recipe.toml").write_text(text)
+    assert not [folder for recipe, folder in recorded(tmp_path) if read_attempt(folder)]
+    assert reuse([], tmp_path) == []
+
+
+def test_an_empty_folder_is_no_run_of_a_cell(tmp_path: Path) -> None:
+    for name in ("00000-short", "99999-short", "100000-short"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.toml").touch()
+    (tmp_path / "100001-zzz").mkdir()
+    assert run_folder(tmp_path) == tmp_path / "100000-short"
 
 
 def test_a_pipe_in_a_grids_place_is_no_grid(copied: Path, here: Here, monkeypatch: Any) -> None:

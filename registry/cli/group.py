@@ -31,7 +31,7 @@ from registry.core.interruption import WRITER, heeded
 from registry.core.joining import first_to_tell, record, several
 from registry.core.text import printable, shown
 from registry.core.version import version
-from registry.plugins.faults import fault_of
+from registry.plugins.faults import fault_of, raised_by_a_plugin
 from registry.plugins.loading import load_plugins
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe
@@ -48,8 +48,13 @@ Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
 
 
-class PluginsPipe(Exception):
-    """A plugin's broken pipe. click takes any for that of the output, and ends without a word."""
+class PluginsOwn(Exception):
+    """An error of a plugin's that click or this command would take for its own: a broken pipe for that of the output, an exit for
+    the end of the work."""
+
+
+OWN = (click.exceptions.Exit, click.exceptions.Abort, click.ClickException)
+"""What only this command itself may raise."""
 
 
 class Group(click.Group):
@@ -80,7 +85,7 @@ class Group(click.Group):
             check_words(words)
             code = super().main(*args, **(kwargs | {"standalone_mode": False}))
         except BaseException as raised:  # a plugin may raise anything
-            error = raised.__cause__ if isinstance(raised, PluginsPipe) and raised.__cause__ else raised
+            error = raised.__cause__ if isinstance(raised, PluginsOwn) and raised.__cause__ else raised
             if isinstance(error, SystemExit) and error.code not in (None, 0) and fault_of(error) is None:
                 raise
             answer_signals(interrupt, signal.SIG_DFL)  # it ends anyway
@@ -97,7 +102,11 @@ class Group(click.Group):
             raise named from error
         except BrokenPipeError as error:
             if fault_of(error):
-                raise PluginsPipe from error
+                raise PluginsOwn from error
+            raise
+        except OWN as error:
+            if raised_by_a_plugin(error):
+                raise PluginsOwn from error
             raise
 
     def with_flag(self, error: SettingError, ctx: click.Context) -> UserError:
@@ -207,7 +216,7 @@ def tell(error: BaseException, debug: bool, words: Sequence[str] = ()) -> int:
             return code
     if debug and not isinstance(error, Interrupted | KeyboardInterrupt):
         traceback.print_exception(error)
-    if isinstance(error, click.ClickException):
+    if isinstance(error, click.ClickException) and not raised_by_a_plugin(error):
         error.show()
         return code
     message = printable(message)
@@ -219,6 +228,8 @@ def tell(error: BaseException, debug: bool, words: Sequence[str] = ()) -> int:
 def reason(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
     """What to tell of an error, and the exit code."""
     match error:
+        case _ if isinstance(error, OWN) and raised_by_a_plugin(error):
+            pass
         case click.exceptions.Abort() | KeyboardInterrupt():
             return "interrupted", 130
         case click.ClickException():
@@ -235,7 +246,7 @@ def reason(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
             return str(error), 1
     try:
         text = " ".join(str(error).split())
-    except Exception:  # whoever wrote the error may have written that, too
+    except BaseException:  # whoever wrote the error may have written that, too
         text = ""
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if fault := fault_of(error):

@@ -49,6 +49,7 @@ class Interrupted(BaseException):
 
     def __init__(self, message: str, code: int, state: str | None = None) -> None:
         super().__init__(message)
+        assert code > 128, "an interruption has the exit code of a signal"
         self.code, self.state = code, state
 
 

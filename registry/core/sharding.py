@@ -49,9 +49,11 @@ def let_go_at_once(net: nn.Module) -> Iterator[None]:
     """Blocks of a split network let go of their weights after a forward pass also in the midst of a backward pass, when activations
     are computed again. By itself each would keep them until its own backward pass: in the end all of the network's."""
     with ExitStack() as stack:
-        for module in net.modules() if TWIN in vars(net) else ():
-            if reshard := getattr(module, "reshard", None):
-                stack.callback(module.register_forward_hook(lambda *of, reshard=reshard: reshard()).remove)
+        if TWIN in vars(net):
+            from torch.distributed.fsdp import FSDPModule
+
+            for unit in (module for module in net.modules() if isinstance(module, FSDPModule)):
+                stack.callback(unit.register_forward_hook(lambda unit, *of: unit.reshard()).remove)
         yield
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,7 +74,11 @@ def persistent(net: Precond) -> Any:
 
 
 class SnapshotPickler(Pickler):
-    """Pickles tensors as torch does, but without the memory addresses that torch writes: equal networks give equal files."""
+    """Pickles tensors as torch does, but without the memory addresses that torch writes, and equal texts as one, wherever they came
+    from: equal networks give equal files."""
+
+    def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+        super().save(sys.intern(obj) if type(obj) is str else obj, save_persistent_id)
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, Tensor):

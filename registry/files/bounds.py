@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -18,6 +18,19 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Size = Annotated[int, Field(ge=1, le=65_536)]
 Level = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Texts = Annotated[str, Field(max_length=10_000)]
+
+
+def without_tensors(tables: Any) -> Any:
+    """The tables of a recipe, which hold plain values alone. Raises ValueError."""
+    inner = list(tables.values()) if isinstance(tables, dict) else tables if isinstance(tables, list | tuple) else []
+    if isinstance(tables, Tensor):
+        raise ValueError("a recipe holds no tensors")
+    for value in inner:
+        without_tensors(value)
+    return tables
+
+
+Tables = Annotated[dict[str, dict[str, Any]], AfterValidator(without_tensors)]
 
 
 class Entries(BaseModel):
@@ -37,7 +50,7 @@ class About(Entries):
     sigmas: list[Level] | tuple[Level, ...] | None = Field(None, max_length=1000)
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     teacher: Texts | None = None
-    recipe: dict[str, dict[str, Any]] | None = None
+    recipe: Tables | None = None
     nimg: Count | None = None
     assumed: list[str] | None = None
 
@@ -82,7 +95,7 @@ class StateFile(Entries):
     networks: dict[str, Network]
     nimg: Count
     rng: list[dict[str, Any]]
-    recipe: dict[str, dict[str, Any]]
+    recipe: Tables
     about: About = About()
     seconds: Annotated[float, Field(ge=0)] = 0.0
     rollbacks: Count = 0

@@ -9,22 +9,27 @@ from registry.core.errors import UserError
 from registry.files.downloads import cache_folder
 
 FOLDERS = {
-    "statistics": "statistics of real images",
-    "quality": "measured rows of shipped teachers",
-    "pairs": "pairs of warm-ups",
+    "statistics": ("statistics of real images", r"[\w-]+-[0-9a-f]{16,64}(-[\w-]+)?\.npz"),
+    "quality": ("measured rows of shipped teachers", r"[\w.-]+\.quality\.json"),
+    "pairs": ("pairs of warm-ups", r"[0-9a-f]{16}\.pt"),
 }
+"""What is in them, and the names of our files there."""
 DOWNLOADS, YOURS = "downloads", "yours: put here by hand"
 
 
 def contents() -> dict[str, list[Path]]:
     """The files of the cache folder, by what they are."""
     folder = cache_folder()
-    found: dict[str, list[Path]] = {DOWNLOADS: [], **{what: [] for what in FOLDERS.values()}, YOURS: []}
+    found: dict[str, list[Path]] = {DOWNLOADS: [], **{what: [] for what, _ in FOLDERS.values()}, YOURS: []}
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         if path.is_file() and not path.name.endswith(".lock"):
             top, *rest = path.relative_to(folder).parts
-            downloaded = not rest and re.match("[0-9a-f]{12}-", top)
-            found[DOWNLOADS if downloaded else FOLDERS[top] if rest and top in FOLDERS else YOURS].append(path)
+            what, name = FOLDERS.get(top, (YOURS, ""))
+            if not rest:
+                what = DOWNLOADS if re.match("[0-9a-f]{12}-", top) else YOURS
+            elif what != YOURS and (len(rest) > 1 or not re.fullmatch(name, path.name)):
+                what = YOURS
+            found[what].append(path)
     return found
 
 

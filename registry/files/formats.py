@@ -38,6 +38,7 @@ from registry.files.plain import (
     load_safetensors,
     save,
     save_safetensors,
+    unshared,
 )
 from registry.plugins.component import NetworkClass
 from registry.plugins.loading import load_plugins
@@ -61,6 +62,7 @@ def save_network(path: Path, kind: str, net: nn.Module, about: Mapping[str, Any]
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     facts = {"kind": kind, "about": dict(about)}
     assert is_plain(facts), f"not plain: {about}"
+    facts = unshared(facts)
     if path.suffix == ".pkl":
         if not isinstance(net, Precond):
             raise UserError(

@@ -12,6 +12,7 @@ from torch import nn
 
 from registry.core.atomic import write_atomically
 from registry.core.errors import UserError
+from registry.core.text import shown
 from registry.edm.networks import EDMPrecond
 from registry.edm.sid_states import SiDState, sid_state
 from registry.files.bounds import STATE
@@ -47,7 +48,10 @@ def hand_over(source: str, target: str) -> str:
         if not isinstance(net, EDMPrecond):
             raise UserError(f"{source}: its networks are of class {type(net).__name__}; SiD's states hold EDM's networks")
         nets[name] = net
-    adams = {name: adam_for_sid(content, name, nets[name]) for name in RATES}
+    try:
+        adams = {name: adam_for_sid(content, name, nets[name]) for name in RATES}
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise UserError(f"{source}: its optimisers' settings are none of Adam's ({shown(error, 100)})") from None
     write_atomically(path, sid_state(SiDState(nets, adams)))
     return f"{target}: SiD's training state at {kimg} kimg, D = {facts.dimension():g}, from {source}"
 

@@ -43,7 +43,10 @@ def content(path: Path, most: int = MOST_BYTES) -> bytes:
             raise NoRecord("is not a file")
         if found.st_size > most:
             raise NoRecord("is too long")
-        return file.read()
+        whole = file.read(most + 1)
+    if whole is None or len(whole) > most:  # what the system makes up as it is read has no size
+        raise NoRecord("is not a file" if whole is None else "is too long")
+    return whole
 
 
 def read_record(path: Path, schema: TypeAdapter[T]) -> T:

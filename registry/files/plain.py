@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ def save(path: Path, kind: str, content: Mapping[str, Any]) -> None:
 
     def write(file: BinaryIO) -> None:
         with undisturbed():
-            torch.save({"format": FORMAT, "kind": kind, **content}, file)
+            torch.save(unshared({"format": FORMAT, "kind": kind, **content}), file)
         seal.seal(file)
 
     write_atomically(path, write)
@@ -103,6 +103,15 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, Tensor) or type(value) in (bool, int, float, str)
 
 
+def unshared(value: Any) -> Any:
+    """A copy of plain values in which no list is in two places, and equal texts are one: so equal values give equal files."""
+    if type(value) is dict:
+        return {unshared(key): unshared(inner) for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(unshared, value))
+    return sys.intern(value) if type(value) is str else value
+
+
 def plain_globals(path: Path) -> list[tuple[str, str, bool]]:
     """The globals of a file of torch.save. Tensors of any dtype are only numbers, also of those that EDM's files never have."""
     return [(module, name, executes and not is_dtype(module, name)) for module, name, executes in list_globals(path, careful=True)]
@@ -141,8 +150,10 @@ def load(source: str | Path, *kinds: str, sealed: bool | None = None) -> dict[st
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{source}: cannot be read: {error.strerror}") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError):
-        raise UserError(f"{source}: {NOT_PLAIN}") from None  # torch's own message advises to load it unsafely
+    except MemoryError:
+        raise
+    except Exception:  # whatever instructions in the wrong order lead to; torch's own message advises to load it unsafely
+        raise UserError(f"{source}: {NOT_PLAIN}") from None
     content = content if isinstance(content, dict) else {}
     check_nesting(content, source)
     check_mark(content, sealed, source)

@@ -49,3 +49,10 @@ def fault_of(error: BaseException | None) -> Fault | None:
                     return Fault(plugin, file, line)
         error = error.__cause__ or error.__context__
     return None
+
+
+def raised_by_a_plugin(error: BaseException) -> bool:
+    """Whether a plugin's own code raised it, and not ours that it called, or that answered a signal meanwhile."""
+    *_, (frame, _) = [(None, 0), *traceback.walk_tb(error.__traceback__)]
+    file = None if frame is None else Path(frame.f_code.co_filename)
+    return file is not None and any(home in (file, *file.parents) for home in homes_of_plugins())

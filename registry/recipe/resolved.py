@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from registry.core.contracts import Domain
 from registry.core.errors import SettingError, UserError
 from registry.core.settings import Config
+from registry.core.text import text_of
 from registry.files.locate import RECIPE
 from registry.plugins.component import Component
 from registry.recipe.tables import (
@@ -100,7 +101,7 @@ class Choice:
         except UserError:
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            reason = f"{type(error).__name__}: {' '.join(text_of(error, str).split())}"
             raise UserError(f"plugin {self.owner!r}: its {self.kind} {self.name!r} cannot be built: {reason}") from error
         if made is None:
             raise UserError(f"plugin {self.owner!r}: its {self.kind} {self.name!r} cannot be built: its build gives nothing")

@@ -10,6 +10,7 @@ from typing import Any
 
 from registry.core.errors import UserError
 from registry.core.text import shown
+from registry.files.json_files import NoRecord, content
 from registry.recipe.resolved import Tables
 
 MOST_CHARACTERS, DEEPEST = 1_000_000, 50
@@ -24,7 +25,7 @@ def read_tables(path: Path) -> Tables:
 def read_text_and_tables(path: Path) -> tuple[str, Tables]:
     """The same, and the file's text."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = content(path, 4 * MOST_CHARACTERS).decode("utf-8")
         if too_nested(text):
             raise UserError(f"{path}: not a recipe: its tables or lists are nested too deeply, or it is too long")
         tables = tomllib.loads(text)
@@ -32,6 +33,8 @@ def read_text_and_tables(path: Path) -> tuple[str, Tables]:
         return text, tables
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file in UTF-8, so not a recipe") from None
+    except NoRecord as error:
+        raise UserError(f"{path}: {error}, so not a recipe") from None
     except ValueError as error:  # also a number of thousands of digits
         raise UserError(f"{path}: not valid TOML: {shown(error)}") from None
     except OSError as error:

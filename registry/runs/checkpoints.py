@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,7 +86,7 @@ def restore_state(path: Path, content: Mapping[str, Any], parts: Mapping[str, St
     for name, part in parts.items():
         try:
             part.load_state_dict(content["parts"][name])
-        except (RuntimeError, ValueError, KeyError, AssertionError) as error:
+        except (RuntimeError, ValueError, KeyError, AssertionError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: its {name} does not fit this recipe's networks ({reason})") from None
     states = content["rng"]
@@ -121,10 +121,12 @@ def identity(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same_sources(state: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Check that the teacher's weights and the real images are those that the run began with, if the state says which.
-
-    Raises UserError.
-    """
+    """Check that the teacher and the real images are those that the run began with, if the state says which. Raises UserError."""
+    for key in ("D", "sigma_data"):
+        before, now = (facts.get(key) for facts in (old, new))
+        if before is not None and now is not None and before != now:
+            teacher = new.get("teacher", "the teacher")
+            raise UserError(f"{state}: {teacher} has {key} = {now:g}, and had {before:g} when this run began; put the old one back")
     what = {
         "teacher_weights": f"{new.get('teacher', 'the teacher')} has other weights",
         "data_hash": f"{new.get('data', 'the data set')} holds other images",
@@ -136,6 +138,31 @@ def check_same_sources(state: Path, old: Mapping[str, Any], new: Mapping[str, An
                 f"{state}: {sentence} than when this run began, and a run cannot go on with others; "
                 "put the old ones back, or begin a new run"
             )
+
+
+FREE = {"dropout", "use_fp16"}
+"""Arguments of a network with which a run may go on: how it learns, not what its weights mean."""
+
+
+def arguments(networks: Mapping[str, Any], parts: Mapping[str, Stateful]) -> Iterator[tuple[str, str, Any, Any]]:
+    """The arguments that networks of a state were built with and those of this run are not: network, argument, before, now."""
+    for name, learner in parts.items():
+        if isinstance(learner, Learner) and name in networks:
+            now, before = blueprint(outline(learner.net))["kwargs"], networks[name]["kwargs"]
+            yield from ((name, key, before[key], now[key]) for key in sorted({*now} & {*before}) if before[key] != now[key])
+
+
+def check_same_networks(state: Path, networks: Mapping[str, Any], parts: Mapping[str, Stateful]) -> None:
+    """Check that a state's networks were built as this run's are; equal weights do not mean that. Raises UserError."""
+    for name, key, before, now in arguments(networks, parts):
+        if key not in FREE:
+            what = f"the {name} is a network with {key} = {shown(now, 60)} here, and had {shown(before, 60)} when this run began"
+            raise UserError(f"{state}: {what}; put the old teacher back, or begin a new run")
+
+
+def other_networks(networks: Mapping[str, Any], parts: Mapping[str, Stateful]) -> list[str]:
+    """What else is different about them, in words."""
+    return [f"the {name}'s {key}: {before} -> {now}" for name, key, before, now in arguments(networks, parts)]
 
 
 def check_same_run(state: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

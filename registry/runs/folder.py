@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from registry.core import distributed
-from registry.core.atomic import sweep, write_atomically
+from registry.core.atomic import sweep, unused, write_atomically
 from registry.core.errors import SettingError, UserError
 from registry.files.json_lines import STATISTICS, append_line, kimg_of, read_lines, whole_lines
 from registry.recipe.resolved import Tables, dumps
@@ -26,7 +26,7 @@ def new_run_folder(outdir: Path, description: str) -> Path:
     try:
         outdir.mkdir(parents=True, exist_ok=True)
         while True:
-            ids = [int(m[1]) for p in outdir.iterdir() if (m := re.match(r"(\d{5})-", p.name))]
+            ids = [int(m[1]) for p in outdir.iterdir() if (m := re.match(r"(\d{5,9})-", p.name, re.ASCII))]
             folder = outdir / f"{max(ids, default=-1) + 1:05d}-{description}"
             try:
                 folder.mkdir()
@@ -63,6 +63,9 @@ class RunFolder:
         return found.st_dev, found.st_ino
 
     def _take(self) -> None:
+        lock = Path(self._lock.lock_file)
+        if lock.is_symlink() or (lock.exists() and not lock.is_file()):
+            raise UserError(f"{lock}: is no file that can be locked; remove it, if no run writes here")
         try:
             self._lock.acquire()
         except Timeout:
@@ -72,8 +75,8 @@ class RunFolder:
         except OSError:  # a disk that knows no locks
             pass
         for file in (*self.path.glob("*.txt"), *self.path.glob("*.jsonl")):
-            if file.exists() and not file.is_file():
-                raise UserError(f"{file}: is not a file that lines can be added to")
+            if file.is_symlink() or (file.exists() and not file.is_file()):
+                raise UserError(f"{file}: is not a file of this folder that lines can be added to")
 
     def follow(self, trackers: Trackers, tables: Tables, nimg: int) -> None:
         """From now on, give numbers and pictures to these trackers, too."""
@@ -93,20 +96,27 @@ class RunFolder:
         return cls(distributed.from_rank0(path), journal)
 
     def keep_there(self) -> None:
-        """If the folder is gone, go on in a new one of that name, take its lock, and say so."""
+        """If the folder is gone, go on in a new one of that name, take its lock, and say so. If there is another now that is not
+        empty, perhaps that of another run, go on under the next number."""
         if not self.writes or self._place() == self._known:
             return
+        was = self.path
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError:  # whoever writes a file says why it cannot
+            was.mkdir(parents=True, exist_ok=True)
+            if any(was.iterdir()):
+                self.path = new_run_folder(was.parent, was.name.partition("-")[2])
+        except (OSError, UserError):  # whoever writes a file says why it cannot
+            self.path = unused(was)
             return
         self._known = self._place()
+        self.journal.open(self.path)
         with suppress(OSError):
             self._lock.release()
         self._lock = FileLock(self.path / "run.lock", timeout=0)
         self._take()
         write_atomically(self.path / "recipe.toml", self._recipe)
-        self.journal.log(f"WARNING {self.path} was gone; the run goes on in a new folder of that name")
+        where = "a new folder of that name" if self.path == was else str(self.path)
+        self.journal.log(f"WARNING {was} was gone; the run goes on in {where}")
 
     def write(self, name: str, content: bytes) -> None:
         """A file in the folder, whole or not at all."""

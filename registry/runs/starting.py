@@ -19,7 +19,15 @@ from registry.measure.saved import QUALITY
 from registry.recipe.doubts import doubts
 from registry.recipe.resolved import PretrainRecipe, Recipe, settings_of
 from registry.recipe.tables import PretrainConfig, TrainConfig
-from registry.runs.checkpoints import check_same_run, check_same_sources, differences, read_state, restore_state
+from registry.runs.checkpoints import (
+    check_same_networks,
+    check_same_run,
+    check_same_sources,
+    differences,
+    other_networks,
+    read_state,
+    restore_state,
+)
 from registry.runs.folder import RunFolder
 from registry.runs.foreign import adopt
 from registry.runs.states import Found, find_state, set_later_aside
@@ -86,13 +94,14 @@ def start_or_resume(
         saved.clock.seconds = content.get("seconds", 0.0)  # 0: states of version 0.1 do not say
         saved.snapshot_due = content.get("snapshot_due", False) and not distributed.from_rank0(has_table(folder.path, run.nimg))
         folder.sweep()
-        if later := set_later_aside(folder.path, begun, run.nimg) if folder.writes else []:
-            journal.log(f"later states of another branch were set aside: {', '.join(path.name for path in later)}")
+        changed = differences(content["recipe"], saved.tables)
+        if later := set_later_aside(folder.path, begun, run.nimg, bool(changed)) if folder.writes else []:
+            journal.log(f"later files of another branch were set aside: {', '.join(path.name for path in later)}")
         folder.forget_after(run.nimg / 1000, saved.snapshot_due)
         journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {begun}")
         if run.nimg >= run.total:
             journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
-        for difference in differences(content["recipe"], saved.tables):
+        for difference in (*changed, *other_networks(content["networks"], saved.parts)):
             journal.log(f"changed since that state was written: {difference}")
     for remark in (*found.remarks, *(f"WARNING {doubt}" for doubt in doubts(recipe))):
         journal.log(remark)
@@ -113,6 +122,7 @@ def locked_state(folder: RunFolder, state: Path, resume: str | None, saved: Save
         content = read_state(file, saved.parts)
     check_same_run(state, content["recipe"], saved.tables)
     check_same_sources(state, content["about"], saved.facts)
+    check_same_networks(state, content["networks"], saved.parts)
     return state, content
 
 

@@ -14,7 +14,9 @@ from registry.core.atomic import unused
 from registry.core.errors import SettingError, UserError
 from registry.core.seal import has_seal
 from registry.files.bounds import STATE
+from registry.files.json_files import kept
 from registry.files.plain import DAMAGED, load, problem
+from registry.measure.saved import BEST
 from registry.recipe.texts import read_tables
 from registry.runs.checkpoints import differences, identity
 
@@ -58,8 +60,9 @@ def find_state(resume: str | None, outdir: Path, description: str, tables: Mappi
 
 def newest_run(outdir: Path, description: str, tables: Mapping[str, Any]) -> Found:
     """The newest whole state of the newest run of this name and identity; of all newer ones it is said why they were not taken."""
-    name = re.compile(rf"\d{{5}}-{re.escape(description)}")
-    runs = sorted((p for p in outdir.iterdir() if name.fullmatch(p.name)), reverse=True) if os.path.isdir(outdir) else []
+    name = re.compile(rf"\d{{5,9}}-{re.escape(description)}", re.ASCII)
+    there = [p for p in outdir.iterdir() if name.fullmatch(p.name)] if os.path.isdir(outdir) else []
+    runs = sorted(there, key=lambda p: int(p.name.partition("-")[0]), reverse=True)
     wanted, remarks = identity(tables), list[str]()
     for folder in runs:
         if not os.access(folder, os.R_OK | os.X_OK):
@@ -108,9 +111,17 @@ def misnamed(path: Path) -> str | None:
     return None if nimg // 1000 == kimg_of(path) else f"is a state at {nimg / 1000:.3f} kimg under another name"
 
 
-def set_later_aside(folder: Path, state: Path, nimg: int) -> list[Path]:
-    """Rename the folder's states that come after the one that a run goes on from: they are of a branch that it leaves."""
+def set_later_aside(folder: Path, state: Path, nimg: int, changed: bool) -> list[Path]:
+    """Rename the folder's states that come after the one that a run goes on from: they are of a branch that it leaves. And then, or
+    if its settings have `changed`, the later snapshots and their grids, too."""
     later = [path for path in states(folder) if kimg_of(path) > nimg // 1000 and path != state]
+    if later or changed:
+        of_snapshots = [*folder.glob("network-snapshot-*"), *folder.glob("fakes_*.png")]
+        numbered = [path for path in of_snapshots if re.search(r"[-_]\d{6,}$", path.stem, re.ASCII)]
+        later += [path for path in numbered if int(re.split("[-_]", path.stem)[-1]) > nimg // 1000 and path.suffix != LATER]
+        best = kept(folder / "best.json", BEST)
+        if best is not None and best.kimg > nimg / 1000:
+            later += [folder / "best.json", *(path for path in of_snapshots if path.stem == "network-snapshot-best")]
     return [path.rename(unused(path.with_name(path.name + LATER))) for path in later]
 
 

@@ -31,6 +31,7 @@ from registry.runs.schedule import Schedule
 from registry.runs.states import newest_whole, states
 from registry.runs.threads import Threads, with_fastest_threads
 from registry.runs.ticks import Learners, Signs, Ticks
+from registry.show.journal import Journal
 from registry.train.step import Learner
 
 TRIES_AGAIN = "the run goes on, and tries again when the next one is due"
@@ -76,22 +77,25 @@ class Saved:
 
         If it need not be waited for, and [log] background_states says so, it is written while training goes on.
         """
-        path = folder.path / f"training-state-{run.nimg // 1000:06d}.pt"
         self.finish(folder)
         self.saved_at = time.monotonic()
         folder.keep_there()
+        path = folder.path / f"training-state-{run.nimg // 1000:06d}.pt"
         beside = self.tables["log"].get("background_states")
         background = None if wait or not (run.device.type != "cpu" if beside is None else beside) else self.background
-        seconds, threads, written = self.clock.seconds, self.threads.chosen, partial(self.delete_old, path)
+        seconds, threads, written = self.clock.seconds, self.threads.chosen, partial(self.delete_old, path, folder.journal)
         about = (run.nimg, self.tables, self.facts, seconds, snapshot_due, run.rollbacks, threads)
         save_state(path, self.parts, *about, background, written)
         return path
 
-    def delete_old(self, newest: Path) -> None:
-        """Delete the states that need not be kept beside the newest."""
+    def delete_old(self, newest: Path, journal: Journal) -> None:
+        """Delete the states that need not be kept beside the newest. One that cannot be deleted is no reason to stop."""
         keep = self.tables["log"]["keep_states"]
         for old in [s for s in states(newest.parent) if s != newest][keep - 1 :] if keep else ():
-            old.unlink(missing_ok=True)
+            try:
+                old.unlink(missing_ok=True)
+            except OSError as error:
+                journal.log(f"WARNING {old}: cannot be deleted: {error.strerror}")
 
     def finish(self, folder: RunFolder) -> None:
         """Wait for the state that rank 0 writes in the background. That it cannot be written is said, and is no reason to stop."""
@@ -161,6 +165,7 @@ def after_iteration(
     if not (any(due) or signal or overdue):
         return
     saved.clock.stop(run.device)
+    folder.keep_there()
     well = check_health(learners(), run.nimg, config.nonfinite == "stop", due.begin, due.end)
     check_agreement(saved.parts, run.nimg)
     if due.tick:

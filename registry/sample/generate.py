@@ -9,9 +9,9 @@ import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -212,7 +212,7 @@ def gather(outdir: Path, seeds: Sequence[int], form: Form, formats: Sequence[For
     if "grid" in formats:
         first = content["arr_0"][: len(seeds) if planar else MOST_IN_A_GRID]
         save_samples(outdir / "grid.png", from_pixels(first), math.ceil(len(first) ** 0.5))
-    shutil.rmtree(outdir / PARTS)
+    remove_parts(outdir / PARTS)
 
 
 def claim(outdir: Path, settings: dict[str, Any]) -> None:
@@ -240,8 +240,8 @@ def check_unmarked(outdir: Path, seeds: Sequence[int]) -> None:
 
 def abandon(outdir: Path) -> None:
     """Give up the claim on a folder in which nothing has been made."""
-    if {path.name for path in outdir.iterdir()} <= {NOTE, PARTS} and not list((outdir / PARTS).glob("*.npz")):
-        shutil.rmtree(outdir / PARTS, ignore_errors=True)
+    if {path.name for path in outdir.iterdir()} <= {NOTE, PARTS} and not parts(outdir / PARTS):
+        remove_parts(outdir / PARTS)
         (outdir / NOTE).unlink(missing_ok=True)
 
 
@@ -283,6 +283,19 @@ def write_part(folder: Path, seeds: Sequence[int], pixels: np.ndarray, labels: n
     write_atomically(folder / f"{name}.npz", buffer.getvalue(), durable=False)
 
 
+def parts(folder: Path) -> list[Path]:
+    """The files of an unfinished run."""
+    return sorted(path for path in folder.glob("*.npz") if re.fullmatch(r"[0-9a-f]{16}", path.stem))
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what `write_part` wrote, and the folder if nothing else is in it."""
+    for path in (*parts(folder), folder / "lock"):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def images_in(path: Path, form: Form) -> dict[str, np.ndarray] | None:
     """`seeds` [n], `arr_0` [n, H, W, C] and `labels` [n], if there are any, of a file of ours; None if it is none, or damaged."""
     if not path.is_file():
@@ -305,7 +318,7 @@ def images_in(path: Path, form: Form) -> dict[str, np.ndarray] | None:
 def parts_in(folder: Path, form: Form) -> dict[Path, list[int]]:
     """The parts of an unfinished run, with their seeds; damaged ones are removed."""
     found = {}
-    for path in sorted(folder.glob("*.npz")):
+    for path in parts(folder):
         part = images_in(path, form)  # all of it: a part may be cut off anywhere
         if part is not None:
             found[path] = part["seeds"].tolist()
@@ -318,7 +331,7 @@ def read_parts(folder: Path, seeds: Sequence[int], form: Form) -> dict[str, np.n
     """`arr_0` [n, H, W, C], `seeds` [n] and `labels` [n], if there are any, in the order of the seeds. Raises UserError."""
     row = {seed: i for i, seed in enumerate(seeds)}
     content, missing = {"seeds": np.array(seeds)}, set(seeds)
-    for path in sorted(folder.glob("*.npz")):
+    for path in parts(folder):
         part = images_in(path, form)
         if part is None:
             continue

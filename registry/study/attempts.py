@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Attempt:
     folder: Path
     process: subprocess.Popen[bytes]
     note: dict[str, Any]
+    begun: float = field(default_factory=time.monotonic)
 
     def poll(self) -> bool:
         """Whether the process is still running. When it has ended, its exit code and last error are written down."""
@@ -44,7 +45,8 @@ class Attempt:
         return False
 
     def elapsed(self) -> float:
-        return time.time() - float(self.note["started"])
+        """Seconds, whatever happens to the clock meanwhile."""
+        return time.monotonic() - self.begun
 
     def signal(self, number: int) -> None:
         """Send a signal to the process, if it is still there."""
@@ -117,6 +119,7 @@ def last_error(folder: Path, code: int) -> str:
     if code == 0:
         return ""
     if code < 0:
-        return f"ended by signal {signal.Signals(-code).name}"
+        known = {s.value: s.name for s in signal.Signals}  # not all that a system has
+        return f"ended by signal {known.get(-code, -code)}"
     lines = (folder / ERRORS).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1].strip().removeprefix("distill: ") if lines else f"exit code {code}"

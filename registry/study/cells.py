@@ -107,7 +107,8 @@ class Cell:
 
 def run_folder(folder: Path) -> Path | None:
     """The newest run folder in a cell's folder."""
-    return max((p for p in folder.glob("*-*") if re.match(r"\d{5}-", p.name) and p.is_dir()), default=None)
+    runs = [p for p in folder.glob("*-*") if re.match(r"\d{5,9}-", p.name, re.ASCII) and p.is_dir() and any(p.iterdir())]
+    return max(runs, key=lambda p: int(p.name.partition("-")[0]), default=None)
 
 
 ATTEMPT = "attempt.json"

@@ -96,6 +96,8 @@ def check_all_ran(cells: Sequence[Cell]) -> None:
         raise SettingError("retry", f"{failed} of {len(cells)} runs have failed, as is said above; with this they run again")
     if killed := found.count(Status.UNFINISHED):
         raise UserError(f"{killed} of {len(cells)} runs were killed; the same command goes on with them")
+    if waiting := found.count(Status.WAITING):
+        raise UserError(f"{waiting} of {len(cells)} runs have left no record; the same command runs them")
 
 
 @contextmanager

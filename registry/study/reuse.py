@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from registry.core.errors import SettingError, UserError
+from registry.core.errors import SettingError
 from registry.recipe.resolved import dumps
 from registry.recipe.texts import read_tables
 from registry.study.attempts import write_note
@@ -39,7 +39,7 @@ def recorded(source: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted(source.rglob(f"cells/*/seed-*/{RECIPE}")):
         try:
             yield dumps(identity(read_tables(path))), path.parent
-        except (UserError, KeyError):  # cut off, or not written by a study
+        except Exception:  # cut off, or not written by a study: whatever it holds, it is no cell of one
             continue
 
 

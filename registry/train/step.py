@@ -28,6 +28,9 @@ AT_ONCE = 16
 """Tensors of a gradient that are looked through together."""
 
 
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+
+
 class Adam(torch.optim.Adam):
     """torch's Adam without the wrappers for torch.compile around these methods: the first call of one loads the compiler, which
     takes seconds."""
@@ -38,13 +41,17 @@ class Adam(torch.optim.Adam):
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the moments. The settings stay the recipe's, and are not those of the run that is resumed."""
-        ours = [{key: group[key] for key in ("betas", "eps")} for group in self.param_groups]
-        parameters = dict(enumerate(p for group in self.param_groups for p in group["params"]))
+        """Take over the moments. The settings stay the recipe's, and are not those of the run before. Raises ValueError."""
+        groups, parameters = self.state_dict()["param_groups"], [p for group in self.param_groups for p in group["params"]]
+        if [group["params"] for group in state_dict["param_groups"]] != [group["params"] for group in groups]:
+            raise ValueError("it is an optimiser of other parameters")
+        for i, of in state_dict["state"].items():
+            if not (isinstance(of, dict) and {*of} == MOMENTS and all(isinstance(value, Tensor) for value in of.values())):
+                raise ValueError("these are no moments of Adam's")
+            if {of["exp_avg"].shape, of["exp_avg_sq"].shape} != {parameters[i].shape} or of["step"].numel() != 1:
+                raise ValueError("Adam's moments have other shapes")
         moments = {i: split_state(of, dict.fromkeys(of, parameters[i])) for i, of in state_dict["state"].items()}
-        inspect.unwrap(torch.optim.Adam.load_state_dict)(self, {**state_dict, "state": moments})
-        for group, settings in zip(self.param_groups, ours, strict=True):
-            group.update(settings)
+        inspect.unwrap(torch.optim.Adam.load_state_dict)(self, {"param_groups": groups, "state": moments})
 
 
 class Learner:

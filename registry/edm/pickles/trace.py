@@ -22,7 +22,7 @@ from registry.edm.pickles.instructions import (
     Op,
     instructions,
 )
-from registry.edm.pickles.refusals import CUT, MAX_ARGUMENTS, MAX_PARTS, PickleError
+from registry.edm.pickles.refusals import CUT, FEW_PARTS, MAX_ARGUMENTS, MAX_PARTS, PickleError
 
 UNKNOWN = Global("?", "?")
 """Stands for a global that only executing the file would reveal."""
@@ -54,12 +54,13 @@ def trace_pickle(file: BinaryIO, span: range, names: list[Global], strict: bool,
     `careful`, what would crash or stall an unpickler although it executes nothing. Raises PickleError.
     """
     careful = careful or strict
+    most = min(MAX_PARTS, max(FEW_PARTS, len(span) // 2))
     code, blobs, streams = bytearray(), list[range](), list[range | Latin]()
     stack, marks, memo = list[Any](), list[int](), dict[str, Any]()  # well-chosen numbers would collide
     for count, (op, argument, text) in enumerate(instructions(file, span), 1):
         name = op.name
-        if count > MAX_PARTS:
-            raise PickleError(f"has more than {MAX_PARTS} instructions, several times what the largest training states need")
+        if count > most:
+            raise PickleError(f"has more than {most} instructions, several times what training states of its size need")
         if strict and name not in ALLOWED_INSTRUCTIONS:
             raise PickleError(f"uses the pickle instruction {name}, which no network snapshot or training state needs")
         if name == "FRAME":  # a hint for reading ahead, which is wrong once the byte strings are cut out
