@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -148,8 +149,17 @@ def arguments(networks: Mapping[str, Any], parts: Mapping[str, Stateful]) -> Ite
     """The arguments that networks of a state were built with and those of this run are not: network, argument, before, now."""
     for name, learner in parts.items():
         if isinstance(learner, Learner) and name in networks:
-            now, before = blueprint(outline(learner.net))["kwargs"], networks[name]["kwargs"]
+            net = outline(learner.net)
+            usual = {key: p.default for key, p in inspect.signature(type(net)).parameters.items() if p.default is not p.empty}
+            now, before = (as_lists(usual | kwargs) for kwargs in (blueprint(net)["kwargs"], networks[name]["kwargs"]))
             yield from ((name, key, before[key], now[key]) for key in sorted({*now} & {*before}) if before[key] != now[key])
+
+
+def as_lists(value: Any) -> Any:
+    """Plain values with lists for tuples: some formats of files know no other."""
+    if isinstance(value, Mapping):
+        return {key: as_lists(inner) for key, inner in value.items()}
+    return [as_lists(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def check_same_networks(state: Path, networks: Mapping[str, Any], parts: Mapping[str, Stateful]) -> None:
