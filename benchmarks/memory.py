@@ -4,7 +4,7 @@ with networks that are split over two.
 python benchmarks/memory.py [--channels 64] [--images 32]
 
 The quickstart's distillation with a network of three resolutions. Gradients and activations at their most, in MiB; torch's profiler
-sees every allocation, work space inside of kernels and buffers of messages included.
+sees every allocation of torch's own, but not the work space of the libraries that it calls.
 """
 
 from __future__ import annotations

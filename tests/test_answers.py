@@ -179,6 +179,7 @@ def register_metrics():
 
 ENDS = {
     "an exit": ("import click\n        raise click.exceptions.Exit(0)", "Exit: 0"),
+    "an exit by click": ("import click\n        click.Context(click.Command('x')).exit(0)", "Exit: 0"),
     "an abort": ("import click\n        raise click.Abort", "Abort"),
     "wrong usage": ("import click\n        raise click.UsageError('no')", "UsageError: no"),
     "an interruption": ("from registry.core.errors import Interrupted\n        raise Interrupted('no', 0)", "AssertionError: an interruption has the exit code"),

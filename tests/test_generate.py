@@ -226,6 +226,7 @@ def test_parts_of_an_interrupted_run_are_used(here: Cli, generator_file: Path, t
     assert np.array_equal(again[[0, 1, 2, 4]], whole[[0, 1, 2, 4]])
     assert np.array_equal(again[3], 255 - whole[3])  # taken from the part, not made again
     assert {path.name for path in (out / ".parts").iterdir()} == {"mine.npz", "mine.txt"}
+    assert "5 of 5 images already exist" in here(*args).stdout
 
 
 def test_a_finished_npz_is_used_by_the_next_call(here: Cli, generator_file: Path, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
         "holds a list where",
     ),
     "too many instructions": (lambda: snapshot(many(b"K\x00" * MAX_PARTS)), f"has more than {MAX_PARTS} instructions"),
-    "instructions of a byte each": (lambda: b"\x80\x02)" + b"\x85" * 900_000 + b".", "has more than 450002 instructions"),
+    "instructions of a byte each": (lambda: b"\x80\x02)" + b"\x85" * 900_000 + b".", "has more than 600002 instructions"),
     "many sets": (lambda: snapshot(many(b"\x8f" * (MAX_PARTS // 5))), "holds a list where"),
     "unknown arguments": (lambda: snapshot(record(_init_kwargs=dictionary(**{f"k{i}": b"N" for i in range(N // 4)}))), "argument"),
     "unknown modules": (lambda: snapshot(record(_modules=dictionary(**{f"k{i}": record() for i in range(N // 99)}))), "argument"),

@@ -65,7 +65,6 @@ def test_parts_and_memory_change_nothing(options: dict[str, Any], memory: str) -
 
 @pytest.mark.parametrize("options", SHARING, ids=str)
 def test_resumed_equals_uninterrupted(options: dict[str, Any], tmp_path: Path) -> None:
-
     whole = everything(run(distillation(label_dim=2, **options), 4))
     begun = run(distillation(label_dim=2, **options), 2)
     save_state(tmp_path / "training-state-000000.pt", begun.learned(), begun.nimg, {})

@@ -45,6 +45,7 @@ from registry.runs.states import Found, find_state
 from registry.runs.training import Saved
 from registry.show.journal import Journal
 from registry.train import loop
+from registry.train.step import MOMENTS
 from tests.conftest import RECIPE, ROOT, environment, error_line, tiny_network
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
@@ -543,7 +544,9 @@ def test_a_run_whose_folder_is_renamed_says_that_it_goes_on_in_a_new_one(recipe_
     finally:
         run.terminate()
         run.communicate(timeout=120)
-    assert f"WARNING {folder} was gone; the run goes on in a new folder of that name" in (folder / "log.txt").read_text()
+    assert (
+        "WARNING the folder of this run was gone; the run goes on in a new folder of that name" in (folder / "log.txt").read_text()
+    )
     assert len(list(folder.glob("training-state-*.pt"))) == 1
 
 
@@ -613,12 +616,23 @@ def test_a_folder_that_is_another_runs_by_now_is_left_alone(tmp_path: Path) -> N
     folder.path.rename(tmp_path / "moved")
     (tmp_path / "00000-short").mkdir()
     (tmp_path / "00000-short" / "training-state-000004.pt").write_bytes(b"another run's")
-    folder.write("stats.txt", b"ours")
+    folder.write("notes", b"ours")
     folder.release()
     assert folder.path == tmp_path / "00001-short"
     assert {path.name for path in (tmp_path / "00000-short").iterdir()} == {"training-state-000004.pt"}
-    assert f"{tmp_path / '00000-short'} was gone; the run goes on in {folder.path}" in (folder.path / "log.txt").read_text()
-    assert (folder.path / "stats.txt").read_bytes() == b"ours" and (folder.path / "recipe.toml").is_file()
+    assert f"the folder of this run was gone; the run goes on in {folder.path}" in (folder.path / "log.txt").read_text()
+    assert (folder.path / "notes").read_bytes() == b"ours" and (folder.path / "recipe.toml").is_file()
+
+
+def test_a_folder_that_is_gone_when_a_picture_is_drawn_is_made_anew(tmp_path: Path) -> None:
+    folder = RunFolder.new(tmp_path, "short", Journal())
+    folder.write_recipe({"train": {"batch": 8}})
+    shutil.rmtree(folder.path)
+    folder.picture(lambda place: (place / "fakes.png").write_bytes(b"picture"), "fakes.png")
+    folder.append({"Progress/kimg": {"num": 1, "mean": 1.0, "std": 0}})
+    folder.release()
+    assert folder.path == tmp_path / "00000-short" and [path.name for path in tmp_path.iterdir()] == ["00000-short"]
+    assert {"fakes.png", "stats.jsonl", "recipe.toml"} <= {path.name for path in folder.path.iterdir()}
 
 
 def test_run_numbers_go_on_beyond_five_digits(tmp_path: Path) -> None:
@@ -646,6 +660,21 @@ def test_an_old_state_that_cannot_be_deleted_does_not_stop_a_run(recipe_file: Wr
     distill(str(recipe_file()), sets=[*sets, "train.duration_kimg=3.072"], resume=str(folder))
     assert "training-state-000001.pt: cannot be deleted: " in (folder / "log.txt").read_text()
     assert (folder / "training-state-000003.pt").is_file()
+
+
+def test_a_run_that_only_goes_on_longer_keeps_its_later_snapshots(recipe_file: Write) -> None:
+    """As after a kill, where snapshots are made more often than states: they are of the same branch."""
+    sets = ["log.tick_kimg=1.024", "log.state_ticks=2", "train.batch=512", "train.duration_kimg=3.072"]
+    folder = distill(str(recipe_file()), sets=sets).folder
+    (folder / "training-state-000003.pt").unlink()
+    snapshot = folder / "network-snapshot-1.000000-000003.pkl"
+    for more, aside in (["log.grid=3", "train.duration_kimg=4.096"], False), (["train.glr=1e-9"], True):
+        for state in folder.glob("training-state-000004.pt"):
+            state.unlink()
+        before = snapshot.read_bytes()
+        distill(str(recipe_file()), sets=[*sets, *more], resume=str(folder / "training-state-000002.pt"))
+        assert bool(list(folder.glob("*.later"))) == aside
+    assert snapshot.with_name(snapshot.name + ".later").read_bytes() == before
 
 
 def other_teacher(path: Path, what: str) -> None:
@@ -682,7 +711,7 @@ ODD_STATES: dict[str, tuple[tuple[Any, ...], Any]] = {
     "an average of text": (("parts", "ema"), {"x": "text"}),
     "a moment of text": (("parts", "student", "optimiser", "state", 0, "exp_avg"), "text"),
     "a moment of another shape": (("parts", "student", "optimiser", "state", 0, "exp_avg"), torch.zeros(1)),
-    "a moment too many": (("parts", "generator", "optimiser", "state", 10_000), {}),
+    "a moment too many": (("parts", "generator", "optimiser", "state", 10_000), dict.fromkeys(MOMENTS, torch.zeros(1))),
     "other groups": (("parts", "student", "optimiser", "param_groups"), []),
     "a tensor in the recipe": (("recipe", "train", "lr"), torch.zeros(2)),
 }

@@ -27,7 +27,7 @@ def text_of(value: object, of: Callable[[object], str] = repr) -> str:
     """A value's text, whoever wrote its class: a stranger's error, nested too deeply, a number of thousands of digits."""
     try:
         return of(value)
-    except BaseException:  # a stranger's error may exit in the middle of its message
+    except (Exception, SystemExit, KeyboardInterrupt):  # a stranger's error may exit in the middle of its message
         return f"{kind(value)} without a text"
 
 

@@ -9,11 +9,11 @@ from registry.core.errors import UserError
 from registry.files.downloads import cache_folder
 
 FOLDERS = {
-    "statistics": ("statistics of real images", r"[\w-]+-[0-9a-f]{16,64}(-[\w-]+)?\.npz"),
+    "statistics": ("statistics of real images", r"[0-9a-f]{16}-[0-9a-f]{16,64}(-[\w-]+)?\.npz"),
     "quality": ("measured rows of shipped teachers", r"[\w.-]+\.quality\.json"),
     "pairs": ("pairs of warm-ups", r"[0-9a-f]{16}\.pt"),
 }
-"""What is in them, and the names of our files there."""
+"""What is in them, and the names of our files there, which a killed writer's are made from."""
 DOWNLOADS, YOURS = "downloads", "yours: put here by hand"
 
 
@@ -27,7 +27,7 @@ def contents() -> dict[str, list[Path]]:
             what, name = FOLDERS.get(top, (YOURS, ""))
             if not rest:
                 what = DOWNLOADS if re.match("[0-9a-f]{12}-", top) else YOURS
-            elif what != YOURS and (len(rest) > 1 or not re.fullmatch(name, path.name)):
+            elif what != YOURS and (len(rest) > 1 or not re.fullmatch(rf"{name}|\.{name}\.[0-9a-f]{{8}}\.distill", path.name)):
                 what = YOURS
             found[what].append(path)
     return found

@@ -52,7 +52,7 @@ def fault_of(error: BaseException | None) -> Fault | None:
 
 
 def raised_by_a_plugin(error: BaseException) -> bool:
-    """Whether a plugin's own code raised it, and not ours that it called, or that answered a signal meanwhile."""
-    *_, (frame, _) = [(None, 0), *traceback.walk_tb(error.__traceback__)]
-    file = None if frame is None else Path(frame.f_code.co_filename)
-    return file is not None and any(home in (file, *file.parents) for home in homes_of_plugins())
+    """Whether a plugin's own code raised it, or had click raise it; not ours that it called, or that answered a signal."""
+    files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    last = next((file for file in reversed(files) if file.parent.name != "click"), None)
+    return last is not None and any(home in (last, *last.parents) for home in homes_of_plugins())

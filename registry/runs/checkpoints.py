@@ -12,7 +12,7 @@ from registry.core import distributed
 from registry.core.errors import UserError
 from registry.core.sharding import gathered, outline
 from registry.core.surroundings import random_states, restore_random_states
-from registry.core.text import shown
+from registry.core.text import shown, text_of
 from registry.files.bounds import STATE
 from registry.files.formats import blueprint
 from registry.files.plain import load, save
@@ -87,7 +87,7 @@ def restore_state(path: Path, content: Mapping[str, Any], parts: Mapping[str, St
     for name, part in parts.items():
         try:
             part.load_state_dict(content["parts"][name])
-        except (RuntimeError, ValueError, KeyError, AssertionError, TypeError, AttributeError) as error:
+        except (RuntimeError, ValueError, LookupError, AssertionError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: its {name} does not fit this recipe's networks ({reason})") from None
     states = content["rng"]
@@ -142,37 +142,56 @@ def check_same_sources(state: Path, old: Mapping[str, Any], new: Mapping[str, An
 
 
 FREE = {"dropout", "use_fp16"}
-"""Arguments of a network with which a run may go on: how it learns, not what its weights mean."""
+"""Arguments of a network that may be others when a run goes on: they say how it learns, not what its weights mean."""
 
 
-def arguments(networks: Mapping[str, Any], parts: Mapping[str, Stateful]) -> Iterator[tuple[str, str, Any, Any]]:
-    """The arguments that networks of a state were built with and those of this run are not: network, argument, before, now."""
+def changes(networks: Mapping[str, Any], parts: Mapping[str, Stateful]) -> Iterator[tuple[str, str, Any, Any]]:
+    """How the networks of a state were built otherwise than those of this run: network, class or argument, before, now."""
     for name, learner in parts.items():
         if isinstance(learner, Learner) and name in networks:
-            net = outline(learner.net)
-            usual = {key: p.default for key, p in inspect.signature(type(net)).parameters.items() if p.default is not p.empty}
-            now, before = (as_lists(usual | kwargs) for kwargs in (blueprint(net)["kwargs"], networks[name]["kwargs"]))
-            yield from ((name, key, before[key], now[key]) for key in sorted({*now} & {*before}) if before[key] != now[key])
+            net, old = outline(learner.net), networks[name]
+            own, usual = blueprint(net), defaults(type(net))
+            now, before = ({"class": found["class"]} | usual | found["kwargs"] for found in (own, old))
+            yield from (
+                (name, key, before[key], now[key]) for key in sorted({*now} & {*before}) if not alike(before[key], now[key])
+            )
 
 
-def as_lists(value: Any) -> Any:
-    """Plain values with lists for tuples: some formats of files know no other."""
-    if isinstance(value, Mapping):
-        return {key: as_lists(inner) for key, inner in value.items()}
-    return [as_lists(inner) for inner in value] if isinstance(value, list | tuple) else value
+def defaults(cls: type) -> dict[str, Any]:
+    """What the arguments of a class are if they are not given; nothing if the class does not say."""
+    try:
+        return {key: p.default for key, p in inspect.signature(cls).parameters.items() if p.default is not p.empty}
+    except (TypeError, ValueError):
+        return {}
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two arguments are the same: lists and tuples are, since some formats of files know no other, and so are numbers."""
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(alike, a, b))
+    return (isinstance(a, int | float) and isinstance(b, int | float) and a == b) or text_of(a) == text_of(b)
 
 
 def check_same_networks(state: Path, networks: Mapping[str, Any], parts: Mapping[str, Stateful]) -> None:
     """Check that a state's networks were built as this run's are; equal weights do not mean that. Raises UserError."""
-    for name, key, before, now in arguments(networks, parts):
+    for name, key, before, now in changes(networks, parts):
         if key not in FREE:
             what = f"the {name} is a network with {key} = {shown(now, 60)} here, and had {shown(before, 60)} when this run began"
-            raise UserError(f"{state}: {what}; put the old teacher back, or begin a new run")
+            raise UserError(f"{state}: {what}; put the old one back, or begin a new run")
 
 
 def other_networks(networks: Mapping[str, Any], parts: Mapping[str, Stateful]) -> list[str]:
     """What else is different about them, in words."""
-    return [f"the {name}'s {key}: {before} -> {now}" for name, key, before, now in arguments(networks, parts)]
+    return [f"the {name}'s {key}: {before} -> {now}" for name, key, before, now in changes(networks, parts)]
+
+
+def learns_otherwise(content: Mapping[str, Any], tables: Mapping[str, Any], parts: Mapping[str, Stateful]) -> bool:
+    """Whether a run that goes on from this state learns otherwise than the one that wrote it, and not only for longer."""
+    old, new = (
+        {**each, "train": {key: value for key, value in each.get("train", {}).items() if key != "duration_kimg"}}
+        for each in (content["recipe"], tables)
+    )
+    return bool(differences(old, new, ignore=("swap", "log", "eval", "metrics")) or other_networks(content["networks"], parts))
 
 
 def check_same_run(state: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

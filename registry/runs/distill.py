@@ -35,6 +35,7 @@ from registry.runs.outputs import (
     draw_start,
     draw_teacher,
     measure_snapshot,
+    missing_grids,
     snapshot_name,
     write_network,
     write_table,
@@ -154,8 +155,9 @@ def pairs(
 
 def pictures_of(teacher: Teacher, noise: Noise, steps: int, folder: RunFolder, recipe: Recipe) -> None:
     """The teacher's grids, with which the generator's are compared. They take long: a run that fails at once fails before them."""
-    with whole_teacher(teacher) as f_star:
-        draw_teacher(folder, f_star, noise, steps, recipe)
+    if missing := missing_grids(folder, teacher.image_shape[1], steps):
+        with whole_teacher(teacher) as f_star:
+            draw_teacher(folder, f_star, noise, missing, recipe)
 
 
 def sampler_of(generator: Generator, teacher: Teacher, tables: Tables, folder: Path) -> Sampler:

@@ -46,8 +46,9 @@ def interruptible(start: Callable[[], RunFolder]) -> Iterator[RunFolder]:
 
 def end(folder: RunFolder, error: Exception | None = None) -> None:
     """Give the folder back, with the page as it is now, and with why the run failed, if it did."""
+    there = folder.is_there()
     folder.release()
-    if not folder.writes or not folder.path.is_dir():
+    if not folder.writes or not there:
         return
     if error is not None:
         what = shown(error, MOST)

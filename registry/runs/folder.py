@@ -37,6 +37,11 @@ def new_run_folder(outdir: Path, description: str) -> Path:
         raise SettingError("outdir", f"cannot be written: {error.strerror}", str(outdir)) from None
 
 
+def holds_a_run(folder: Path) -> bool:
+    """Whether a run has begun to write into a folder."""
+    return any((folder / name).exists() for name in ("run.lock", "recipe.toml", STATISTICS)) or any(folder.glob("training-state-*"))
+
+
 class RunFolder:
     """The folder of a run, which only one run writes into. Rank 0 writes; on other ranks the methods that write do nothing.
 
@@ -44,28 +49,38 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, journal: Journal) -> None:
-        self.path, self.journal = path, journal
+        self.path, self.journal, self._home = path, journal, path
         self.writes = distributed.rank() == 0
         self._reported: set[str] = set()
         self._recipe = b""
+        self._known: int | None = None
         self._known = self._place()
         self.trackers = Trackers((), journal)
         self._lock = FileLock(path / "run.lock", timeout=0)
         distributed.by_rank0(self._take)
         journal.open(path)
 
-    def _place(self) -> tuple[int, int] | None:
-        """What the folder is to the system: not that of before if it was renamed and made anew."""
+    def _place(self) -> int | None:
+        """What the folder is to its disk: not what it was if it was renamed and made anew. None if it is gone."""
         try:
-            found = self.path.stat()
-        except OSError:
+            return self.path.stat().st_ino
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        return found.st_dev, found.st_ino
+        except OSError:  # a disk that does not answer at present
+            return self._known
+
+    def is_there(self) -> bool:
+        """Whether the folder is the one that this run writes into."""
+        return self._known is not None and self._place() == self._known
 
     def _take(self) -> None:
         lock = Path(self._lock.lock_file)
         if lock.is_symlink() or (lock.exists() and not lock.is_file()):
-            raise UserError(f"{lock}: is no file that can be locked; remove it, if no run writes here")
+            raise UserError(f"{lock}: is not a file, so it cannot be locked; remove it, if no run writes here")
+        for file in (*self.path.glob("*.txt"), *self.path.glob("*.jsonl")):
+            link = file.is_symlink() and (file.name == "log.txt" or file.suffix == ".jsonl")
+            if link or (file.exists() and not file.is_file()):
+                raise UserError(f"{file}: is not a file of this folder that lines can be added to")
         try:
             self._lock.acquire()
         except Timeout:
@@ -74,9 +89,6 @@ class RunFolder:
             raise UserError(f"{self._lock.lock_file}: cannot be locked: {error.strerror}; another run may write here") from None
         except OSError:  # a disk that knows no locks
             pass
-        for file in (*self.path.glob("*.txt"), *self.path.glob("*.jsonl")):
-            if file.is_symlink() or (file.exists() and not file.is_file()):
-                raise UserError(f"{file}: is not a file of this folder that lines can be added to")
 
     def follow(self, trackers: Trackers, tables: Tables, nimg: int) -> None:
         """From now on, give numbers and pictures to these trackers, too."""
@@ -96,27 +108,28 @@ class RunFolder:
         return cls(distributed.from_rank0(path), journal)
 
     def keep_there(self) -> None:
-        """If the folder is gone, go on in a new one of that name, take its lock, and say so. If there is another now that is not
-        empty, perhaps that of another run, go on under the next number."""
-        if not self.writes or self._place() == self._known:
+        """If the folder is gone, go on in a new one of that name, take its lock, and say so. If another run's is there now, go on
+        under the next number. If neither can be had, it is tried again the next time; whoever writes a file says why it cannot."""
+        if not self.writes or self.is_there():
             return
-        was = self.path
-        try:
-            was.mkdir(parents=True, exist_ok=True)
-            if any(was.iterdir()):
-                self.path = new_run_folder(was.parent, was.name.partition("-")[2])
-        except (OSError, UserError):  # whoever writes a file says why it cannot
-            self.path = unused(was)
-            return
-        self._known = self._place()
-        self.journal.open(self.path)
+        self._known = None
         with suppress(OSError):
             self._lock.release()
-        self._lock = FileLock(self.path / "run.lock", timeout=0)
-        self._take()
-        write_atomically(self.path / "recipe.toml", self._recipe)
-        where = "a new folder of that name" if self.path == was else str(self.path)
-        self.journal.log(f"WARNING {was} was gone; the run goes on in {where}")
+        try:
+            self.path = self._home
+            self.path.mkdir(parents=True, exist_ok=True)
+            if holds_a_run(self.path):
+                self.path = new_run_folder(self.path.parent, self.path.name.partition("-")[2] or self.path.name)
+            self._lock = FileLock(self.path / "run.lock", timeout=0)
+            self._take()
+            write_atomically(self.path / "recipe.toml", self._recipe)
+        except (OSError, UserError):
+            self.path = unused(self._home)  # not into another run's
+            return
+        where = "a new folder of that name" if self.path == self._home else str(self.path)
+        self._home, self._known = self.path, self._place()
+        self.journal.open(self.path)
+        self.journal.log(f"WARNING the folder of this run was gone; the run goes on in {where}")
 
     def write(self, name: str, content: bytes) -> None:
         """A file in the folder, whole or not at all."""
@@ -166,12 +179,14 @@ class RunFolder:
             if self.writes:
                 sweep(folder)
 
-    def picture(self, draw: Callable[[], object], name: str | None = None, nimg: int = 0) -> None:
-        """Draw a picture. If the plotting library is missing, say so once and go on. One with a name is given to the trackers."""
+    def picture(self, draw: Callable[[Path], object], name: str | None = None, nimg: int = 0) -> None:
+        """Draw a picture in the folder. If the plotting library is missing, say so once and go on. One with a name is given to the
+        trackers."""
         if not self.writes:
             return
+        self.keep_there()
         try:
-            draw()
+            draw(self.path)
             if name is not None:
                 self.trackers.picture(nimg, self.path / name)
         except UserError as error:

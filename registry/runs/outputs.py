@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,34 +41,42 @@ MOST_OF_TEACHER = 256
 def draw_fakes(folder: RunFolder, nimg: int, images: Tensor, columns: int, real: Tensor | None = None) -> None:
     """fakes_NNNNNN.png: a snapshot's grid of samples, or points in the plane against the real ones."""
     name = f"fakes_{nimg // 1000:06d}.png"
-    folder.picture(partial(save_samples, folder.path / name, images, columns, real), name, nimg)
+    folder.picture(lambda place: save_samples(place / name, images, columns, real), name, nimg)
 
 
 def draw_start(folder: RunFolder, images: Tensor, real: Tensor | None, recipe: Recipe) -> None:
     """fakes_init.png: the generator's images before training. And real.png, where the teacher or the recipe has real images."""
-    columns, first = recipe.log.grid, folder.path / "fakes_init.png"
-    folder.picture(partial(save_samples, first, images, columns, real), first.name)
+    columns, name = recipe.log.grid, "fakes_init.png"
+    folder.picture(lambda place: save_samples(place / name, images, columns, real), name)
     if real is not None:
         n = min(columns**2, MOST_OF_TEACHER)
-        folder.picture(partial(save_samples, folder.path / "real.png", real[:n], columns), "real.png")
+        folder.picture(lambda place: save_samples(place / "real.png", real[:n], columns), "real.png")
     else:
         draw_real(folder, recipe)
 
 
-def draw_teacher(folder: RunFolder, teacher: Teacher, noise: Noise, steps: int, recipe: Recipe) -> None:
-    """teacher-N.png: what to compare the generator's images of the same seeds with. With all the teacher's evaluations, and with
-    about as many as the generator takes. Pictures that are there are left. Raises Interrupted after a signal."""
-    columns, shape = recipe.log.grid, teacher.image_shape
+def missing_grids(folder: RunFolder, resolution: int, steps: int) -> list[int]:
+    """The numbers of evaluations of which there is no grid of the teacher's yet: all of its own, and about as many as the generator
+    takes."""
+    wanted = (2 * heun_steps(resolution, None, None) - 1, steps + 1 - steps % 2)  # Heun takes an odd number
+    return distributed.by_rank0(lambda: [nfe for nfe in wanted if not (folder.path / grid_name(nfe)).exists()])
+
+
+def grid_name(nfe: int) -> str:
+    return f"teacher-{nfe:03d}.png"
+
+
+def draw_teacher(folder: RunFolder, teacher: Teacher, noise: Noise, evaluations: Sequence[int], recipe: Recipe) -> None:
+    """teacher-N.png: what to compare the generator's images of the same seeds with. Raises Interrupted after a signal."""
+    columns = recipe.log.grid
     n = min(columns**2, MOST_OF_TEACHER)
 
     def sampled(nfe: int, part: range) -> Tensor:
         return heun_samples(teacher.denoiser, noise, teacher, part, (nfe + 1) // 2, shared=True).cpu()
 
-    for nfe in (2 * heun_steps(shape[1], None, None) - 1, steps + 1 - steps % 2):  # Heun takes an odd number
-        path = folder.path / f"teacher-{nfe:03d}.png"
-        if not distributed.from_rank0(path.exists()):
-            images = torch.cat(distributed.share(n, recipe.eval.batch, partial(sampled, nfe)))
-            folder.picture(partial(save_samples, path, images, columns), path.name)
+    for nfe in evaluations:
+        images = torch.cat(distributed.share(n, recipe.eval.batch, partial(sampled, nfe)))
+        folder.picture(partial(save_grid, name=grid_name(nfe), images=images, columns=columns), grid_name(nfe))
 
 
 def draw_real(folder: RunFolder, recipe: Recipe | PretrainRecipe) -> None:
@@ -76,18 +84,17 @@ def draw_real(folder: RunFolder, recipe: Recipe | PretrainRecipe) -> None:
     columns, source = recipe.log.grid, recipe.data.source if recipe.data else recipe.eval.reference
     n = min(columns**2, MOST_OF_TEACHER)
     if source and source != "teacher" and not source.endswith(".npz"):
-        folder.picture(partial(draw, folder.path / "real.png", lambda: read_images(source, n).x()[:n], columns), "real.png")
+        folder.picture(lambda place: save_samples(place / "real.png", read_images(source, n).x()[:n], columns), "real.png")
 
 
-def draw(path: Path, images: Callable[[], Tensor], columns: int) -> None:
-    """A grid of images that are made when it is drawn."""
-    save_samples(path, images(), columns)
+def save_grid(place: Path, name: str, images: Tensor, columns: int) -> None:
+    save_samples(place / name, images, columns)
 
 
 def draw_page(folder: RunFolder) -> None:
     """report.html. Nothing that goes wrong with it ends a run."""
     try:
-        folder.picture(partial(write_report, folder.path))
+        folder.picture(write_report)
     except Exception as error:
         folder.journal.log(f"WARNING the page of the run cannot be made: {shown(error, 200)}")
 
@@ -100,6 +107,7 @@ def snapshot_name(nimg: int, tables: Tables) -> str:
 
 def write_network(folder: RunFolder, name: str, kind: str, net: nn.Module, facts: Mapping[str, Any], nimg: int) -> str:
     """The network's file under this name, in EDM's format if it is EDM's network; gives the file's name."""
+    folder.keep_there()
     path = folder.path / f"{name}{'.pkl' if isinstance(net, Precond) else '.pt'}"
     distributed.by_rank0(lambda: save_network(path, kind, net, {**facts, "nimg": nimg, "versions": versions()}))
     return path.name
@@ -167,7 +175,7 @@ def draw_curves(folder: RunFolder, losses: tuple[str, ...], metrics: Metrics) ->
         column = metric.columns[0]
         lines = measurements(folder, choice, column)
         panels.append((column, {column: ([e["kimg"] for e in lines], [e["results"][column] for e in lines])}, True))
-    folder.picture(lambda: save_curves(folder.path / "curves.png", panels, folder.path.name))
+    folder.picture(lambda place: save_curves(place / "curves.png", panels, place.name))
     draw_page(folder)
 
 

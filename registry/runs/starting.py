@@ -24,6 +24,7 @@ from registry.runs.checkpoints import (
     check_same_run,
     check_same_sources,
     differences,
+    learns_otherwise,
     other_networks,
     read_state,
     restore_state,
@@ -94,14 +95,15 @@ def start_or_resume(
         saved.clock.seconds = content.get("seconds", 0.0)  # 0: states of version 0.1 do not say
         saved.snapshot_due = content.get("snapshot_due", False) and not distributed.from_rank0(has_table(folder.path, run.nimg))
         folder.sweep()
-        changed = differences(content["recipe"], saved.tables)
-        if later := set_later_aside(folder.path, begun, run.nimg, bool(changed)) if folder.writes else []:
+        changed = [*differences(content["recipe"], saved.tables), *other_networks(content["networks"], saved.parts)]
+        otherwise = learns_otherwise(content, saved.tables, saved.parts)
+        if later := set_later_aside(folder.path, begun, run.nimg, otherwise) if folder.writes else []:
             journal.log(f"later files of another branch were set aside: {', '.join(path.name for path in later)}")
         folder.forget_after(run.nimg / 1000, saved.snapshot_due)
         journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {begun}")
         if run.nimg >= run.total:
             journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
-        for difference in (*changed, *other_networks(content["networks"], saved.parts)):
+        for difference in changed:
             journal.log(f"changed since that state was written: {difference}")
     for remark in (*found.remarks, *(f"WARNING {doubt}" for doubt in doubts(recipe))):
         journal.log(remark)

@@ -113,7 +113,7 @@ def misnamed(path: Path) -> str | None:
 
 def set_later_aside(folder: Path, state: Path, nimg: int, changed: bool) -> list[Path]:
     """Rename the folder's states that come after the one that a run goes on from: they are of a branch that it leaves. And then, or
-    if its settings have `changed`, the later snapshots and their grids, too."""
+    if it has `changed` so that it learns otherwise, the later snapshots and their grids, too."""
     later = [path for path in states(folder) if kimg_of(path) > nimg // 1000 and path != state]
     if later or changed:
         of_snapshots = [*folder.glob("network-snapshot-*"), *folder.glob("fakes_*.png")]

@@ -79,7 +79,7 @@ class Ticks:
         speed, memory, kimg = self.speed(nimg), memory_mb(self.device), nimg / 1000
         entry |= {
             "Progress/tick": single(int(kimg / self.tick_kimg)), "Progress/kimg": single(kimg),
-            "Timing/img_per_sec": single(speed), "Timing/train_sec": single(self.clock.seconds),
+            "Timing/img_per_sec": single(speed), "Timing/train_sec": single(self.clock.now()),
             "Resources/peak_mem_mb": single(memory),
         }  # fmt: skip
         self.folder.append(entry)

@@ -31,7 +31,6 @@ from registry.runs.schedule import Schedule
 from registry.runs.states import newest_whole, states
 from registry.runs.threads import Threads, with_fastest_threads
 from registry.runs.ticks import Learners, Signs, Ticks
-from registry.show.journal import Journal
 from registry.train.step import Learner
 
 TRIES_AGAIN = "the run goes on, and tries again when the next one is due"
@@ -83,19 +82,19 @@ class Saved:
         path = folder.path / f"training-state-{run.nimg // 1000:06d}.pt"
         beside = self.tables["log"].get("background_states")
         background = None if wait or not (run.device.type != "cpu" if beside is None else beside) else self.background
-        seconds, threads, written = self.clock.seconds, self.threads.chosen, partial(self.delete_old, path, folder.journal)
+        seconds, threads, written = self.clock.seconds, self.threads.chosen, partial(self.delete_old, path, folder)
         about = (run.nimg, self.tables, self.facts, seconds, snapshot_due, run.rollbacks, threads)
         save_state(path, self.parts, *about, background, written)
         return path
 
-    def delete_old(self, newest: Path, journal: Journal) -> None:
+    def delete_old(self, newest: Path, folder: RunFolder) -> None:
         """Delete the states that need not be kept beside the newest. One that cannot be deleted is no reason to stop."""
         keep = self.tables["log"]["keep_states"]
-        for old in [s for s in states(newest.parent) if s != newest][keep - 1 :] if keep else ():
+        for old in [s for s in states(newest.parent) if s != newest][keep - 1 :] if keep and folder.is_there() else ():
             try:
                 old.unlink(missing_ok=True)
             except OSError as error:
-                journal.log(f"WARNING {old}: cannot be deleted: {error.strerror}")
+                folder.journal.log(f"WARNING {old}: cannot be deleted: {error.strerror}")
 
     def finish(self, folder: RunFolder) -> None:
         """Wait for the state that rank 0 writes in the background. That it cannot be written is said, and is no reason to stop."""
@@ -121,7 +120,8 @@ def train(
     milestones: tuple[int, ...] = (),
     begun: Callable[[], None] = lambda: None,
 ) -> None:
-    """Go through the iterations, and do what is due after each; after the first that this process makes, what `begun` does, too.
+    """Go through the iterations, and do what is due after each; after the first of this process, and after the first that
+    follows a rollback, what `begun` does, too.
 
     Raises Interrupted after a signal, when a state was saved, and Diverged as [train] nonfinite says.
     """

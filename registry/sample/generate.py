@@ -99,7 +99,7 @@ def generate(
         seeds = seeds[:MOST_IN_A_GRID]
     gathering = bool(set(formats) - {"png"})
     settings = sampler.settings | {"class": class_}
-    lock = FileLock(outdir / PARTS / "lock", timeout=0)  # goes with the folder, or with the process
+    lock = FileLock(outdir / PARTS / "lock", timeout=0)  # goes with the parts, or with the process
     form = Form(as_pixels(torch.zeros(0, *sampler.domain.image_shape)), sampler.domain.label_dim)
     mine, fresh = lock if gathering else None, not (outdir / NOTE).exists()
     missing = distributed.by_rank0(lambda: prepare(outdir, settings, seeds, form, "png" in formats, mine, journal))
@@ -182,7 +182,8 @@ def prepare(
     claim(outdir, settings)
     for folder in (outdir, *outdir.glob("[0-9]*/")):
         sweep(folder)
-    begun = (outdir / PARTS).exists()
+    sweep(outdir / PARTS)
+    begun = bool(parts(outdir / PARTS))
     if lock is not None:
         (outdir / PARTS).mkdir(exist_ok=True)
         try:

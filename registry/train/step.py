@@ -29,6 +29,7 @@ AT_ONCE = 16
 
 
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+"""What Adam keeps of a parameter."""
 
 
 class Adam(torch.optim.Adam):
@@ -46,6 +47,8 @@ class Adam(torch.optim.Adam):
         if [group["params"] for group in state_dict["param_groups"]] != [group["params"] for group in groups]:
             raise ValueError("it is an optimiser of other parameters")
         for i, of in state_dict["state"].items():
+            if i not in range(len(parameters)):
+                raise ValueError("it is an optimiser of more parameters")
             if not (isinstance(of, dict) and {*of} == MOMENTS and all(isinstance(value, Tensor) for value in of.values())):
                 raise ValueError("these are no moments of Adam's")
             if {of["exp_avg"].shape, of["exp_avg_sq"].shape} != {parameters[i].shape} or of["step"].numel() != 1:

@@ -13,7 +13,8 @@ MAX_PARTS = 1_000_000
 """The most instructions in a file, and the most values that it may unfold to. A large training state has about 400 000."""
 
 FEW_PARTS = 300_000
-"""The most instructions in a file of less than twice as many bytes: it would be read for longer than its size lets one expect."""
+"""The most instructions in a file that has less than one and a half times as many bytes: it would be read for longer than its size
+lets one expect. Training states have 2.5 bytes an instruction, besides their tensors."""
 
 MAX_DEPTH = 100
 """How deeply values may be nested. A network snapshot needs about 20 levels."""

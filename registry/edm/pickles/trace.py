@@ -54,13 +54,13 @@ def trace_pickle(file: BinaryIO, span: range, names: list[Global], strict: bool,
     `careful`, what would crash or stall an unpickler although it executes nothing. Raises PickleError.
     """
     careful = careful or strict
-    most = min(MAX_PARTS, max(FEW_PARTS, len(span) // 2))
+    most = min(MAX_PARTS, max(FEW_PARTS, len(span) * 2 // 3))
     code, blobs, streams = bytearray(), list[range](), list[range | Latin]()
     stack, marks, memo = list[Any](), list[int](), dict[str, Any]()  # well-chosen numbers would collide
     for count, (op, argument, text) in enumerate(instructions(file, span), 1):
         name = op.name
         if count > most:
-            raise PickleError(f"has more than {most} instructions, several times what training states of its size need")
+            raise PickleError(f"has more than {most} instructions, more than training states of its size need")
         if strict and name not in ALLOWED_INSTRUCTIONS:
             raise PickleError(f"uses the pickle instruction {name}, which no network snapshot or training state needs")
         if name == "FRAME":  # a hint for reading ahead, which is wrong once the byte strings are cut out
