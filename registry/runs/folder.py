@@ -78,9 +78,10 @@ class RunFolder:
         if lock.is_symlink() or (lock.exists() and not lock.is_file()):
             raise UserError(f"{lock}: is not a file, so it cannot be locked; remove it, if no run writes here")
         for file in (*self.path.glob("*.txt"), *self.path.glob("*.jsonl")):
-            link = file.is_symlink() and (file.name == "log.txt" or file.suffix == ".jsonl")
-            if link or (file.exists() and not file.is_file()):
-                raise UserError(f"{file}: is not a file of this folder that lines can be added to")
+            if file.is_symlink() and (file.name == "log.txt" or file.suffix == ".jsonl"):
+                raise UserError(f"{file}: is a link; lines are added to files in this folder only")
+            if file.exists() and not file.is_file():
+                raise UserError(f"{file}: is not a file that lines can be added to")
         try:
             self._lock.acquire()
         except Timeout:
