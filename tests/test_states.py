@@ -535,7 +535,7 @@ def test_a_run_whose_folder_is_renamed_says_that_it_goes_on_in_a_new_one(recipe_
         for file in (folder / "stats.jsonl", None, folder / "stats.jsonl"):
             deadline = time.monotonic() + 120
             while file and not file.is_file():
-                assert run.poll() is None and time.monotonic() < deadline, run.communicate()
+                assert run.poll() is None and time.monotonic() < deadline, sorted(tmp_path.rglob("*"))
                 time.sleep(0.01)
             if file is None:
                 folder.rename(tmp_path / "elsewhere")
