@@ -153,7 +153,7 @@ def changes(networks: Mapping[str, Any], parts: Mapping[str, Stateful]) -> Itera
             own, usual = blueprint(net), defaults(type(net))
             now, before = ({"class": found["class"]} | usual | found["kwargs"] for found in (own, old))
             yield from (
-                (name, key, before[key], now[key]) for key in sorted({*now} & {*before}) if not alike(before[key], now[key])
+                (name, key, before[key], now[key]) for key in sorted({*now} & {*before}) if not same_argument(before[key], now[key])
             )
 
 
@@ -165,10 +165,10 @@ def defaults(cls: type) -> dict[str, Any]:
         return {}
 
 
-def alike(a: Any, b: Any) -> bool:
+def same_argument(a: Any, b: Any) -> bool:
     """Whether two arguments are the same: lists and tuples are, since some formats of files know no other, and so are numbers."""
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(alike, a, b))
+        return len(a) == len(b) and all(map(same_argument, a, b))
     return (isinstance(a, int | float) and isinstance(b, int | float) and a == b) or text_of(a) == text_of(b)
 
 
