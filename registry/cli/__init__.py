@@ -15,6 +15,8 @@ export_commands    export
 listing_commands   runs, recipes, cache
 starting_commands  init
 plugin_commands    plugins, new-plugin
+
+What a command needs of recipes, plugins or torch it imports when it runs, so that help and mistakes are told at once.
 """
 
 from __future__ import annotations

@@ -25,16 +25,12 @@ from click.core import ParameterSource
 from registry.cli import completion
 from registry.cli.again import going_on
 from registry.cli.options import recipe_options
-from registry.cli.preview import preview
 from registry.core.errors import Diverged, Interrupted, Lost, Mistakes, SettingError, UserError
 from registry.core.interruption import WRITER, heeded
 from registry.core.joining import first_to_tell, record, several
 from registry.core.text import printable, shown
-from registry.core.version import version
+from registry.core.version import DISTRIBUTION
 from registry.plugins.faults import fault_of, raised_by_a_plugin
-from registry.plugins.loading import load_plugins
-from registry.recipe.reading import expect, resolve
-from registry.recipe.resolved import Recipe
 
 PR_SET_PDEATHSIG = 1
 BUG = 70
@@ -272,7 +268,7 @@ def reason(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
     help="Use another loss (`distill plugins` lists them) and apply the recipe's [swap.NAME].",
 )
 @click.option("--fresh-teacher", is_flag=True, help="Measure the teacher again instead of using its kept numbers.")
-@click.version_option(version(), prog_name="distill")
+@click.version_option(package_name=DISTRIBUTION, prog_name="distill")
 @click.pass_context
 def main(
     context: click.Context,
@@ -303,9 +299,15 @@ def main(
             raise click.UsageError("Missing option '--recipe'.")
         click.echo(context.get_help())
         return
+    from registry.plugins.loading import load_plugins
+    from registry.recipe.reading import expect, resolve
+    from registry.recipe.resolved import Recipe
+
     plugins = load_plugins()
     resolved = expect(resolve(recipe, plugins, sets, loss, seed, outdir), Recipe)
     if dry_run:
+        from registry.cli.preview import preview
+
         preview(resolved)
         return
     from registry.core import distributed

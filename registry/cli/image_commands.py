@@ -11,8 +11,6 @@ from registry.cli import completion
 from registry.cli.group import main
 from registry.cli.options import sampler_options, say_doubt
 from registry.core.errors import Interrupted
-from registry.plugins.loading import load_plugins
-from registry.recipe.evaluation import resolve_evaluation
 
 if TYPE_CHECKING:
     from registry.sample.sampler import Sampler
@@ -104,6 +102,9 @@ def evaluate(
 
     Under torchrun the processes share the work.
     """
+    from registry.plugins.loading import load_plugins
+    from registry.recipe.evaluation import resolve_evaluation
+
     names = [name.strip() for names in metrics for name in names.split(",")]
     config, choices = resolve_evaluation(
         load_plugins(), names, reference=reference, inception=inception, samples=samples, repeats=repeats, batch=batch, sets=sets

@@ -13,12 +13,9 @@ import click
 from registry.cli.group import main
 from registry.core.errors import UserError
 from registry.core.text import shown
-from registry.files.locate import STUDIES, open_path, published, shipped
-from registry.plugins.loading import load_plugins
-from registry.recipe.resolved import AnyRecipe, Recipe, plain
-from registry.recipe.texts import read_tables
 
 if TYPE_CHECKING:
+    from registry.recipe.resolved import AnyRecipe
     from registry.report.history import History
 
 
@@ -63,6 +60,8 @@ def resumable(run: History) -> bool:
 
 def dimension(tables: Mapping[str, Any]) -> str:
     """D of a recipe: as it says, or inf if its noise serves that alone."""
+    from registry.plugins.loading import load_plugins
+
     found = [table["D"] for name in ("teacher", "noise", "network") if isinstance(table := tables.get(name), dict) and "D" in table]
     if found and isinstance(found[0], int | float):
         return f"{found[0]:g}"
@@ -83,7 +82,11 @@ def recipes() -> None:
 
 def described() -> dict[str, list[tuple[str, str, str]]]:
     """{command: name, "here" or "not here", what it is} of every shipped recipe and study."""
+    from registry.files.locate import STUDIES, shipped
+    from registry.plugins.loading import load_plugins
     from registry.recipe.reading import COMMANDS, resolve
+    from registry.recipe.resolved import Recipe
+    from registry.recipe.texts import read_tables
 
     plugins = load_plugins()
     found: dict[str, list[tuple[str, str, str]]] = {command: [] for command in (*COMMANDS.values(), "distill study")}
@@ -107,6 +110,9 @@ def described() -> dict[str, list[tuple[str, str, str]]]:
 
 def is_here(recipe: AnyRecipe) -> bool:
     """Whether a teacher's or data set's files can be opened without a download."""
+    from registry.files.locate import open_path, published
+    from registry.recipe.resolved import Recipe, plain
+
     source = str(plain(recipe.teacher.config).get("source", "")) if isinstance(recipe, Recipe) else recipe.data.source
     if source in ("", "digits"):
         return True

@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 
 from registry.cli.group import main
-from registry.plugins.loading import load_plugins
 
 
 @main.command()
@@ -19,6 +18,8 @@ def plugins() -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Column, Table
+
+    from registry.plugins.loading import load_plugins
 
     found = load_plugins()
     console = Console(highlight=False)

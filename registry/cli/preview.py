@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from registry.files.locate import whereabouts
 from registry.recipe.doubts import doubts
@@ -47,6 +45,9 @@ def preview(recipe: Recipe | PretrainRecipe) -> None:
 
 def report(plan: Plan, recipe: Recipe | PretrainRecipe, gpus: int, memory: int | None, rates: Mapping[str, float]) -> None:
     """Print what a run needs. `rates`: 10^12 operations per second, by how they are printed."""
+    from rich.console import Console
+    from rich.table import Table
+
     networks = "three networks" if isinstance(recipe, Recipe) else "a network"
     gpu = "each device" if gpus > 1 else "the device"
     size, evaluation = plan.parameters / 1e6, plan.evaluation / 1e9

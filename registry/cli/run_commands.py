@@ -9,12 +9,7 @@ import click
 from registry.cli import completion
 from registry.cli.group import main
 from registry.cli.options import override, recipe_options
-from registry.cli.preview import GIB, preview, report
 from registry.core.errors import SettingError, UserError
-from registry.plugins.loading import load_plugins
-from registry.recipe.doubts import doubts
-from registry.recipe.reading import expect, resolve
-from registry.recipe.resolved import FeaturesRecipe, PretrainRecipe, Recipe
 
 
 @main.command()
@@ -32,9 +27,15 @@ def pretrain(
     """Train a teacher from images: scikit-learn's digits, or a folder or ZIP."""
     if recipe is None:
         raise click.UsageError("Missing option '--recipe'.")
+    from registry.plugins.loading import load_plugins
+    from registry.recipe.reading import expect, resolve
+    from registry.recipe.resolved import PretrainRecipe
+
     plugins = load_plugins()
     resolved = expect(resolve(recipe, plugins, sets, None, seed, outdir), PretrainRecipe)
     if dry_run:
+        from registry.cli.preview import preview
+
         preview(resolved)
         return
     from registry.core import distributed
@@ -56,6 +57,10 @@ def pretrain(
 @click.option("--save", required=True, metavar="FILE", help="Where the feature network goes.")
 def features(recipe: str, sets: tuple[str, ...], save: str) -> None:
     """Train the feature network of the Fréchet distance."""
+    from registry.plugins.loading import load_plugins
+    from registry.recipe.reading import expect, resolve
+    from registry.recipe.resolved import FeaturesRecipe
+
     resolved = expect(resolve(recipe, load_plugins(), sets), FeaturesRecipe)
     from registry.runs.features import train_features
 
@@ -69,6 +74,11 @@ def features(recipe: str, sets: tuple[str, ...], save: str) -> None:
 @click.option("--open", "open_files", is_flag=True, help="Also read the teachers' files (this can download them): do they fit?")
 def check(recipes: tuple[str, ...], sets: tuple[str, ...], loss: str | None, open_files: bool) -> None:
     """Validate recipes without running (or importing torch)."""
+    from registry.plugins.loading import load_plugins
+    from registry.recipe.doubts import doubts
+    from registry.recipe.reading import resolve
+    from registry.recipe.resolved import FeaturesRecipe, Recipe
+
     plugins, wrong = load_plugins(), 0
     for name in recipes:
         try:
@@ -95,6 +105,8 @@ def check(recipes: tuple[str, ...], sets: tuple[str, ...], loss: str | None, ope
 
 def gibibytes(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
     """Bytes of a GPU as it is sold: 80GB, which are 80 GiB."""
+    from registry.cli.preview import GIB
+
     if value is None:
         return None
     found = re.fullmatch(r"([0-9]{1,4}(?:\.[0-9]{1,3})?)\s*(?:G|GB|GiB)?", value, re.IGNORECASE)
@@ -132,10 +144,15 @@ def plan(
 
     distill plan sid_cifar10_uncond --gpu 80GB --gpus 8
     """
+    from registry.plugins.loading import load_plugins
+    from registry.recipe.reading import resolve
+    from registry.recipe.resolved import FeaturesRecipe
+
     plugins = load_plugins()
     resolved = resolve(recipe, plugins, sets, loss)
     if isinstance(resolved, FeaturesRecipe):
         raise UserError(f"{resolved.path}: the training of a feature network takes seconds; there is nothing to plan")
+    from registry.cli.preview import report
     from registry.runs.plan import plan, reached
 
     found = plan(resolved, plugins, gpus, memory)

@@ -14,7 +14,6 @@ from registry.cli import completion
 from registry.cli.again import this_command
 from registry.cli.group import main
 from registry.core.errors import SettingError
-from registry.plugins.loading import load_plugins
 
 if TYPE_CHECKING:
     from registry.study.definition import Study
@@ -61,6 +60,7 @@ def study(
     distill study alpha --jobs 2
     distill study --recipe quickstart --vary loss.alpha=0.5,1 --vary generator.steps=1,2,4 --seeds 0-4
     """
+    from registry.plugins.loading import load_plugins
     from registry.study.definition import read_study
 
     if name is None and recipe is None:

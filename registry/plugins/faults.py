@@ -1,4 +1,4 @@
-"""Whose code an error came from."""
+"""Whose code an error came from. What plugins need is imported when there was one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-from registry.plugins.component import Component, NetworkClass
-from registry.plugins.loading import entry_points, load_plugins
-
 OURS = ("registry", "ipfm_plugin")
+HERE = Path(__file__).parents[1]
 
 
 class Fault(NamedTuple):
@@ -23,6 +21,9 @@ class Fault(NamedTuple):
 
 def homes_of_plugins() -> dict[Path, str]:
     """The files and folders of plugins' code that was loaded: where their entry points lead, and what makes their components."""
+    from registry.plugins.component import Component, NetworkClass
+    from registry.plugins.loading import entry_points, load_plugins
+
     tops = [(entry.value, entry.name) for entry in entry_points()]
     for registered in load_plugins().registered:
         made = registered.component
@@ -55,4 +56,6 @@ def raised_by_a_plugin(error: BaseException) -> bool:
     """Whether a plugin's own code raised it, or had click raise it; not ours that it called, or that answered a signal."""
     files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
     last = next((file for file in reversed(files) if file.parent.name != "click"), None)
-    return last is not None and any(home in (last, *last.parents) for home in homes_of_plugins())
+    if last is None or HERE in last.parents:
+        return False
+    return any(home in (last, *last.parents) for home in homes_of_plugins())
