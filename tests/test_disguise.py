@@ -1,12 +1,16 @@
-"""Files of safetensors that are programs if they are opened as pickles: named as such, and never read."""
+"""Files that are programs if another loader opens them: named as such, and never read."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 import random
+import struct
 import subprocess
+import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,9 +21,10 @@ import torch
 
 from registry.core import seal
 from registry.core.errors import UserError
-from registry.edm.pickles import disguised_program
+from registry.edm.pickles import PickleError, disguised_program
 from registry.files.formats import load_network, save_network
 from tests.conftest import tiny_network
+from tests.pickle_assembler import LOAD, ORDERED, PARAMETER, archive, call, data, dictionary, networks, pickled
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -76,7 +81,7 @@ def disguised(path: Path, tail: bytes) -> None:
         seal.seal(file)
 
 
-def named_and_refused(path: Path, mark: Path, load: Callable[[Path], Any], here: Here, refusal: str) -> str:
+def named_and_refused(path: Path, mark: Path, load: Callable[[Path], Any], here: Here, refusal: str | None = None) -> str:
     """What `inspect` says of a file that runs a program when it is loaded elsewhere. We refuse it, and run nothing."""
     done = here("inspect", path)
     assert done.returncode == 3, (done.stdout, done.stderr)
@@ -145,3 +150,73 @@ def test_a_file_of_safetensors_that_is_a_tarball_is_found(here: Here, tmp_path: 
     first = tar_header((size - 8).to_bytes(8, "little") + text[:92], b"", size - 512)
     path.write_bytes(first + text[504:].ljust(size - 512) + member)
     assert "the tar archive that it is, too" in named_and_refused(path, mark, old_torch_file, here, "tar archive")
+
+
+MARKS = {
+    "as torch writes it": pickle.dumps(MAGIC, 2),
+    "padded": b"\x80\x02\x8a\x0b" + MAGIC.to_bytes(11, "little") + b".",
+    "numbered": b"\x80\x02\x8a\x0a" + MAGIC.to_bytes(10, "little") + b"q\0.",
+    "as text": b"I%d\n." % MAGIC,
+    "under other values": b"\x80\x02}\x8a\x0a" + MAGIC.to_bytes(10, "little") + b".",
+}
+"""The number that an older stream begins with, in ways that torch takes."""
+
+
+def old_stream(mark: bytes, run: bytes) -> bytes:
+    return mark + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2) + run + pickle.dumps([], 2)
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_a_stream_is_followed_whatever_its_mark_looks_like(mark: str, here: Here, tmp_path: Path) -> None:
+    """As a file, and in a place of a pickle that nothing of ours looks at: whether a parameter learns."""
+    path, ran = tmp_path / "net.pt", tmp_path / "ran"
+    path.write_bytes(old_stream(MARKS[mark], program(ran)))
+    assert "os.system" in named_and_refused(path, ran, old_torch_file, here)
+    ran.unlink()
+    path, hidden = tmp_path / "net.pkl", call(LOAD, data(old_stream(MARKS[mark], program(ran))))
+    parameter = call(PARAMETER, b"K\0", hidden, ORDERED + b")R")
+    path.write_bytes(pickled(dictionary(net=parameter), 2))
+    assert "os.system" in named_and_refused(path, ran, lambda path: pickle.loads(path.read_bytes()), here)
+
+
+def other_members(run: bytes) -> dict[str, bytes]:
+    """Zip files of torch.save, each with a program in a place where torch finds it, and Python's zipfile does not."""
+    harmless = pickled(dictionary(), 2)
+
+    def extra(real: str, told: str) -> bytes:
+        return struct.pack("<HHBL", 0x7075, 5 + len(told), 1, zlib.crc32(real.encode())) + told.encode()
+
+    def zipped(*members: tuple[str, bytes, bytes]) -> bytes:
+        with zipfile.ZipFile(buffer := io.BytesIO(), "w") as file:
+            file.writestr("a/version", b"3")
+            for name, content, more in members:
+                info = zipfile.ZipInfo(name)
+                info.extra = more
+                file.writestr(info, content)
+        return buffer.getvalue()
+
+    return {
+        "in capitals": zipped(("a/data.pkl", harmless, b""), ("a/DATA.PKL", run, b"")),
+        "in another folder": zipped(("a/DATA.PKL", run, b""), ("a/b/data.pkl", harmless, b"")),
+        "behind a name that is cut": zipped(("a/data.pklQ", harmless, b""), ("a/DATA.pkl", run, b"")).replace(b"pklQ", b"pkl\0"),
+        "under another name": zipped(("a/data.pkl", run, extra("a/data.pkl", "a/b")), ("a/b/data.pkl", harmless, b"")),
+        "compressed": archive(run, {"version": b"3"}, zipfile.ZIP_DEFLATED),
+    }
+
+
+@pytest.mark.parametrize("case", other_members(b""))
+def test_a_program_in_another_member_of_a_zip_file_is_found(case: str, here: Here, tmp_path: Path) -> None:
+    """torch looks for names without regard to case, and as they are in the directory."""
+    path, ran = tmp_path / "net.pt", tmp_path / "ran"
+    path.write_bytes(other_members(program(ran))[case])
+    assert "os.system" in named_and_refused(path, ran, lambda path: torch.load(path, weights_only=False), here)
+
+
+@pytest.mark.parametrize("name", ["DATA/0", "Version", "notes", "data/", "code/x.py", "é", "data.pkl/x"])
+def test_members_that_torch_never_writes_are_refused(name: str, tmp_path: Path) -> None:
+    good, path = pickled(dictionary(), 2), tmp_path / "net.pt"
+    path.write_bytes(archive(good, {".format_version": b"1", ".data/serialization_id": b"1", "version": b"3"}))
+    networks(path)
+    path.write_bytes(archive(good, {name: b"x"}))
+    with pytest.raises(PickleError, match=r"which torch\.save never writes|appears twice"):
+        networks(path)

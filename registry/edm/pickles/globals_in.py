@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import io
-import pickle
+import zipfile
+import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from registry.edm.pickles.allowlist import ALLOWED_GLOBALS, Global
 from registry.edm.pickles.disguise import TARBALL, is_tarball
-from registry.edm.pickles.refusals import blaming
-from registry.edm.pickles.torch_files import STREAM_MARK, ZIP_START, zip_members
-from registry.edm.pickles.trace import UNKNOWN, Latin, trace_pickle
+from registry.edm.pickles.refusals import PickleError, blaming
+from registry.edm.pickles.torch_files import ZIP_START, members_of, zip_members
+from registry.edm.pickles.trace import UNKNOWN, Latin, Trace, trace_pickle
+
+UNPACKED = 2**20
+"""Of a compressed member so many bytes are looked through."""
+PICKLES = 5
+"""So many follow each other in an older stream of torch.save."""
 
 
 def list_globals(path: str | Path, careful: bool = False) -> list[tuple[str, str, bool]]:
@@ -39,25 +46,54 @@ def _find_globals(file: BinaryIO, size: int, names: list[Global], careful: bool)
     if is_tarball(file.read(512)):
         names.append(TARBALL)
     file.seek(0)
-    span = zip_members(file, size)[0] if file.read(4) == ZIP_START else range(size)
-    for data in dict.fromkeys(_follow(file, span, names, careful)):
-        inner: tuple[BinaryIO, range] = (file, data) if isinstance(data, range) else _in_memory(data)
+    if file.read(4) == ZIP_START:
+        try:
+            span, _ = zip_members(file, size)
+        except PickleError:
+            _look_through(file, size, names)
+            raise
+        streams = trace_pickle(file, span, names, False, careful).streams
+    else:
+        trace = trace_pickle(file, range(size), names, False, careful)
+        streams = trace.streams
+        if not trace.is_dictionary:  # torch goes on if it takes the value for the mark of an older stream
+            with suppress(PickleError):  # and reads so far
+                streams += _following(file, trace, size, names, careful)
+    for data in dict.fromkeys(streams):
+        inner: tuple[BinaryIO, range] = (file, data) if isinstance(data, range) else _in_memory(data.text.encode("latin-1"))
         inner[0].seek(inner[1].start)
-        if inner[0].read(4) == ZIP_START or _follow(*inner, names, careful):
+        if inner[0].read(4) == ZIP_START or _stream(*inner, names, careful):
             names.append(UNKNOWN)  # a storage's stream has no storages in it
 
 
-def _follow(file: BinaryIO, span: range, names: list[Global], careful: bool) -> list[range | Latin]:
-    """Collect the globals of a pickle, or of an older torch.save stream. Returns the streams in it."""
-    trace = trace_pickle(file, span, names, False, careful)
-    streams = trace.streams
-    if trace.code.endswith(pickle.encode_long(STREAM_MARK) + b"."):
-        for _ in range(4):
-            trace = trace_pickle(file, range(trace.stop, span.stop), names, False, careful)
-            streams += trace.streams
+def _stream(file: BinaryIO, span: range, names: list[Global], careful: bool) -> list[range | Latin]:
+    """Collect the globals of an older stream, whatever its first pickle is. Returns the streams in it."""
+    first = trace_pickle(file, span, names, False, careful)
+    return first.streams + _following(file, first, span.stop, names, careful)
+
+
+def _following(file: BinaryIO, first: Trace, end: int, names: list[Global], careful: bool) -> list[range | Latin]:
+    """Collect the globals of the other pickles of an older stream. Returns the streams in them."""
+    trace, streams = first, list[range | Latin]()
+    for _ in range(PICKLES - 1):
+        trace = trace_pickle(file, range(trace.stop, end), names, False, careful)
+        streams += trace.streams
     return streams
 
 
-def _in_memory(data: Latin) -> tuple[BinaryIO, range]:
-    content = data.text.encode("latin-1")
+def _look_through(file: BinaryIO, size: int, names: list[Global]) -> None:
+    """Collect the globals of whatever in a zip file torch could take for its pickle: of all members but the storages."""
+    with zipfile.ZipFile(file) as archive:
+        for member, info in zip(members_of(file, size), archive.infolist(), strict=True):
+            if "/data/" in member.name:
+                continue
+            inner: tuple[BinaryIO, range] = (file, member.span)
+            with suppress(PickleError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+                if not member.stored:
+                    with archive.open(info) as unpacked:
+                        inner = _in_memory(unpacked.read(UNPACKED))
+                trace_pickle(*inner, names, False)
+
+
+def _in_memory(content: bytes) -> tuple[BinaryIO, range]:
     return io.BytesIO(content), range(len(content))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zipfile
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from registry.core.text import shown
 from registry.edm.pickles.notes import Storage
@@ -17,6 +18,17 @@ ZIP_START = b"PK\x03\x04"
 STREAM_MARK = 0x1950A86A20F9469CFC6C
 """An older stream begins with this number, pickled."""
 
+NAMES = re.compile(r"[^/\\]+/(data\.pkl|version|byteorder|data/.+|\..+)", re.DOTALL)
+"""How torch.save names the members of a zip file."""
+
+
+class Member(NamedTuple):
+    """A member of a zip file: its name as it is in the directory, where its content is, and whether that is stored as it is."""
+
+    name: str
+    span: range
+    stored: bool
+
 
 def check_sums(file: BinaryIO) -> None:
     """Check the checksums of a zip file's members; other kinds of file have none. Raises PickleError."""
@@ -28,28 +40,45 @@ def check_sums(file: BinaryIO) -> None:
             raise PickleError(f"is damaged: the checksum of its member {shown(bad)} is wrong")
 
 
-def zip_members(file: BinaryIO, size: int) -> tuple[range, dict[str, range]]:
-    """Where the pickle is in a zip file of torch.save, and the storages by key. Members are stored, never compressed."""
+def members_of(file: BinaryIO, size: int) -> list[Member]:
+    """The members of a zip file. Names are as in the file: Python would cut them, or take others from an extra field."""
     with zipfile.ZipFile(file) as archive:
         infos, start = archive.infolist(), archive.start_dir
     if start != named_directory(file, size):
         raise PickleError("has another directory than the one that its end record names, which torch would read")
-    spans: dict[str, range] = {}
+    found: list[Member] = []
     for info in infos:
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
-            raise PickleError(f"has the compressed or encrypted member {shown(info.filename)}, which torch.save never writes")
+        name = info.orig_filename
         file.seek(info.header_offset)
         header = file.read(30)
         if len(header) < 30 or header[:4] != ZIP_START:
-            raise PickleError(f"is damaged: its member {shown(info.filename)} is not where its directory says")
+            raise PickleError(f"is damaged: its member {shown(name)} is not where its directory says")
         start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
-        if info.filename in spans or start + info.file_size > size:
-            raise PickleError(f"is damaged: its member {shown(info.filename)} appears twice, or extends beyond the end of the file")
-        spans[info.filename] = range(start, start + info.file_size)
+        stored = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1 and info.file_size == info.compress_size
+        found.append(Member(name, range(start, start + info.compress_size), stored))
+    return found
+
+
+def zip_members(file: BinaryIO, size: int) -> tuple[range, dict[str, range]]:
+    """Where the pickle is in a zip file of torch.save, and the storages by key. Members are stored, never compressed.
+
+    The members must be named as torch.save does: torch looks names up without regard to case, in the first member's folder.
+    """
+    members = members_of(file, size)
+    spans = {member.name: member.span for member in members}
     pickles = [name for name in spans if name.rpartition("/")[2] == "data.pkl"]
     if len(pickles) != 1:
         raise PickleError(f"is a zip file with {len(pickles)} members data.pkl; one that torch.save writes has one")
     root = pickles[0].removesuffix("data.pkl")
+    taken = set[str]()
+    for name, span, stored in members:
+        if not stored:
+            raise PickleError(f"has the compressed or encrypted member {shown(name)}, which torch.save never writes")
+        if name.lower() in taken or span.stop > size:
+            raise PickleError(f"is damaged: its member {shown(name)} appears twice, or extends beyond the end of the file")
+        if not (NAMES.fullmatch(name) and name.startswith(root) and name.isascii()):
+            raise PickleError(f"has a member {shown(name)}, which torch.save never writes")
+        taken.add(name.lower())
     order = spans.get(f"{root}byteorder", range(0))
     file.seek(order.start)
     if file.read(len(order)) not in (b"", b"little"):

@@ -26,6 +26,8 @@ from registry.edm.pickles.refusals import CUT, FEW_PARTS, MAX_ARGUMENTS, MAX_PAR
 
 UNKNOWN = Global("?", "?")
 """Stands for a global that only executing the file would reveal."""
+DICTIONARY = object()
+"""Stands for a dictionary."""
 
 
 class Latin(NamedTuple):
@@ -45,6 +47,8 @@ class Trace(NamedTuple):
     """The byte strings that `torch.storage._load_from_bytes` is asked to load."""
     stop: int
     """Where the pickle ends in the file."""
+    is_dictionary: bool
+    """Whether its value is certainly one."""
 
 
 def trace_pickle(file: BinaryIO, span: range, names: list[Global], strict: bool, careful: bool = False) -> Trace:
@@ -98,7 +102,7 @@ def trace_pickle(file: BinaryIO, span: range, names: list[Global], strict: bool,
                 memo[str(len(memo))] = items[0]
             else:
                 _collect(name, items, pushed, names, streams)
-    return Trace(bytes(code), blobs, streams, file.tell())
+    return Trace(bytes(code), blobs, streams, file.tell(), items == [DICTIONARY])  # STOP was last, and took the whole value
 
 
 def _pushed(op: Op, argument: Any, text: bytes, items: list[Any]) -> list[Any]:
@@ -108,6 +112,8 @@ def _pushed(op: Op, argument: Any, text: bytes, items: list[Any]) -> list[Any]:
         return items[:1]
     if name in TUPLES:
         return [tuple(items)]
+    if name in ("EMPTY_DICT", "DICT"):
+        return [DICTIONARY]
     if name in NUMBERS:
         return [None if name.startswith("LONG") else 0]
     if name in BLOBS:
