@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from registry.core.seal import trailer_length
-from registry.edm.pickles.disguise import is_tarball
+from registry.edm.pickles.disguise import ZIP_START, is_tarball
 from registry.edm.pickles.file_data import FileData
 from registry.edm.pickles.handlers import HANDLERS
 from registry.edm.pickles.rebuild import Rebuilder
 from registry.edm.pickles.refusals import PickleError, blaming
-from registry.edm.pickles.torch_files import STREAM_MARK, ZIP_START, check_sums, read_stream, zip_members
+from registry.edm.pickles.torch_files import STREAM_MARK, check_sums, read_stream, zip_members
 from registry.edm.pickles.unpickle import unpickle
 
 

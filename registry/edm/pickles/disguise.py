@@ -22,6 +22,9 @@ LENGTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4
 INSTRUCTIONS = {code.code: code for code in pickletools.opcodes}
 NAME = re.compile(rb"[\w.<>]+")
 TARBALL = Global("", "the pickles in the tar archive that it is, too")
+ZIPPED = Global("", "the pickle in the zip archive that it is, too")
+ZIP_START = b"PK\x03\x04"
+"""The first bytes of a zip file and of each of its members."""
 
 
 def is_tarball(start: bytes) -> bool:
@@ -39,7 +42,10 @@ def disguised_program(path: Path) -> Global | None:
         if not file.seek(0, 2):
             return None
         file.seek(0)
-        if is_tarball(file.read(512)):
+        start = file.read(512)
+        if start.startswith(ZIP_START):
+            return ZIPPED
+        if is_tarball(start):
             return TARBALL
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _named(content)
@@ -56,12 +62,17 @@ def _named(content: mmap.mmap) -> Global | None:
         end = _end(content, at, code, 2 if lines else 1)
         if end is None:
             return None
+        if code.name == "FRAME":  # its end, too, may be the beginning of what a loader reads next
+            length = int.from_bytes(content[at:end], "little")
+            if end + length <= len(content):
+                return Global("", "what a frame of a pickle hides")
+            return None
         names = content[at:end].split(b"\n")[:2] if lines else []
         if lines and all(NAME.fullmatch(name.rstrip(b"\r")) for name in names):
             module, name = (name.decode("latin-1").rstrip("\r") for name in names)
             return Global(module, name)
         texts += code.arg is not None and ("string" in code.arg.name or "unicode" in code.arg.name)
-        if code.name == "STACK_GLOBAL" and texts >= 2:
+        if code.name == "STACK_GLOBAL" and texts:
             return Global("", "what its strings name")
         at = end
     return Global("", f"a program of more than {MOST_INSTRUCTIONS:,} instructions")

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from registry.edm.pickles.allowlist import ALLOWED_GLOBALS, Global
-from registry.edm.pickles.disguise import TARBALL, is_tarball
-from registry.edm.pickles.refusals import PickleError, blaming
-from registry.edm.pickles.torch_files import ZIP_START, members_of, zip_members
-from registry.edm.pickles.trace import UNKNOWN, Latin, Trace, trace_pickle
+from registry.edm.pickles.disguise import TARBALL, ZIP_START, is_tarball
+from registry.edm.pickles.refusals import Misframed, PickleError, blaming
+from registry.edm.pickles.stack import UNKNOWN, Latin
+from registry.edm.pickles.torch_files import members_of, zip_members
+from registry.edm.pickles.trace import Trace, trace_pickle
 
 UNPACKED = 2**20
 """Of a compressed member so many bytes are looked through."""
@@ -34,6 +35,8 @@ def list_globals(path: str | Path, careful: bool = False) -> list[tuple[str, str
     with blaming(path), open(path, "rb") as file:
         try:
             _find_globals(file, file.seek(0, io.SEEK_END), names, careful)
+        except Misframed:
+            names.append(UNKNOWN)
         except Exception:
             if all(name in ALLOWED_GLOBALS for name in names):
                 raise

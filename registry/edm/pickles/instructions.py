@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from registry.edm.pickles.refusals import CUT, PickleError
+from registry.edm.pickles.refusals import CUT, Misframed, PickleError
 
 
 class Op(NamedTuple):
@@ -60,9 +60,11 @@ length, frozen sets, everything that self-reference needs, and buffers.
 def instructions(file: BinaryIO, span: range) -> Iterator[tuple[Op, Any, bytes]]:
     """The pickle that starts at `span.start`: each instruction, its argument, and its bytes as they are in the file.
 
-    A byte string is not read: its argument is its place in the file. Nothing beyond the span is read.
+    A byte string is not read: its argument is its place in the file. Nothing beyond the span is read. Every instruction must lie
+    in a frame or outside, and the last frame must end with the pickle: Python's unpickler lets go of what is left of a frame when
+    it needs more, and goes on behind a frame when it is asked for the next pickle.
     """
-    position = span.start
+    position = frame = span.start
     file.seek(position)
 
     def take(size: int | None) -> bytes:
@@ -75,25 +77,34 @@ def instructions(file: BinaryIO, span: range) -> Iterator[tuple[Op, Any, bytes]]
         return found
 
     while True:
+        begin = position
         code = take(1)
         op = _OPS.get(code)
         if op is None:
             raise PickleError(f"is damaged, or not a pickle: it has the unknown instruction {code!r}")
         if op.size > 0:
             argument = take(op.size)
+            check_frame(op, begin, position, frame)
+            if op.name == "FRAME":
+                frame = position + int.from_bytes(argument, "little")
+                if frame > span.stop:
+                    raise PickleError(f"{CUT}: it announces a part larger than itself")
             yield op, argument, code + argument
         elif op.size == 0:
+            check_frame(op, begin, position, frame)
             yield op, b"", code
             if op.name == "STOP":
                 return
         elif op.size == pickletools.UP_TO_NEWLINE:
             argument = take(None) + (take(None) if op.name in ("GLOBAL", "INST") else b"")
+            check_frame(op, begin, position, frame)
             yield op, argument, code + argument
         else:
             head = take(struct.calcsize(_LENGTHS[op.size]))
             (length,) = struct.unpack(_LENGTHS[op.size], head)
             if not 0 <= length <= span.stop - position:
                 raise PickleError(f"{CUT}: it announces a piece of {length} bytes")
+            check_frame(op, begin, position + length, frame)
             if op.name in BLOBS:
                 yield op, range(position, position + length), code + head
                 position += length
@@ -101,3 +112,9 @@ def instructions(file: BinaryIO, span: range) -> Iterator[tuple[Op, Any, bytes]]
             else:
                 argument = take(length)
                 yield op, argument, code + head + argument
+
+
+def check_frame(op: Op, begin: int, end: int, frame: int) -> None:
+    """Check an instruction against the frame that is open until a position. Raises Misframed."""
+    if begin < frame and (end > frame or op.name == "FRAME" or (op.name == "STOP" and end < frame)):
+        raise Misframed("is damaged: its frames do not fit its instructions")

@@ -30,6 +30,10 @@ class PickleError(UserError):
     """A file that cannot be read, or is refused. Its message is one line: the file, what is wrong, and what would be right."""
 
 
+class Misframed(PickleError):
+    """A pickle whose frames hide some of its instructions from Python's unpickler, or from whoever reads them in order."""
+
+
 @contextmanager
 def blaming(origin: str | Path) -> Iterator[None]:
     """Turn any error into a PickleError with one line about the file."""

@@ -8,12 +8,10 @@ import zipfile
 from typing import Any, BinaryIO, NamedTuple
 
 from registry.core.text import shown
+from registry.edm.pickles.disguise import ZIP_START
 from registry.edm.pickles.notes import Storage
 from registry.edm.pickles.refusals import CUT, PickleError
 from registry.edm.pickles.unpickle import unpickle
-
-ZIP_START = b"PK\x03\x04"
-"""The first bytes of a zip file and of each of its members."""
 
 STREAM_MARK = 0x1950A86A20F9469CFC6C
 """An older stream begins with this number, pickled."""

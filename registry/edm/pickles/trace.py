@@ -22,18 +22,8 @@ from registry.edm.pickles.instructions import (
     Op,
     instructions,
 )
-from registry.edm.pickles.refusals import CUT, FEW_PARTS, MAX_ARGUMENTS, MAX_PARTS, PickleError
-
-UNKNOWN = Global("?", "?")
-"""Stands for a global that only executing the file would reveal."""
-DICTIONARY = object()
-"""Stands for a dictionary."""
-
-
-class Latin(NamedTuple):
-    """A byte string as protocol 2 writes it: a call that encodes this text as latin-1."""
-
-    text: str
+from registry.edm.pickles.refusals import FEW_PARTS, MAX_ARGUMENTS, MAX_PARTS, PickleError
+from registry.edm.pickles.stack import DICTIONARY, UNKNOWN, Latin, Made, would_run
 
 
 class Trace(NamedTuple):
@@ -68,8 +58,6 @@ def trace_pickle(file: BinaryIO, span: range, names: list[Global], strict: bool,
         if strict and name not in ALLOWED_INSTRUCTIONS:
             raise PickleError(f"uses the pickle instruction {name}, which no network snapshot or training state needs")
         if name == "FRAME":  # a hint for reading ahead, which is wrong once the byte strings are cut out
-            if int.from_bytes(argument, "little") > len(span):
-                raise PickleError(f"{CUT}: it announces a part larger than itself")
             continue
         if name in BLOBS:
             text = b"J" + struct.pack("<i", len(blobs)) + b"Q"
@@ -126,6 +114,8 @@ def _pushed(op: Op, argument: Any, text: bytes, items: list[Any]) -> list[Any]:
         match items[1]:
             case (str() as letters, "latin1" | "latin-1"):
                 return [Latin(letters)]
+    if name in CALLS:
+        return [Made(items[0])]
     return items * 2 if name == "DUP" else [None] * op.pushes
 
 
@@ -133,14 +123,14 @@ def _collect(name: str, items: list[Any], pushed: list[Any], names: list[Global]
     """Add the globals that an instruction refers to, and the byte string that it asks torch to load, if any."""
     if name in GLOBALS:
         names += pushed
-    elif name in CALLS and items[:1] == [LOAD_FROM_BYTES]:
+    if would_run(name, items):
+        names.append(UNKNOWN)
+    elif name in CALLS and items[0] == LOAD_FROM_BYTES:
         match items:
             case [_, range() | Latin() as data] | [_, (range() | Latin() as data,)]:
                 streams.append(data)
             case _:
                 names.append(UNKNOWN)
-    elif name == "BUILD" and type(items[0]) is Global:
-        names.append(UNKNOWN)  # changes a function or class, and then calls something in its place
 
 
 def _check(name: str, items: list[Any]) -> None:
