@@ -12,6 +12,8 @@ from registry.cli import completion
 from registry.cli.group import main
 from registry.cli.options import kind, say_doubt
 
+MOST_GLOBALS = 200
+"""Of a file, that are listed."""
 DANGEROUS = 3
 """The exit code of `inspect` for a file that would execute something elsewhere."""
 
@@ -58,9 +60,12 @@ def inspect(file: str, show_globals: bool, kind: str | None) -> None:
     if found.doubt:
         say_doubt(found.doubt)
     if show_globals or any(executes for _, _, executes in found.globals):
-        for module, name, executes in found.globals:
+        listed = sorted(found.globals, key=lambda of: not of[2])[:MOST_GLOBALS]
+        for module, name, executes in listed:
             whole = ".".join(filter(None, (shown(module), shown(name))))
             console.print(f"  {'EXECUTES ' if executes else ''}{whole}", markup=False, soft_wrap=True)
+        if more := len(found.globals) - len(listed):
+            line(f"  and {more:,} more")
     line(found.verdict)
     if found.dangerous:
         raise click.exceptions.Exit(DANGEROUS)

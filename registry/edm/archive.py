@@ -37,6 +37,8 @@ OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".npz", "
 MOST_UNPACKED, MOST_MEMBERS, MOST_BYTES, MOST_STEPS, MOST_TUPLES = 2**28, 1000, 2**26, 2**18, 100
 """CIFAR-10's tarball has 178 MB when it is unpacked, and 9 members; a batch has 31 MB, and takes some 60,000 steps to unpickle,
 fewer than ten of which make tuples."""
+MOST_SAID = 1024
+"""Bytes in which a tarball says something of the member that follows."""
 BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 PACKED: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 """What a compressed file begins with, and what unpacks it."""
@@ -235,6 +237,17 @@ def _byte_dtype(code: Any, *_: object) -> np.dtype[Any]:
     return np.dtype(np.uint8)
 
 
+class FileOrFolder(tarfile.TarInfo):
+    """What CIFAR-10's tarball has as members. tarfile takes very long for what some other kinds say of the member that follows."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> FileOrFolder:  # type: ignore[override]
+        found = super().frombuf(buf, encoding, errors)
+        if found.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) and found.size > MOST_SAID:
+            raise tarfile.ReadError("it has a member that is neither a file nor a folder")
+        return found
+
+
 @contextmanager
 def tarball(source: Path) -> Iterator[tarfile.TarFile]:
     """An open tarball, unpacked into a temporary file if it is compressed, and only up to a size. Raises UserError."""
@@ -251,7 +264,7 @@ def tarball(source: Path) -> Iterator[tarfile.TarFile]:
                         if whole.tell() > MOST_UNPACKED:
                             raise UserError(f"{unlike}: it is larger than that")
                 whole.seek(0)
-            with tarfile.open(fileobj=whole, mode="r:") if unpack else tarfile.open(source, "r:") as archive:
+            with tarfile.open(None if unpack else source, "r:", whole if unpack else None, tarinfo=FileOrFolder) as archive:
                 yield archive
     except tarfile.ReadError as error:
         raise UserError(f"{unlike} ({error})") from None

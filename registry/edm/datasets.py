@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import lzma
 import os
 import re
 import zipfile
@@ -82,6 +83,12 @@ class Images:
         return torch.nn.functional.one_hot(self.classes[index], self.label_dim).to(torch.float32)
 
 
+UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, RuntimeError, ValueError,
+)  # fmt: skip
+"""What a damaged ZIP leads to: each kind of compression has errors of its own."""
+
+
 def load_images(source: str, most: int | None = None, told: Told | None = None) -> Images:
     """Load `digits`, or a folder or uncompressed ZIP of square images in EDM's layout, or `most` of these.
 
@@ -98,7 +105,7 @@ def load_images(source: str, most: int | None = None, told: Told | None = None) 
             with zipfile.ZipFile(path) as archive:
                 check_members(archive, path)
                 return _read(str(path), sorted(archive.namelist()), archive.read, most, told)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, UnicodeDecodeError, EOFError, zlib.error) as error:
+        except UNREADABLE as error:
             raise UserError(f"{source}: is not a ZIP of images, or is damaged: {shown(error)}") from None
     if os.path.exists(path):
         raise UserError(f"{source}: neither a folder nor a ZIP of images")
@@ -111,6 +118,8 @@ def check_members(archive: zipfile.ZipFile, source: object) -> None:
     names = Counter(archive.namelist())
     if twice := [name for name, count in names.items() if count > 1]:
         raise UserError(f"{source}: holds {shown(twice[0], 60)} more than once")
+    if sum(member.compress_size for member in archive.infolist()) > os.path.getsize(str(archive.filename)):
+        raise UserError(f"{source}: is not a ZIP of images, or is damaged: its members lie in each other")
     for member in archive.infolist():
         if member.file_size > min(MOST_BYTES, max(SMALL, MOST_RATIO * member.compress_size)):
             size = f"{member.file_size / 2**20:,.0f} MiB"

@@ -45,6 +45,8 @@ def open_picture(content: bytes | Path) -> Image.Image:
         raise ValueError(f"it has {image.width}×{image.height} pixels; at most {MOST_PIXELS:,} are read")
     if 3 * size > max(SMALL, MOST_RATIO * length) or size > PIXELS_A_BYTE * max(2**20, length):
         raise ValueError(f"it has {image.width}×{image.height} pixels in a file of {length:,} bytes: it holds nothing but its size")
+    if image.format == "BMP" and image.info.get("compression") in (1, 2):  # whose lines Pillow fills byte by byte
+        raise ValueError("it is a compressed BMP; save it as PNG")
     if image.format == "JPEG" and scans(content) > MOST_SCANS:
         raise ValueError(f"it goes over the picture more than {MOST_SCANS} times")
     try:

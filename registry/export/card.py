@@ -46,7 +46,7 @@ def card(name: str, facts: NetworkFacts, generator: Mapping[str, Any], license: 
     """The text of the card. `generator` is the folder's config.json."""
     channels, height, width = generator["image_shape"]
     steps, D, label_dim = len(generator["sigmas"]), generator["D"], generator["label_dim"]
-    recipe = dumps(printable_values(without_places(facts.recipe))) if facts.recipe else ""
+    recipe = recipe_text(facts.recipe)
     loss = str(facts.table("loss").get("use", ""))
     evaluations = "one evaluation" if steps == 1 else f"{steps} evaluations"
     law = "diffusion (D = inf)" if D == "inf" else f"a PFGM++ model (D = {D:g})"
@@ -150,6 +150,14 @@ def snapshot_values(history: History, nimg: int) -> dict[str, list[float]]:
             if abs(line["kimg"] * 1000 - nimg) < 1:
                 found |= {column: [result] for column, result in line["results"].items() if isinstance(result, int | float)}
     return found
+
+
+def recipe_text(tables: Mapping[str, Any]) -> str:
+    """The tables as TOML; nothing if a stranger's file has some that no recipe has."""
+    try:
+        return dumps(printable_values(without_places(tables))) if tables else ""
+    except (AssertionError, TypeError, ValueError, RecursionError):
+        return ""
 
 
 def without_places(tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from registry.core.errors import UserError
 from registry.core.text import shown
 
+UNLIKE = "is no file as distill writes them"
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Size = Annotated[int, Field(ge=1, le=65_536)]
 Level = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -28,6 +29,13 @@ def without_tensors(tables: Any) -> Any:
     for value in inner:
         without_tensors(value)
     return tables
+
+
+def short(levels: Any) -> Any:
+    """Noise levels, if they are not too many to look at each. Raises ValueError."""
+    if isinstance(levels, list | tuple) and len(levels) > 1000:
+        raise ValueError("has more than 1,000 noise levels")
+    return levels
 
 
 Tables = Annotated[dict[str, dict[str, Any]], AfterValidator(without_tensors)]
@@ -47,12 +55,12 @@ class About(Entries):
     label_dim: Annotated[int, Field(ge=0, le=10**6)] | None = None
     image_shape: tuple[Size, Size, Size] | list[Size] | None = Field(None, min_length=3, max_length=3)
     sigma_init: Level | None = None
-    sigmas: list[Level] | tuple[Level, ...] | None = Field(None, max_length=1000)
+    sigmas: Annotated[list[Level] | tuple[Level, ...] | None, BeforeValidator(short)] = None
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     teacher: Texts | None = None
     recipe: Tables | None = None
     nimg: Count | None = None
-    assumed: list[str] | None = None
+    assumed: list[Any] | None = Field(None, max_length=10)
 
 
 class Network(Entries):
@@ -70,6 +78,7 @@ class Arguments(Entries):
     sigma_min: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     sigma_max: Annotated[float, Field(gt=0)] = math.inf
     D: Annotated[float, Field(gt=0)] | None = None
+    resample_filter: list[Any] | tuple[Any, ...] = Field((1, 1), min_length=1, max_length=32)
 
 
 class NetworkFile(Entries):
@@ -109,7 +118,7 @@ class PairsFile(Entries):
     starts: Tensor
     images: Tensor
     labels: Tensor | None
-    provenance: dict[str, Any]
+    provenance: Annotated[dict[str, Any], AfterValidator(without_tensors)]
 
 
 STATE, PAIRS = "training state", "pairs"
@@ -133,29 +142,39 @@ def check_entries(content: Any, schema: type[Entries], source: object) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(shown(part, 60) for part in first["loc"]) or "its content"
-        raise UserError(f"{source}: is no file as distill writes them: {where}: {shown(first['msg'])}") from None
+        raise UserError(f"{source}: {UNLIKE}: {where}: {shown(first['msg'])}") from None
     except RecursionError:
-        raise UserError(f"{source}: is no file as distill writes them: it is nested too deeply") from None
+        raise UserError(f"{source}: {UNLIKE}: it is nested too deeply") from None
 
 
-MOST_VALUES = 10**6
-"""In the lists and tables of a file, those counted again that are in several."""
+MOST_VALUES, DEEPEST = 10**6, 100
+"""In the lists and tables of a file, those counted again that are in several; of lists and tables in each other."""
 
 
-def check_nesting(content: Any, source: object) -> None:
-    """Check how large a file's lists and tables are when they are written out: those that hold others twice, which hold others
-    twice again, are few bytes in a file, and would take forever to print or compare. Raises UserError."""
-    sizes, begun, path = dict[int, int](), set[int](), [content]
+def check_values(content: Any, source: object) -> None:
+    """Check that a file holds plain values and tensors alone, none of them beyond all bounds, and how large its lists and tables
+    are when they are written out: those that hold others twice, which hold others twice again, are few bytes in a file, and would
+    take forever to print or compare. Raises UserError."""
+    sizes, begun, path = dict[int, int](), set[int](), [(content, 0, False)]
     while path:
-        value = path[-1]
-        inner = [*value, *value.values()] if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-        if id(value) not in begun:
+        value, depth, is_seen_through = path.pop()
+        inner = [*value, *value.values()] if isinstance(value, Mapping) else list(value)
+        if is_seen_through:
+            sizes[id(value)] = size = 1 + sum(sizes.get(id(i), 1) for i in inner)
+            if size > MOST_VALUES:
+                raise UserError(f"{source}: {UNLIKE}: its lists and tables hold each other too many times")
+        elif id(value) not in sizes:
+            if id(value) in begun or depth > DEEPEST:
+                raise UserError(f"{source}: {UNLIKE}: it is nested too deeply")
             begun.add(id(value))
-            path += [i for i in inner if isinstance(i, Mapping | list | tuple) and id(i) not in sizes]
-            continue
-        sizes[id(path.pop())] = size = 1 + sum(sizes.get(id(i), 1) for i in inner)
-        if size > MOST_VALUES:
-            raise UserError(f"{source}: is no file as distill writes them: its lists and tables hold each other too many times")
+            path.append((value, depth, True))
+            for i in inner:
+                if isinstance(i, Mapping | list | tuple):
+                    path.append((i, depth + 1, False))
+                elif not (i is None or isinstance(i, Tensor) or type(i) in (bool, int, float, str)):
+                    raise UserError(f"{source}: {UNLIKE}: it holds a {type(i).__name__}")
+                elif type(i) is int and abs(i) > 2**64:
+                    raise UserError(f"{source}: {UNLIKE}: it holds a number beyond all bounds")
 
 
 FACTORIES = ("rand", "randn", "zeros", "ones", "empty", "full", "eye", "arange", "linspace")
@@ -163,7 +182,7 @@ FACTORIES = ("rand", "randn", "zeros", "ones", "empty", "full", "eye", "arange",
 
 
 class Bounded(TorchFunctionMode):
-    """While this is entered, no tensor can be made that is much larger than the largest of a file, nor many more tensors.
+    """While this is entered, the tensors that are made can be neither much larger than those of a file, nor many more.
 
     So a small file cannot describe a network that fills the memory before it is found not to fit the file's tensors. Raises
     ValueError.
@@ -171,7 +190,7 @@ class Bounded(TorchFunctionMode):
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.values = max(2 * sum(w.numel() for w in weights.values()), 10**6)
+        self.values = 4 * sum(w.numel() for w in weights.values()) + 10**6  # initial weights may be drawn, and then copied
         self.calls = 50 * len(weights) + 1000
 
     def __torch_function__(
@@ -182,7 +201,8 @@ class Bounded(TorchFunctionMode):
             self.calls -= 1
             wanted = kwargs.get("size", args[0] if args and isinstance(args[0], list | tuple | torch.Size) else args)
             sizes = [n for n in (wanted if isinstance(wanted, list | tuple | torch.Size) else [wanted]) if isinstance(n, int)]
-            if math.prod(map(abs, sizes)) > self.values:
+            self.values -= math.prod(map(abs, sizes))
+            if self.values < 0:
                 raise ValueError(f"it has a tensor of {' × '.join(map(str, sizes))} values, far more than the file holds")
             if self.calls < 0:
                 raise ValueError("it has far more tensors than the file holds")

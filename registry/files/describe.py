@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from registry.core.errors import UserError
 from registry.core.text import shown
 from registry.edm.pickles import RUNS_SOURCE, Persistent, list_globals, read_pickle
 from registry.edm.snapshots import EXTRA
-from registry.files.bounds import STATE
+from registry.files.bounds import STATE, UNLIKE
 from registry.files.facts import NetworkFacts
 from registry.files.formats import facts_of_pickle, layout_of, network_keys
 from registry.files.locate import open_path
 from registry.files.plain import NETWORK_KINDS, check_ours, check_seal, executed_as_pickle, load, load_safetensors, plain_globals
 
+MOST_NETWORKS = 50
+"""Of a file, that are shown."""
 BUFFERS = ("resample_filter", "freqs", "u")
 """Tensors of EDM's networks that are not trained."""
 
@@ -58,12 +63,30 @@ def describe(source: str, kind: str | None = None) -> Description:
     path = open_path(source)
     layout = layout_of(path)
     if layout == "edm":
-        return _pickle(path, source, kind)
+        with odd_values_of(path):
+            return _pickle(path, source, kind)
     names = plain_globals(path) if layout == "plain" else executed_as_pickle(path)
     if any(executes for _, _, executes in names):
         form = "file of torch.save" if layout == "plain" else "safetensors and a pickle at once"
         return Description(path, form, "an unknown program", globals=names)
     content = load_safetensors(path, path, shapes_only=True) if layout == "safetensors" else load(path, *NETWORK_KINDS, STATE)
+    with odd_values_of(path):
+        return _plain(path, source, kind, layout, names, content)
+
+
+@contextmanager
+def odd_values_of(path: Path) -> Iterator[None]:
+    """Whatever the values of a file lead to when they are shown is the file's fault."""
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError, LookupError, RuntimeError) as error:
+        raise UserError(f"{path}: {UNLIKE}: {shown(error, 100) or type(error).__name__}") from None
+
+
+def _plain(
+    path: Path, source: str, kind: str | None, layout: str, names: list[tuple[str, str, bool]], content: Mapping[str, Any]
+) -> Description:
+    """One of our own files, whose content is this."""
     about = content.get("about", {})
     stated = NetworkFacts.of(about, kind=content["kind"]).told(kind, source)
     form = "safetensors" if layout == "safetensors" else "plain tensors"
@@ -89,7 +112,7 @@ def _pickle(path: Path, source: str, kind: str | None) -> Description:
     sealed = check_seal(path, source)
     content = read_pickle(path, tensors=False)
     check_ours(content.get(EXTRA), sealed, source)
-    for key in network_keys(content):
+    for key in network_keys(content)[:MOST_NETWORKS]:
         record: Persistent = content[key]
         kwargs = dict(record.init_kwargs)
         D = record.state.get("D", kwargs.get("D")) if record.state.get("pfgmpp", kwargs.get("pfgmpp")) else None
@@ -102,13 +125,14 @@ def _pickle(path: Path, source: str, kind: str | None) -> Description:
     found.writer = _writer(content, found)
     ours = content.get(EXTRA)
     if isinstance(ours, dict):
-        found.facts |= {"kind": found.networks[0]["kind"]} | _facts(ours.get("about", {}))
-    if isinstance(content.get("step"), int):
+        found.facts |= {"kind": found.networks[0]["kind"]} if found.networks else {}
+        found.facts |= _facts(ours.get("about", {}))
+    if isinstance(content.get("step"), int) and content["step"] < 2**53:
         found.facts["kimg"] = f"{content['step'] / 1000:g}"
     kimg = re.search(r"-(\d{6})\.\w+$", path.name)
     if kimg and "kimg" not in found.facts:
         found.facts["kimg"] = f"{int(kimg[1])} (from the file name)"
-    found.facts["contents"] = ", ".join(content)
+    found.facts["contents"] = ", ".join(itertools.islice(content, MOST_NETWORKS)) + (", …" if len(content) > MOST_NETWORKS else "")
     return found
 
 
@@ -160,9 +184,9 @@ def _facts(about: Mapping[str, Any]) -> dict[str, str]:
     facts = {
         k: str(about[k])
         for k in ("sigma_init", "steps", "sigmas", "sigma_data", "teacher", "components", "data", "recipe_hash")
-        if k in about
+        if about.get(k) is not None
     }
-    if "nimg" in about:
+    if about.get("nimg") is not None:
         facts["kimg"] = f"{about['nimg'] / 1000:g}"
     alpha = about.get("recipe", {}).get("loss", {}).get("alpha") if isinstance(about.get("recipe"), dict) else None
     return facts | ({"alpha": f"{alpha:g}"} if isinstance(alpha, int | float) else {})

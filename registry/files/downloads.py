@@ -117,12 +117,12 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
         except urllib.error.HTTPError as error:
             reason = f"the server answered {error.code} {shown(error.reason)}"
             if error.code == 416:  # our part is not the start of the server's file
-                part.unlink(missing_ok=True)
+                _forget(part)
             elif 400 <= error.code < 500 and error.code not in (408, 425, 429):
                 break
             continue
         except _Unwanted as error:
-            part.unlink(missing_ok=True)
+            _forget(part)
             raise UserError(f"{url}: {error}; download it yourself and give its path") from None
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, _Short, ValueError) as error:
             reason = shown(error.reason if isinstance(error, urllib.error.URLError) else error) or type(error).__name__
@@ -130,25 +130,39 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
         with open(part, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if sha256 and found != sha256.lower():
-            part.unlink()
+            _forget(part)
             raise UserError(f"{url}: its sha256 is {found}, expected {sha256.lower()}; the server has a different file")
         if is_page(part) or not part.stat().st_size:
             what = "a web page" if part.stat().st_size else "nothing"
-            part.unlink()
+            _forget(part)
             raise UserError(f"{url}: the server sent {what} instead of a file; download it yourself and give its path")
         _note(path).unlink(missing_ok=True)  # of an older file, which stays until this one is whole
         os.replace(part, path)
-        part.with_name(part.name + ".tag").unlink(missing_ok=True)
+        _tag(part).unlink(missing_ok=True)
         _note(path).write_text(json.dumps({"url": url, "length": path.stat().st_size, "sha256": found}))
         return
     raise UserError(f"{url}: cannot be downloaded: {reason}; download it yourself and give its path")
 
 
 def is_page(path: Path) -> bool:
-    """Whether a file is a web page: a login's, for instance."""
+    """Whether a file is a web page: a login's, for instance. No file of networks or numbers begins with this character, but for one
+    of safetensors, by its length."""
     with open(path, "rb") as file:
-        start = file.read(256).removeprefix(codecs.BOM_UTF8).lstrip().lower()
-    return start.startswith((b"<!doctype html", b"<html", b"<head"))
+        start = file.read(256)
+    for mark in (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        start = start.removeprefix(mark)
+    return start[8:10] != b'{"' and start.replace(b"\0", b"").lstrip().startswith(b"<")
+
+
+def _tag(part: Path) -> Path:
+    """Where it stands which version of the file a part belongs to."""
+    return part.with_name(part.name + ".tag")
+
+
+def _forget(part: Path) -> None:
+    """Remove a part that nothing is to be appended to."""
+    part.unlink(missing_ok=True)
+    _tag(part).unlink(missing_ok=True)
 
 
 class _Short(Exception):
@@ -161,11 +175,12 @@ class _Unwanted(Exception):
 
 def _continue(url: str, part: Path) -> None:
     """Append the missing bytes to the part file, or start over if the server cannot resume."""
-    tag = part.with_name(part.name + ".tag")  # which version of the file the part belongs to
-    have = part.stat().st_size if part.exists() and tag.exists() else 0
+    tag = _tag(part)
+    known = tag.read_text() if part.exists() and tag.exists() else ""
+    have = part.stat().st_size if known.isprintable() and known else 0  # of an unknown version, nothing can be appended to
     headers = {"User-Agent": f"distill/{version()}", "Accept-Encoding": "identity"}
-    resume = {"Range": f"bytes={have}-", "If-Range": tag.read_text()} if have else {}
-    request = urllib.request.Request(url, headers=headers | {k: v for k, v in resume.items() if v})
+    resume = {"Range": f"bytes={have}-", "If-Range": known} if have else {}
+    request = urllib.request.Request(url, headers=headers | resume)
     with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         have = have if answer.status == 206 else 0
         if have and not answer.headers.get("Content-Range", f"bytes {have}-").startswith(f"bytes {have}-"):

@@ -46,6 +46,7 @@ class NetworkFacts:
     @classmethod
     def of(cls, values: Mapping[str, Any], **found: Any) -> NetworkFacts:
         """Build from the plain values that a file stores and from what reading it determined; the latter takes precedence."""
+        values = {k: v for k, v in values.items() if v is not None}
         known = {f.name for f in fields(cls)} - {"kind", "others", "key", "looks_like", "assumed"}
         named = {k: v for k, v in values.items() if k in known}
         others = {k: v for k, v in values.items() if k not in {*known, "assumed"}}

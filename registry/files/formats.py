@@ -23,7 +23,7 @@ from registry.core.text import shown
 from registry.edm.networks import PRECONDITIONINGS, Precond
 from registry.edm.pickles import RUNS_SOURCE, Persistent, list_globals, network_of, read_pickle
 from registry.edm.snapshots import EXTRA, write_snapshot
-from registry.files.bounds import STATE, About, Bounded, NetworkFile, check_arguments, check_entries
+from registry.files.bounds import STATE, About, Bounded, NetworkFile, check_arguments, check_entries, check_values
 from registry.files.facts import NetworkFacts
 from registry.files.finite import not_finite
 from registry.files.kinds import guess_kind
@@ -192,6 +192,7 @@ def facts_of_pickle(
     """What a pickle says about its network `key`, by our own facts in it or by its name and layout, and what its network tells."""
     ours = content.get(EXTRA)
     if isinstance(ours, dict):
+        check_values([ours], source)
         check_entries(ours.get("about", {}), About, source)
         return NetworkFacts.of(ours.get("about", {}), kind=ours.get("kind"), key=key, **found)
     guess = guess_kind(source, key, content)
@@ -236,11 +237,13 @@ def _rebuild(
         # Initial weights are drawn and replaced; the random state stays.
         with torch.random.fork_rng(devices=[]), Bounded(weights):
             net = ours(**kwargs) if ours else registered.make(**kwargs) if registered else build(facts)  # type: ignore[misc]
+        problem = _tensor_problems(net.state_dict(), weights)
+        if not problem:
+            net.load_state_dict(weights)  # which cannot take numbers of every kind
     except Exception as error:  # the arguments are the file's, and anything can be wrong with them
         raise UserError(f"{source}: its network cannot be built: {shown(error) or type(error).__name__}") from None
-    if problem := _tensor_problems(net.state_dict(), weights):
+    if problem:
         raise UserError(f"{source}: its tensors do not fit its network: {problem}")
-    net.load_state_dict(weights)
     return net
 
 

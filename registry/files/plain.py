@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from registry.core import seal
 from registry.core.atomic import write_atomically
@@ -20,7 +21,7 @@ from registry.core.errors import UserError
 from registry.core.interruption import undisturbed
 from registry.core.text import shown
 from registry.edm.pickles import PickleError, disguised_program, list_globals
-from registry.files.bounds import SCHEMAS, NetworkFile, check_entries, check_nesting
+from registry.files.bounds import SCHEMAS, NetworkFile, check_entries, check_values
 from registry.files.locate import open_path
 
 FORMAT = "distill/2"
@@ -30,6 +31,8 @@ MARK = "distill"
 """The key of our JSON in a safetensors file's metadata."""
 NOT_PLAIN = "not a plain-tensor file written by distill, or damaged"
 DAMAGED = "is damaged: its content is not what was written"
+MARGIN = 2**20
+"""Bytes that tensors may take beyond twice their file."""
 NETWORK_KINDS = ("denoiser", "generator", "classifier")
 
 
@@ -69,8 +72,8 @@ def problem(path: Path) -> str | None:
         if not path.stat().st_size:
             return "is empty"
         with zipfile.ZipFile(path) as archive:  # from before there were seals: every part has a checksum of its own
-            has_no_seal = not archive.comment.startswith(seal.MARK)
-            return None if has_no_seal and archive.testzip() is None else DAMAGED
+            ours = not archive.comment.startswith(seal.MARK) and all(not member.compress_type for member in archive.infolist())
+            return None if ours and archive.testzip() is None else DAMAGED
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except OSError as error:
@@ -136,6 +139,14 @@ def check_plain(path: Path, source: object) -> None:
         raise UserError(f"{source}: {NOT_PLAIN} (it refers to {shown('.'.join(filter(None, strange[0])))})")
 
 
+def check_tensors(content: Any, size: int, source: object) -> None:
+    """Check that a file's tensors take no more than about twice its bytes: a few numbers can be a tensor's of any shape, and those
+    of many tensors. Raises UserError."""
+    tensors = [leaf for leaf in tree_leaves(content) if isinstance(leaf, Tensor)]
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors) > 2 * size + MARGIN:
+        raise UserError(f"{source}: {NOT_PLAIN} (its tensors take far more memory than it has bytes)")
+
+
 def load(source: str | Path, *kinds: str, sealed: bool | None = None) -> dict[str, Any]:
     """Load one of our files, of one of these kinds. `sealed` is what `check_seal` gave, if it was called already.
 
@@ -155,7 +166,8 @@ def load(source: str | Path, *kinds: str, sealed: bool | None = None) -> dict[st
     except Exception:  # whatever instructions in the wrong order lead to; torch's own message advises to load it unsafely
         raise UserError(f"{source}: {NOT_PLAIN}") from None
     content = content if isinstance(content, dict) else {}
-    check_nesting(content, source)
+    check_values(content, source)
+    check_tensors(content, path.stat().st_size, source)
     check_mark(content, sealed, source)
     if content.get("kind") not in kinds:
         raise UserError(f"{source}: is a {shown(content.get('kind'), 40)}, expected a {' or '.join(kinds)}")
@@ -203,6 +215,7 @@ def load_safetensors(path: Path, source: object, shapes_only: bool = False, seal
             content = _from_json(json.loads((file.metadata() or {}).get(MARK, "null")))
     except (SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f"{source}: not a safetensors file, or damaged ({shown(error)})") from None
+    check_values([content], source)
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{source}: a safetensors file without distill's metadata, so its architecture is unknown")
     check_mark(content, sealed, source)

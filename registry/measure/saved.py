@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, FailFast, Field, TypeAdapter
 
 from registry.files.json_files import STRICT, Number
 
-Values = Annotated[list[Number], Field(min_length=1)]
+Values = Annotated[list[Number], Field(min_length=1, max_length=1000), FailFast()]
+MOST_ROWS, MOST_COLUMNS = 200, 50
+"""Of a table."""
 Evaluations = Annotated[int, Field(ge=0, le=10**9)]
 
 
@@ -32,8 +34,8 @@ class Saved(BaseModel):
     """What both kinds of file say. Files of version 0.1 have no protocols."""
 
     model_config = STRICT
-    protocols: dict[str, Annotated[dict[str, Any], AfterValidator(named)]] = {}
-    higher_is_better: list[Name] = []
+    protocols: dict[str, Annotated[dict[str, Any], AfterValidator(named)]] = Field({}, max_length=MOST_COLUMNS)
+    higher_is_better: Annotated[list[Name], FailFast()] = Field([], max_length=MOST_COLUMNS)
 
 
 class SavedRow(BaseModel):
@@ -42,16 +44,25 @@ class SavedRow(BaseModel):
     model_config = STRICT
     name: Name
     evaluations: Evaluations | None
-    values: dict[Name, Values]
+    values: dict[Name, Values] = Field(max_length=MOST_COLUMNS)
+
+
+def few_columns(rows: list[SavedRow]) -> list[SavedRow]:
+    """Rows that have no more columns together than a table. Raises ValueError."""
+    if len({column for row in rows for column in row.values}) > MOST_COLUMNS:
+        raise ValueError(f"has more than {MOST_COLUMNS} columns")
+    return rows
 
 
 class Quality(Saved):
     """A run's quality.json."""
 
-    rows: list[SavedRow] = Field(min_length=1)
+    rows: Annotated[list[SavedRow], FailFast(), AfterValidator(few_columns)] = Field(min_length=1, max_length=MOST_ROWS)
     nimg: Annotated[int, Field(ge=0, le=10**15)] | None = None
     """Images of the run when it was measured; earlier versions did not say."""
-    columns: dict[Name, Annotated[list[Name], Field(min_length=1)]] = {}
+    columns: dict[Name, Annotated[list[Name], Field(min_length=1, max_length=MOST_COLUMNS), FailFast()]] = Field(
+        {}, max_length=MOST_COLUMNS
+    )
     """By metric."""
 
 
@@ -74,7 +85,7 @@ class Summary(BaseModel):
 class Evaluated(Saved):
     """The result of `distill evaluate`."""
 
-    results: dict[Name, dict[Name, Summary]]
+    results: dict[Name, Annotated[dict[Name, Summary], Field(max_length=MOST_COLUMNS)]] = Field(max_length=MOST_COLUMNS)
     evaluations: Evaluations | None
     network: str
 

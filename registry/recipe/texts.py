@@ -15,6 +15,10 @@ from registry.recipe.resolved import Tables
 
 MOST_CHARACTERS, DEEPEST = 1_000_000, 50
 """Of a recipe."""
+TEXTS = re.compile(
+    r'''"""(?:[^"\\]|\\.|"(?!""))*+"""|\'\'\'(?:[^']|'(?!''))*+\'\'\'|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'|\#[^\n]*+''', re.DOTALL
+)
+"""Texts and comments of TOML, in which brackets and dots mean nothing."""
 
 
 def read_tables(path: Path) -> Tables:
@@ -31,6 +35,8 @@ def read_text_and_tables(path: Path) -> tuple[str, Tables]:
         tables = tomllib.loads(text)
         check_integers(tables)
         return text, tables
+    except RecursionError:
+        raise UserError(f"{path}: not a recipe: its tables or lists are nested too deeply") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file in UTF-8, so not a recipe") from None
     except NoRecord as error:
@@ -51,8 +57,14 @@ def check_integers(value: Any) -> None:
 
 def too_nested(text: str) -> bool:
     """Whether a text has more brackets or dots in a row than any recipe: TOML's parser would recur, or take very long."""
-    brackets = rf"(?:\[\s*+){{{DEEPEST}}}|(?:\{{[^{{}}\n]*+){{{DEEPEST}}}|(?<!\w)(?:\w++\s*+\.\s*+){{{DEEPEST}}}"
-    return len(text) > MOST_CHARACTERS or re.search(brackets, text) is not None
+    if len(text) > MOST_CHARACTERS:
+        return True
+    bare = re.sub(TEXTS, "s", text)
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[{\]}]", bare):
+        depth = depth + 1 if bracket in "[{" else max(depth - 1, 0)
+        deepest = max(deepest, depth)
+    return deepest >= DEEPEST or re.search(rf"(?<![\w-])(?:[\w-]++\s*+\.\s*+){{{DEEPEST}}}", bare) is not None
 
 
 def parse_set(text: str, given: str = "--set") -> tuple[list[str], Any]:

@@ -68,10 +68,11 @@ def metric_charts(runs: Sequence[History], names: Sequence[str]) -> Iterator[Cha
 
 def fewer(runs: Sequence[History]) -> str:
     """A sentence on the number of images, if snapshots are measured with one that is known."""
-    counts = {line["samples"] for run in runs for lines in run.measurements.values() for line in lines if line.get("samples")}
+    lines = [line for run in runs for lines in run.measurements.values() for line in lines]
+    counts = {line["samples"] for line in lines if line.get("samples") and isinstance(line["samples"], int)}
     if len(counts) != 1:
         return ""
-    final = {p.get("images") for run in runs if run.quality for p in run.quality.protocols.values()}
+    final = [p.get("images") for run in runs if run.quality for p in run.quality.protocols.values()]
     larger = ", and a distance is larger with fewer" if all(isinstance(n, int) and n > max(counts) for n in final) else ""
     return f"It is measured with {counts.pop():,} images here{larger}. "
 

@@ -36,6 +36,7 @@ from registry.recipe.texts import read_text_and_tables
 
 MOST_SNAPSHOTS = 24
 """Pictures of a page's slider."""
+PNG = b"\x89PNG\r\n\x1a\n"
 Line = Mapping[str, Any]
 
 
@@ -172,7 +173,7 @@ def read_history(path: Path) -> History:
         statistics=[line for line in readable_lines(path / STATISTICS) if "Progress/kimg" in line],
         measurements={metric: lines for metric, lines in measured.items() if lines},
         quality=quality,
-        pictures={name: path / file for name, file in names.items() if (path / file).is_file()},
+        pictures={name: path / file for name, file in names.items() if is_picture(path / file)},
         snapshots=spread_out(sorted(grids(path)), MOST_SNAPSHOTS),
         best=kept(path / "best.json", BEST),
         versions=versions if isinstance(versions, dict) else {},
@@ -191,10 +192,21 @@ def reason(path: Path) -> str:
 
 def grids(path: Path) -> list[tuple[float, Path]]:
     """The grids of a run, with thousands of images."""
-    found = [(0.0, path / "fakes_init.png")] if (path / "fakes_init.png").is_file() else []
+    found = [(0.0, path / "fakes_init.png")] if is_picture(path / "fakes_init.png") else []
     return found + [
-        (float(m[1]), p) for p in path.glob("fakes_*.png") if (m := re.fullmatch(r"fakes_([0-9]{1,9})", p.stem)) and p.is_file()
+        (float(m[1]), p) for p in path.glob("fakes_*.png") if (m := re.fullmatch(r"fakes_([0-9]{1,9})", p.stem)) and is_picture(p)
     ]
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a PNG: a page holds all that is in it, and in a stranger's folder it may be a link to anything."""
+    try:
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            return file.read(len(PNG)) == PNG
+    except OSError:
+        return False
 
 
 def spread_out(values: list[Any], most: int) -> list[Any]:

@@ -142,7 +142,7 @@ def open_sampler(
     if kind_of(network, facts, sampler) == "denoiser":
         n = heun_steps(domain.image_shape[1], steps, nfe)
     else:
-        sigmas = levels_of(facts, noise)
+        sigmas = levels_of(network, facts, noise)
         check_generator_steps(network, sigmas, steps, nfe, doubt)
     return Sampler(
         net, noise, domain, sigmas=sigmas, steps=n, settings=settings, recipe=facts.recipe, stated=facts, doubt=doubt,

@@ -12,12 +12,14 @@ from torch import nn
 from registry.core.contracts import Domain, Noise, Rebuildable, Teacher
 from registry.core.errors import SettingError, UserError
 from registry.core.levels import generator_levels
+from registry.core.text import shown
 from registry.edm.networks import Precond
 from registry.files.facts import NetworkFacts
 from registry.files.locate import published
 from registry.plugins.component import Component
 from registry.plugins.loading import Plugins
 from registry.recipe.resolved import Choice
+from registry.recipe.tables import GeneratorConfig
 
 
 def kind_of(network: str, facts: NetworkFacts, sampler: str) -> str:
@@ -45,7 +47,7 @@ def noise_of(network: str, facts: NetworkFacts, domain: Domain, sigma_init: floa
     values: dict[str, Any] = {} if facts.sigma_init is None else {"sigma_init": facts.sigma_init}
     values |= facts.table("noise")
     if sigma_init is not None and values.setdefault("sigma_init", sigma_init) != sigma_init:
-        raise SettingError("sigma_init", f"{network} starts at {values['sigma_init']:g}; leave this out", sigma_init)
+        raise SettingError("sigma_init", f"{network} starts at {shown(values['sigma_init'], 40)}; leave this out", sigma_init)
     names = [values["use"]] if "use" in values else noises_for(plugins, domain.D)
     for name in names:
         choice = choice_of("noise", values | {"use": name}, network, plugins)
@@ -75,7 +77,8 @@ def choice_of(kind: str, table: Mapping[str, Any], network: str, plugins: Plugin
         raise UserError(f"{network}: {error}") from None
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
-        raise UserError(f"{network}: its {kind} {use!r} has {wrong['loc'][-1]} = {wrong['input']!r}: {wrong['msg']}") from None
+        value = shown(wrong["input"], 60)
+        raise UserError(f"{network}: its {kind} {use!r} has {shown(wrong['loc'][-1], 60)} = {value}: {wrong['msg']}") from None
 
 
 def copy_of_teacher(network: str, facts: NetworkFacts, plugins: Plugins) -> nn.Module:
@@ -84,13 +87,16 @@ def copy_of_teacher(network: str, facts: NetworkFacts, plugins: Plugins) -> nn.M
     return teacher.copy()
 
 
-def levels_of(facts: NetworkFacts, noise: Noise) -> tuple[float, ...]:
-    """The generator's noise levels, from its file, or the single level sigma_init if the file says nothing."""
+def levels_of(network: str, facts: NetworkFacts, noise: Noise) -> tuple[float, ...]:
+    """The generator's noise levels, from its file, or the single level sigma_init if the file says nothing. Raises UserError."""
     if facts.sigmas is not None:
         return tuple(map(float, facts.sigmas))
-    table = facts.table("generator")
-    levels = generator_levels(table.get("steps", 1), table.get("schedule", "uniform"), noise.sigma_init, noise.sigma_min, noise.rho)
-    return tuple(levels)
+    known = {key: value for key, value in facts.table("generator").items() if key in ("steps", "schedule")}
+    try:
+        table = GeneratorConfig.model_validate(known)
+    except ValidationError as error:
+        raise UserError(f"{network}: its recipe's [generator] {error.errors(include_url=False)[0]['msg']}") from None
+    return tuple(generator_levels(table.steps, table.schedule, noise.sigma_init, noise.sigma_min, noise.rho))
 
 
 def domain_of(network: str, net: nn.Module, facts: NetworkFacts, D: float | None) -> Domain:

@@ -73,6 +73,8 @@ class _IDDPM(_Arguments):
 _ARGUMENTS: dict[str, type[_Arguments]] = {"EDMPrecond": _EDM, "VPPrecond": _VP, "VEPrecond": _VE, "iDDPMPrecond": _IDDPM}
 assert _ARGUMENTS.keys() == PRECONDITIONINGS.keys()
 
+MARGIN = 2**20
+"""Bytes that tensors may take beyond twice those that the file holds."""
 _SET_LATER = ("use_fp16", "sigma_min", "sigma_max", "pfgmpp", "D")
 """Attributes that scripts set after construction. If a file has them, they override the constructor's arguments."""
 _ROUNDED = {"sigma_min": 0.2, "sigma_max": 1e-5}
@@ -98,6 +100,9 @@ def network_of(record: Any, origin: str | Path) -> tuple[Precond, dict[str, Any]
         tensors = record.tensors()
         if any(tensor.is_meta for tensor in tensors.values()):
             raise PickleError("was read without the numbers in its tensors")
+        held = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors.values()}
+        if sum(tensor.nbytes for tensor in tensors.values()) > 2 * sum(held.values()) + MARGIN:
+            raise PickleError("is built to take more memory than it has bytes: its tensors are the same numbers")
         arguments = _constructor_arguments(record, len(tensors))
         with torch.device("meta"):  # takes no memory, whatever the arguments are
             net = PRECONDITIONINGS[record.class_name](**arguments)

@@ -11,6 +11,9 @@ from torch import Tensor
 from registry.core.text import shown
 from registry.edm.pickles.refusals import PickleError
 
+LONGEST = 1000
+"""The most characters of a module's dotted name."""
+
 
 class _Record:
     """The common part of both records: a class's name and attributes. The class may be a torch module."""
@@ -33,6 +36,8 @@ class _Record:
         """
         found: dict[str, Tensor] = {}
         for path, module in self.modules():
+            if len(path) > LONGEST:
+                raise PickleError(f"its module {shown(path)} has a name of more than {LONGEST} characters")
             transient = module.state.get("_non_persistent_buffers_set", set())
             if not isinstance(transient, set):
                 raise PickleError(f"_non_persistent_buffers_set of its {shown(module.class_name)} is not a set")

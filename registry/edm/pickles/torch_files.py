@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 import zipfile
@@ -68,6 +69,9 @@ def zip_members(file: BinaryIO, size: int) -> tuple[range, dict[str, range]]:
     if len(pickles) != 1:
         raise PickleError(f"is a zip file with {len(pickles)} members data.pkl; one that torch.save writes has one")
     root = pickles[0].removesuffix("data.pkl")
+    places = sorted((member.span.start, member.span.stop) for member in members)
+    if any(stop > start for (_, stop), (start, _) in itertools.pairwise(places)):
+        raise PickleError("is built to take more memory than it has bytes: its members lie in each other")
     taken = set[str]()
     for name, span, stored in members:
         if not stored:
