@@ -138,7 +138,7 @@ def launch(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
 def test_launched_processes_tell_an_error_once_and_nothing_else_does(
     words: list[str], code: int, error: str, tmp_path: Path
 ) -> None:
-    done = launch("--max-restarts", "2", *words, cwd=tmp_path)  # which would only bring it again
+    done = launch("--max-restarts", "2", *words, "--resume", "auto", cwd=tmp_path)  # which would only bring it again
     out, errors = done.communicate(timeout=120)
     assert (done.returncode, out) == (code, "")
     lines = [line for line in errors.splitlines() if line and not line.startswith(("Usage:", "Try "))]

@@ -16,6 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -85,7 +86,9 @@ class Group(click.Group):
             if isinstance(error, SystemExit) and error.code not in (None, 0) and fault_of(error) is None:
                 raise
             answer_signals(interrupt, signal.SIG_DFL)  # it ends anyway
-            code = tell(error, debug, words)
+            message, code = reason(error, words)
+            with suppress(OSError, ValueError):  # the code says it, too, where nothing can be printed
+                tell(error, message, code, debug)
         leave(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -203,22 +206,20 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def tell(error: BaseException, debug: bool, words: Sequence[str] = ()) -> int:
-    """Print why the command with these arguments ends, if no other process has done so, and give the exit code."""
-    message, code = reason(error, words)
+def tell(error: BaseException, message: str, code: int, debug: bool) -> None:
+    """Print why the command ends, if no other process has done so. Raises OSError if nothing can be printed."""
     if several():
         record("".join(traceback.format_exception(error)) if code == BUG else message)
         if not first_to_tell():
-            return code
+            return
     if debug and not isinstance(error, Interrupted | KeyboardInterrupt):
         traceback.print_exception(error)
     if isinstance(error, click.ClickException) and not raised_by_a_plugin(error):
         error.show()
-        return code
+        return
     message = printable(message)
     many = isinstance(error, Mistakes) and "\n" in message
     click.echo(message if many else f"distill: {message.replace(chr(10), '?')}", err=True)
-    return code
 
 
 def reason(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -43,6 +43,8 @@ def launch(processes: int | None, max_restarts: int, arguments: tuple[str, ...])
     A signal reaches all processes, so that they save a state. The exit code is that of the process that failed first.
     """
     check_arguments(arguments)
+    if max_restarts and arguments[0] not in ("generate", "evaluate") and resumed(arguments) is None:
+        raise click.UsageError("--max-restarts needs --resume auto: what starts again would begin anew, not go on.")
     from registry.study.machine import cores, gpus
 
     count = processes or len(gpus())
@@ -73,10 +75,31 @@ def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
     for again in range(restarts + 1):
         if again:
             click.echo(f"distill: starting again ({again} of {restarts})", err=True)
+            arguments = from_the_newest(arguments)
         code, stopped = run_once(count, arguments)
-        if stopped or code in FINAL:
+        if stopped or code in FINAL or code - 128 in heeded():  # one process was told to stop, and saved a state
             break
     return code
+
+
+def resumed(arguments: Sequence[str]) -> tuple[int, str] | None:
+    """Which argument of a run's command says what it goes on from, and what it says."""
+    for i, word in enumerate(arguments):
+        if word == "--resume" and i + 1 < len(arguments):
+            return i + 1, arguments[i + 1]
+        if word.startswith("--resume="):
+            return i, word.removeprefix("--resume=")
+    return None
+
+
+def from_the_newest(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """The same command, but that it goes on from the newest state beside the one that was named, if one was."""
+    found = resumed(arguments)
+    if found is None or not os.path.isfile(os.path.expanduser(found[1])):
+        return arguments
+    i, file = found
+    folder = os.path.dirname(os.path.realpath(os.path.expanduser(file)))
+    return (*arguments[:i], folder if arguments[i] == file else f"--resume={folder}", *arguments[i + 1 :])
 
 
 def run_once(count: int, arguments: tuple[str, ...]) -> tuple[int, bool]:

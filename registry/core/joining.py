@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -121,7 +122,8 @@ def missing_after(patience: timedelta, store: Store, keys: list[str]) -> list[in
 def record(message: str) -> None:
     """Leave the reason why this process fails where torchrun looks for it. (Its own `record` writes our traceback, too.)"""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        Path(file).write_text(json.dumps({"message": message, "timestamp": str(int(time.time()))}))
+        with suppress(OSError):  # a folder of temporary files does not outlast every run
+            Path(file).write_text(json.dumps({"message": message, "timestamp": str(int(time.time()))}))
 
 
 def first_to_tell() -> bool:

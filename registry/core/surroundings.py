@@ -73,7 +73,8 @@ def surroundings_restored() -> Iterator[None]:
             stack.callback(os.close, folder)
             stack.callback(os.fchdir, folder)
         stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+        used = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        stack.enter_context(torch.random.fork_rng(devices=used))
         try:
             yield
         finally:

@@ -42,6 +42,7 @@ class Guarded(Metric):
         self.details = metric.details
         with self.told("details must be a dict of plain values"):
             json.dumps(dict(self.details))
+        self.demand(all(isinstance(name, str) for name in self.details), "details must have names that are text")
         self.code = code_of(type(metric))
         """A hash of the plugin's code: the formula may change, and the name stay."""
 

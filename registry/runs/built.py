@@ -71,7 +71,9 @@ def check_noise(choice: Choice, noise: Noise, shape: tuple[int, int, int]) -> No
 
 
 def check_tensor(choice: Choice, call: str, found: Any, shape: tuple[int, ...], device: torch.device | None = None) -> None:
-    demand(choice, isinstance(found, Tensor), f"{call} must give a tensor {list(shape)}, not a {kind(found)}")
+    what = "nested tensor" if isinstance(found, Tensor) else kind(found)
+    plain = isinstance(found, Tensor) and not found.is_nested
+    demand(choice, plain, f"{call} must give a tensor {list(shape)}, not a {what}")
     right = found.shape == shape and found.is_floating_point() and found.layout == torch.strided
     demand(choice, right, f"{call} must give {list(shape)}, and gave {list(found.shape)} of {found.dtype}, {found.layout}")
     there = device is None or found.device.type == device.type

@@ -26,9 +26,10 @@ def check_health(learners: Mapping[str, Learner], nimg: int, strict: bool, begin
     last steps (after the first one, and at the `end` of a run: in that one). With `strict`, also if a single image was dropped or a
     single value of a gradient was replaced since the last tick.
     """
-    where, problem = f"at {nimg / 1000:.3f} kimg", None
+    where = f"at {nimg / 1000:.3f} kimg"
+    problem: UserError | Diverged | None = changed_types(learners)
     dead = {name: int(learner.tally.dead.item()) for name, learner in learners.items()}
-    for name, learner in learners.items():
+    for name, learner in learners.items() if problem is None else ():
         if tensor := not_finite(learner.modules):
             problem = Diverged(f"{tensor} of the {name} is not finite {where}", nimg)
         elif not all(moment.isfinite().all() for moment in local(tensors(list(learner.optimiser.state.values())))):
@@ -47,6 +48,14 @@ def check_health(learners: Mapping[str, Learner], nimg: int, strict: bool, begin
         if found is not None:
             raise found
     return not any(dead.values())
+
+
+def changed_types(learners: Mapping[str, Learner]) -> UserError | None:
+    """What to say if a weight is of another type than at the start: a loss has written to it. None if all are as they were."""
+    for name, learner in learners.items():
+        if changed := learner.changed_type():
+            return UserError(f"a weight of the {name}, {changed} during the run; a loss must not write to weights")
+    return None
 
 
 def check_images(images: Tensor, what: str, nimg: int) -> None:

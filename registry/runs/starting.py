@@ -77,7 +77,8 @@ def start_or_resume(
 
     From a state of SiD, a new folder, too: nothing is written into SiD's.
     """
-    state, trackers = found.state, Trackers([(choice, choice.make()) for choice in recipe.trackers], journal)
+    state, ours = found.state, None
+    trackers = Trackers([(choice, choice.make()) for choice in recipe.trackers], journal)
     if state is None:
         with settings_of(recipe.log):
             folder = RunFolder.new(Path(recipe.log.outdir), recipe.name, journal)
@@ -87,29 +88,36 @@ def start_or_resume(
     elif distributed.by_rank0(lambda: holds_modules(state)):
         folder = start_from_foreign(recipe, run, saved, state, journal)
     else:
-        folder = RunFolder(state.parent, journal)
-        with released_if_it_fails(folder):
-            begun, content = locked_state(folder, state, resume, saved)
-            run.nimg = restore_state(begun, content, saved.parts)
-        run.rollbacks, saved.threads.chosen = content.get("rollbacks", 0), content.get("threads")
-        saved.clock.seconds = content.get("seconds", 0.0)  # 0: states of version 0.1 do not say
-        saved.snapshot_due = content.get("snapshot_due", False) and not distributed.from_rank0(has_table(folder.path, run.nimg))
-        folder.sweep()
-        changed = [*differences(content["recipe"], saved.tables), *other_networks(content["networks"], saved.parts)]
-        otherwise = learns_otherwise(content, saved.tables, saved.parts)
-        if later := set_later_aside(folder.path, begun, run.nimg, otherwise) if folder.writes else []:
-            journal.log(f"later files of another branch were set aside: {', '.join(path.name for path in later)}")
-        folder.forget_after(run.nimg / 1000, saved.snapshot_due)
-        journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {begun}")
-        if run.nimg >= run.total:
-            journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
-        for difference in changed:
-            journal.log(f"changed since that state was written: {difference}")
-    for remark in (*found.remarks, *(f"WARNING {doubt}" for doubt in doubts(recipe))):
-        journal.log(remark)
-    folder.write_recipe(saved.tables)
-    folder.follow(trackers, saved.tables, run.nimg)
+        folder, ours = RunFolder(state.parent, journal), state
+    with released_if_it_fails(folder):
+        if ours is not None:
+            go_on_from(ours, folder, run, saved, resume)
+        for remark in (*found.remarks, *(f"WARNING {doubt}" for doubt in doubts(recipe))):
+            journal.log(remark)
+        folder.write_recipe(saved.tables)
+        folder.follow(trackers, saved.tables, run.nimg)
     return folder
+
+
+def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resume: str | None) -> None:
+    """Restore the run from a state in its folder, or from a newer one there, and set aside what comes later. Raises UserError."""
+    begun, content = locked_state(folder, state, resume, saved)
+    run.nimg = restore_state(begun, content, saved.parts)
+    run.rollbacks, saved.threads.chosen = content.get("rollbacks", 0), content.get("threads")
+    saved.clock.seconds = content.get("seconds", 0.0)  # 0: states of version 0.1 do not say
+    saved.snapshot_due = content.get("snapshot_due", False) and not distributed.from_rank0(has_table(folder.path, run.nimg))
+    folder.sweep()
+    changed = [*differences(content["recipe"], saved.tables), *other_networks(content["networks"], saved.parts)]
+    otherwise = learns_otherwise(content, saved.tables, saved.parts)
+    journal = folder.journal
+    if later := set_later_aside(folder.path, begun, run.nimg, otherwise) if folder.writes else []:
+        journal.log(f"later files of another branch were set aside: {', '.join(path.name for path in later)}")
+    folder.forget_after(run.nimg / 1000, saved.snapshot_due)
+    journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {begun}")
+    if run.nimg >= run.total:
+        journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
+    for difference in changed:
+        journal.log(f"changed since that state was written: {difference}")
 
 
 def locked_state(folder: RunFolder, state: Path, resume: str | None, saved: Saved) -> tuple[Path, dict[str, Any]]:

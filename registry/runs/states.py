@@ -22,6 +22,7 @@ from registry.runs.checkpoints import differences, identity
 
 STATES = "training-state-*.pt"
 SET_ASIDE, LATER = ".damaged", ".later"
+NONE_IS_WHOLE = "none of its training states is whole"
 MOST_REMARKS = 5
 
 
@@ -68,6 +69,12 @@ def newest_run(outdir: Path, description: str, tables: Mapping[str, Any]) -> Fou
         if not os.access(folder, os.R_OK | os.X_OK):
             remarks.append(f"not resumed: {folder}: may not be read")
             continue
+        if not states(folder) and any(folder.glob(f"{STATES}{SET_ASIDE}*")):
+            recorded = recorded_tables(folder)
+            if recorded is None or identity(recorded) == wanted:
+                raise UserError(
+                    f"{folder}: {NONE_IS_WHOLE}; they were renamed to *{SET_ASIDE}. To begin anew, leave --resume out, or rename it"
+                )
         if not states(folder):
             remarks.append(f"not resumed: {folder}: has no training state")
             continue
@@ -94,11 +101,15 @@ def newest_whole(folder: Path) -> Found:
         if reason is None:
             return Found(path, tuple(remarks))
         aside = unused(path.with_name(path.name + SET_ASIDE))
-        path.rename(aside)
+        try:
+            path.rename(aside)
+            renamed = f"it was renamed to {aside.name}"
+        except OSError as error:  # a disk that has become read-only
+            renamed = f"it cannot be renamed ({error.strerror})"
         reasons.append(f"{path.name} {reason}")
-        remarks.append(f"WARNING {path} {reason}; it was renamed to {aside.name}, and the state before it is taken")
+        remarks.append(f"WARNING {path} {reason}; {renamed}, and the state before it is taken")
     if remarks:
-        raise UserError(f"{folder}: none of its training states is whole; renamed to *{SET_ASIDE}: {'; '.join(reasons)}")
+        raise UserError(f"{folder}: {NONE_IS_WHOLE}; renamed to *{SET_ASIDE}: {'; '.join(reasons)}")
     return Found()
 
 

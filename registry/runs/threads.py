@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from registry.core import distributed
 from registry.show.journal import Journal
 
 TRIES = 3
@@ -27,6 +28,19 @@ class Threads:
     chosen: int | None = None
 
 
+def is_free(device: torch.device) -> bool:
+    """Whether the number of threads is for the run to choose."""
+    return device.type == "cpu" and torch.get_num_threads() > 1 and "OMP_NUM_THREADS" not in os.environ
+
+
+def with_known_threads(threads: Threads, device: torch.device) -> None:
+    """Compute with the number that was asked for, or chosen before the run was interrupted, if there is one."""
+    if threads.asked is not None:
+        torch.set_num_threads(threads.asked)
+    elif threads.chosen is not None and is_free(device):
+        torch.set_num_threads(threads.chosen)
+
+
 def with_fastest_threads(iterations: Iterator[None], threads: Threads, device: torch.device, journal: Journal) -> Iterator[None]:
     """Go through the iterations with so many threads. If the number is open, the first few try one and all, and the others take the
     faster: beside other work two threads can be slower than one, since each waits for the other.
@@ -34,12 +48,7 @@ def with_fastest_threads(iterations: Iterator[None], threads: Threads, device: t
     What OMP_NUM_THREADS says is heeded. The number changes how sums are rounded, so a fixed one gives the same numbers again.
     """
     most = torch.get_num_threads()
-    free = device.type == "cpu" and most > 1 and "OMP_NUM_THREADS" not in os.environ
-    if threads.asked is not None:
-        torch.set_num_threads(threads.asked)
-    elif free and threads.chosen is not None:
-        torch.set_num_threads(threads.chosen)
-    elif free:
+    if is_free(device) and threads.asked is None and threads.chosen is None:
         seconds: dict[int, list[float]] = {most: [], 1: []}
         for i, number in enumerate((most, *[most, 1] * TRIES)):
             torch.set_num_threads(number)
@@ -49,7 +58,7 @@ def with_fastest_threads(iterations: Iterator[None], threads: Threads, device: t
             if i:  # the first prepares much
                 seconds[number].append(time.monotonic() - start)
             yield
-        one, all_ = (statistics.median(seconds[number]) for number in (1, most))
+        one, all_ = distributed.from_rank0([statistics.median(seconds[number]) for number in (1, most)])
         threads.chosen = 1 if one < MARGIN * all_ else most
         torch.set_num_threads(threads.chosen)
         times = f"an iteration takes {one:.2g} s with one thread and {all_:.2g} s with {most}"

@@ -46,6 +46,11 @@ class Ticks:
         self.note = ""
         """The text of the last tick, shown behind the progress bar."""
 
+    def forget(self) -> None:
+        """The run goes back to an earlier tick; what came before that is read again."""
+        self._gaps.clear()
+        self._widest = None
+
     def begin(self, nimg: int) -> None:
         """Start timing the next tick."""
         self._since, self._start = nimg, self.clock.now()

@@ -26,10 +26,10 @@ from registry.runs.background import Background
 from registry.runs.checkpoints import Stateful, read_state, restore_state, save_state
 from registry.runs.clock import Clock
 from registry.runs.folder import RunFolder
-from registry.runs.health import check_agreement, check_health
+from registry.runs.health import changed_types, check_agreement, check_health
 from registry.runs.schedule import Schedule
 from registry.runs.states import newest_whole, states
-from registry.runs.threads import Threads, with_fastest_threads
+from registry.runs.threads import Threads, with_fastest_threads, with_known_threads
 from registry.runs.ticks import Learners, Signs, Ticks
 from registry.train.step import Learner
 
@@ -90,11 +90,11 @@ class Saved:
     def delete_old(self, newest: Path, folder: RunFolder) -> None:
         """Delete the states that need not be kept beside the newest. One that cannot be deleted is no reason to stop."""
         keep = self.tables["log"]["keep_states"]
-        for old in [s for s in states(newest.parent) if s != newest][keep - 1 :] if keep and folder.is_there() else ():
-            try:
+        try:
+            for old in [s for s in states(newest.parent) if s != newest][keep - 1 :] if keep and folder.is_there() else ():
                 old.unlink(missing_ok=True)
-            except OSError as error:
-                folder.journal.log(f"WARNING {old}: cannot be deleted: {error.strerror}")
+        except OSError as error:
+            folder.journal.log(f"WARNING {error.filename}: cannot be deleted: {error.strerror}")
 
     def finish(self, folder: RunFolder) -> None:
         """Wait for the state that rank 0 writes in the background. That it cannot be written is said, and is no reason to stop."""
@@ -129,10 +129,12 @@ def train(
     ticks = Ticks(folder, learners, recipe.log.tick_kimg, run.device, saved.clock, signs)
     length = math.ceil(run.total / 1000 * 10) / 10
     check_agreement(saved.parts, run.nimg)
+    with_known_threads(saved.threads, run.device)
     bars = folder.journal.progress(f"{recipe.name}, kimg", length, lines=False)
     with bars as bar, saved.background, distributed.answered(nothing_else=False):  # split networks have messages of their own
         if saved.snapshot_due:
-            make(snapshot, saved, folder, run)
+            with going_on(folder, run.nimg >= run.total):
+                make(snapshot, saved, folder, run)
         while True:
             ticks.begin(run.nimg)
             saved.clock.start()
@@ -143,8 +145,10 @@ def train(
                     if i == 0:
                         aside(begun, saved.clock, run.device)
                 return
+            except (RuntimeError, TypeError) as error:
+                raise changed_types(learners()) or error from None
             except Diverged as error:
-                roll_back(run, recipe.train, saved, folder, error)
+                roll_back(run, recipe.train, saved, folder, learners, ticks, error)
 
 
 def after_iteration(
@@ -179,6 +183,7 @@ def after_iteration(
     with going_on(folder, due.end):
         if due.end or (well and (due.state or overdue)):
             saved.save(folder, run, due.snapshot, wait=due.end)
+    with going_on(folder, due.end):
         if due.snapshot:
             make(snapshot, saved, folder, run)
     if due.tick:
@@ -205,7 +210,15 @@ def going_on(folder: RunFolder, end: bool) -> Iterator[None]:
         folder.journal.log(f"WARNING {error}; {TRIES_AGAIN}")
 
 
-def roll_back(run: Training, config: TrainConfig | PretrainConfig, saved: Saved, folder: RunFolder, error: Diverged) -> None:
+def roll_back(
+    run: Training,
+    config: TrainConfig | PretrainConfig,
+    saved: Saved,
+    folder: RunFolder,
+    learners: Learners,
+    ticks: Ticks,
+    error: Diverged,
+) -> None:
     """Go back to the newest state, with other draws from there on, if the recipe allows it. Otherwise raises Diverged."""
     saved.finish(folder)
     state = newest_good(folder)
@@ -217,10 +230,11 @@ def roll_back(run: Training, config: TrainConfig | PretrainConfig, saved: Saved,
     with distributed.everywhere(state) as file:
         run.nimg = restore_state(state, read_state(file, saved.parts), saved.parts)
     run.rollbacks = rollbacks
-    folder.forget_after(run.nimg / 1000)
-    for part in saved.parts.values():
-        if isinstance(part, Learner):
-            part.tally.revive()
+    with going_on(folder, end=False):  # whoever resumes the run drops the lines
+        folder.forget_after(run.nimg / 1000)
+    for learner in (*learners().values(), *(part for part in saved.parts.values() if isinstance(part, Learner))):
+        learner.tally.revive()
+    ticks.forget()
     back = f"back to {run.nimg / 1000:.3f} kimg, with other draws (rollback {rollbacks})"
     folder.journal.log(f"WARNING the run has diverged: {error}; {back}")
 

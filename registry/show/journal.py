@@ -99,12 +99,15 @@ class Journal:
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
-        with Progress(*columns, console=self.console, transient=True) as progress:
-            self._progress = progress
-            try:
-                yield Bar(progress, progress.add_task(description, total=total, note=""))
-            finally:
-                self._progress = None
+        self._progress = progress = Progress(*columns, console=self.console, transient=True)
+        with suppress(OSError):  # the terminal may be gone, now or at the end, which must not take the place of what ends the work
+            progress.start()
+        try:
+            yield Bar(progress, progress.add_task(description, total=total, note=""))
+        finally:
+            self._progress = None
+            with suppress(OSError):
+                progress.stop()
 
     @contextmanager
     def working(self, description: str) -> Iterator[None]:

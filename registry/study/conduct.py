@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 from registry.core.atomic import check_folder, unused, write_atomically
 from registry.core.errors import SettingError, UserError
 from registry.files.json_files import kept
+from registry.measure.saved import QUALITY
 from registry.plugins.loading import Plugins
 from registry.recipe.resolved import dumps
 from registry.show.journal import Journal
@@ -118,6 +119,9 @@ def forget_failures(cells: Sequence[Cell]) -> None:
         run = cell.run_folder()
         if state is Status.DIVERGED and run is not None:
             run.rename(unused(run.with_name(f"diverged-{run.name}")))
+        table = run / "quality.json" if run is not None else None
+        if state is Status.FAILED and table and table.is_file() and kept(table, QUALITY) is None:
+            table.rename(unused(table.with_name("quality.json.damaged")))  # with it, the run would be taken for finished
         if state in (Status.FAILED, Status.DIVERGED):
             write_note(cell.folder, cell.attempt() | {"exit": None, "error": ""})
 

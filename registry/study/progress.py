@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 
 from rich import progress as rich
@@ -32,7 +33,8 @@ class Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bars.stop()
+        with suppress(OSError):  # the terminal is gone
+            self._bars.stop()
 
     def started(self, cell: Cell) -> None:
         """A cell's run has begun."""

@@ -82,11 +82,11 @@ def run_slurm(cells: Sequence[Cell], parameters: Mapping[str, Any], outdir: Path
     new = [cell for cell in cells if cell.name not in jobs and not is_running(cell.folder)]
     for cell in new:
         record(cell)
-    submitted = executor.map_array(call, [CellJob(cell.folder.absolute(), cell.command, cell.again) for cell in new]) if new else []
-    for cell, job in zip(new, submitted, strict=True):
-        jobs[cell.name] = job
-        write_atomically(cell.folder / JOB, json.dumps({"id": job.job_id, "executor": executor.cluster}).encode())
-    with Signals() as signals, progress:
+    with Signals() as signals, progress:  # a signal is answered when it is noted which jobs there are
+        works = [CellJob(cell.folder.absolute(), cell.command, cell.again) for cell in new]
+        for cell, job in zip(new, executor.map_array(call, works) if new else [], strict=True):
+            jobs[cell.name] = job
+            write_atomically(cell.folder / JOB, json.dumps({"id": job.job_id, "executor": executor.cluster}).encode())
         for cell in cells:
             progress.started(cell)
         waiting = list(cells)
@@ -137,12 +137,14 @@ def queued(cell: Cell, folder: Path) -> Job[None] | None:
 
 
 def ended(cell: Cell, job: Job[None] | None) -> bool:
-    """Whether a cell's job is over. One that left no word about its run has failed, and its last words are kept."""
+    """Whether a cell's job is over. If it left no word about its run, its last words are kept: the run was killed if it had begun,
+    or else it has failed."""
     if job is None:
         return not is_running(cell.folder)
     if not job.done():
         return False
     if status(cell)[0] not in FINAL and cell.attempt().get("exit") is None and not is_running(cell.folder):
         words = (job.stderr() or "").strip().splitlines() or ["the job ended without a word"]
-        write_note(cell.folder, {"seconds": 0.0} | cell.attempt() | {"exit": 1, "error": words[-1]})
+        code = 128 + signal.SIGKILL if cell.run_folder() else 1
+        write_note(cell.folder, {"seconds": 0.0} | cell.attempt() | {"exit": code, "error": words[-1]})
     return True

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from registry.core import distributed
 from registry.core.contracts import Loss, Noise, SharesPass, Teacher
 from registry.core.sharding import shard
 from registry.core.streams import Streams
@@ -185,6 +186,8 @@ def generator_step(run: Distillation, rate: float = 1.0, images: list[Images] | 
     """(2): the generator learns from teacher and student."""
     generator_gradient(run, images)
     run.generator.step(rate)
+    if run.student.companion is not None:  # the loss may count something in its buffers here, too
+        distributed.spread(run.student.modules.buffers())
 
 
 def shared_step(run: Distillation, rate: float = 1.0) -> None:

@@ -82,6 +82,7 @@ class Learner:
         self.batch, self.lr, self.scaling, self.clip = batch, lr, scaling, clip
         self.modules = nn.ModuleList([self.net] if companion is None else [self.net, companion])
         self.parameters = list(self.modules.parameters())
+        self.types = {name: p.dtype for name, p in self.modules.named_parameters()}
         self.optimiser = Adam(self.parameters, lr=lr, betas=betas, eps=eps, fused=True)
         self.tally = Tally(next(self.net.parameters()).device)
         self.mode = Mode(self.modules)
@@ -109,6 +110,8 @@ class Learner:
                 else:
                     (self.scaling * reduced).backward(inputs=self.parameters if shared else None, retain_graph=shared)
         except RuntimeError as error:
+            if "hooks should return None" in str(error):
+                raise UserError("a hook on a weight gives something; such a hook must give nothing") from None
             if "modified by an inplace operation" not in str(error):
                 raise
             what = "a network or a loss writes to a tensor that is needed for its gradient"
@@ -143,6 +146,13 @@ class Learner:
         loss, dropped = distributed.sum_(self.sums)
         self.tally.add(loss, dropped, norm, self.batch)
         self.sums = torch.zeros_like(self.sums)
+
+    def changed_type(self) -> str | None:
+        """A weight that is of another type than at the start, in words; None if there is none."""
+        for name, p in self.modules.named_parameters():
+            if p.dtype != self.types.get(name, p.dtype):
+                return f"{name.partition('.')[2]} has become {str(p.dtype).removeprefix('torch.')}"
+        return None
 
     def forget(self) -> None:
         """Let go of the moments; it will not learn any more."""
@@ -225,8 +235,10 @@ def checked(values: Tensor, x: Tensor, method: str) -> Tensor:
     wanted = f"{method}() must give unreduced values of the images' shape, {tuple(x.shape)}"
     if not isinstance(values, Tensor):
         raise BrokenContract(f"{wanted}, and gave a {type(values).__name__}")
-    if values.shape != x.shape or not values.is_floating_point():
-        raise BrokenContract(f"{wanted}, and gave {values.dtype} of shape {tuple(values.shape)}")
+    values = values.as_subclass(Tensor)  # whose operations could be any
+    if values.is_nested or values.shape != x.shape or not values.is_floating_point():
+        shape = "a nested tensor" if values.is_nested else f"{values.dtype} of shape {tuple(values.shape)}"
+        raise BrokenContract(f"{wanted}, and gave {shape}")
     if not values.requires_grad:
         raise BrokenContract(f"{method}() gave values without a gradient, so there is nothing to learn from")
     return values
@@ -323,4 +335,4 @@ def own_image_numbers(first: int, batch: int, batch_gpu: int | None) -> Iterator
     start = first + distributed.rank() * share
     part = min(batch_gpu or share, share)
     for i in range(0, share, part):
-        yield range(start + i, start + i + part)
+        yield range(start + i, start + min(i + part, share))

@@ -114,6 +114,10 @@ def _pushed(op: Op, argument: Any, text: bytes, items: list[Any]) -> list[Any]:
         match items[1]:
             case (str() as letters, "latin1" | "latin-1"):
                 return [Latin(letters)]
+    if name == "BINPERSID":
+        match items[0]:
+            case ("module", Global() as kind, *_):  # a class, as torch's older streams store it with its source
+                return [kind]
     if name in CALLS:
         return [Made(items[0])]
     return items * 2 if name == "DUP" else [None] * op.pushes
