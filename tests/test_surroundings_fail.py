@@ -1,0 +1,205 @@
+"""What is around a run fails: disks, terminals, a plugin that changes weights, a process that is started again."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ipfm_plugin.loss import IPFMLoss
+from registry.cli.process_commands import from_the_newest
+from registry.core.errors import UserError
+from registry.edm.image_files import files_below
+from registry.files.bounds import STATE
+from registry.files.plain import load
+from registry.runs.distill import distill
+from registry.runs.states import newest_whole
+from registry.show.journal import Journal, Terminal
+from registry.train.step import own_image_numbers
+from tests.conftest import ROOT, environment, error_line
+from tests.test_health import KEEP, LONGER, Poisoned
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
+Write = Callable[..., Path]
+
+
+@pytest.mark.parametrize(("words", "code"), [(["check", "no_such_recipe"], 1), (["check"], 2), (["inspect", "/dev/null/x"], 1)])
+def test_the_exit_code_is_the_same_where_nothing_can_be_printed(words: list[str], code: int) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "registry.cli", *words], stderr=full, stdout=full, cwd=ROOT, env=environment(), check=False
+        )
+    assert done.returncode == code
+
+
+def test_the_exit_code_is_the_same_where_torchrun_cannot_be_told(recipe_file: Write, tmp_path: Path) -> None:
+    """Its folder of temporary files may be gone after weeks."""
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "registry.cli", "--recipe", str(tmp_path / "none.toml")],
+        env=environment() | alone | {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "gone" / "error.json")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+
+
+def test_what_starts_again_goes_on_from_the_newest_state(tmp_path: Path) -> None:
+    state = tmp_path / "training-state-000001.pt"
+    state.touch()
+    assert from_the_newest(("--recipe", "r", "--resume", str(state))) == ("--recipe", "r", "--resume", str(tmp_path))
+    assert from_the_newest(("--recipe", "r", f"--resume={state}")) == ("--recipe", "r", f"--resume={tmp_path}")
+    for words in (
+        ("--recipe", "r", "--resume", "auto"),
+        ("--recipe", "r", "--resume", str(tmp_path)),
+        ("generate", "--seeds", "1"),
+    ):
+        assert from_the_newest(words) == words
+
+
+def test_what_would_begin_anew_is_not_started_again(here: Here) -> None:
+    done = here("launch", "--processes", "1", "--max-restarts", "1", "--recipe", "quickstart")
+    assert done.returncode == 2 and "--max-restarts needs --resume auto" in done.stderr
+
+
+def test_a_rollback_on_a_full_disk_goes_on(recipe_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The statistics of the branch that it leaves cannot be cut off then."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Fills(Poisoned):
+        def generator(self, *args: Any) -> Tensor:
+            if self.step == 42:  # the state is of step 30, and a line of the statistics of step 40
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+            if self.step == 60:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            return super().generator(*args)
+
+    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: Fills(range(33, 51), 8))
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        folder = distill(str(recipe_file(*LONGER)), sets=["train.nonfinite=rollback", *KEEP]).folder
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, previous)
+    state = load(folder / "training-state-000000.pt", STATE)
+    assert (state["rollbacks"], state["nimg"]) == (1, 400) and list(folder.glob("network-snapshot-*.pkl"))
+
+
+def test_after_a_refusal_auto_does_not_begin_anew(recipe_file: Write, here: Here, tmp_path: Path) -> None:
+    """As a job does that is queued again."""
+    recipe = recipe_file()
+    assert here("--recipe", recipe).returncode == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    for state in folder.glob("training-state-*.pt"):
+        state.write_bytes(state.read_bytes()[:-100])
+    for _ in range(2):
+        assert "none of its training states is whole" in error_line(here("--recipe", recipe, "--resume", "auto"))
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == [folder.name]
+
+
+def test_a_damaged_state_that_cannot_be_renamed_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that has become read-only."""
+    (tmp_path / "training-state-000001.pt").write_bytes(b"damaged")
+
+    def refuse(*_: object) -> None:
+        raise OSError(30, os.strerror(30))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(UserError, match="none of its training states is whole"):
+        newest_whole(tmp_path)
+    assert (tmp_path / "training-state-000001.pt").is_file()
+
+
+def ended_without_a_terminal(journal: Journal, leader: int) -> None:
+    with journal.progress("work", 10) as bar:
+        bar.at(1)
+        os.close(leader)
+        raise UserError("the reason")
+
+
+def test_a_terminal_that_is_gone_does_not_take_the_place_of_what_ends_the_work() -> None:
+    leader, follower = os.openpty()
+    with open(follower, "w") as file:
+        journal = Journal(Terminal(file=file, force_terminal=True))
+        with pytest.raises(UserError, match="the reason"):
+            ended_without_a_terminal(journal, leader)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # so that it can be closed
+
+
+class Retypes(IPFMLoss):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype, self.calls = dtype, 0
+
+    def generator(self, teacher: Any, student: Any, *args: Any) -> Tensor:
+        self.calls += 1
+        if self.calls == 2:
+            weight = next(student.parameters())
+            weight.data = weight.data.to(self.dtype)
+        return super().generator(teacher, student, *args)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_loss_that_changes_the_type_of_weights_is_told_so(
+    dtype: torch.dtype, recipe_file: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: Retypes(dtype))
+    with pytest.raises(
+        UserError, match=rf"a weight of the student, \S+ has become {str(dtype).removeprefix('torch.')} during the run"
+    ):
+        distill(str(recipe_file()))
+
+
+class Hooks(IPFMLoss):
+    def student(self, student: Any, *args: Any) -> Tensor:
+        for weight in student.parameters():
+            weight.register_post_accumulate_grad_hook(lambda p: p.data.fill_(0))
+        return super().student(student, *args)
+
+
+class Subclass(Tensor):
+    pass
+
+
+class GivesSubclass(IPFMLoss):
+    def generator(self, *args: Any) -> Tensor:
+        return super().generator(*args).as_subclass(Subclass)
+
+
+def test_a_hook_that_gives_something_is_told_so(recipe_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: Hooks())
+    with pytest.raises(UserError, match="such a hook must give nothing"):
+        distill(str(recipe_file()))
+
+
+def test_a_loss_may_give_a_tensor_of_a_class_of_its_own(recipe_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: GivesSubclass())
+    assert list(distill(str(recipe_file())).folder.glob("network-snapshot-*.pkl"))
+
+
+def test_links_that_lead_to_folders_again_and_again_are_refused(tmp_path: Path) -> None:
+    for i in range(16):
+        (tmp_path / f"{i}").mkdir()
+        for link in "ab":
+            (tmp_path / f"{i}" / link).symlink_to(tmp_path / f"{i + 1}")
+    (tmp_path / "16").mkdir()
+    (tmp_path / "16" / "x.png").touch()
+    with pytest.raises(UserError, match="by links to folders that hold others"):
+        files_below(tmp_path / "0")
+    assert len(files_below(tmp_path / "12")) == 16
+
+
+@pytest.mark.parametrize(("share", "batch_gpu"), [(256, 100), (8, 3), (7, None), (4, 8)])
+def test_parts_of_a_batch_do_not_reach_beyond_it(share: int, batch_gpu: int | None) -> None:
+    parts = list(own_image_numbers(10, share, batch_gpu))
+    assert [i for part in parts for i in part] == list(range(10, 10 + share))
+    assert all(len(part) <= (batch_gpu or share) for part in parts) and math.ceil(share / (batch_gpu or share)) == len(parts)
