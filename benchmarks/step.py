@@ -1,12 +1,13 @@
 """How fast an iteration is: SiD's own, transcribed, against ours, interleaved in one process.
 
 python benchmarks/step.py --arch ddpmpp --size small --batch 8 [--device cuda] [--rounds 7] [--modes lean least bf16 compile]
-    [--csv FILE] [--picture FILE]
+    [--batch-gpu 4] [--baseline | --only-parts] [--csv FILE] [--picture FILE]
 
 SiD's iteration is written as its paper and command describe it: float32, one Adam for each network, non-finite gradients replaced
 and the average moved parameter by parameter, both losses read. At first both take one iteration from the same weights with the
 same draws, and their losses are compared. The *floor* is the arithmetic alone, 11 forward passes: G 1 and student 3 (forward, and
-backward twice that), then G 3, teacher 2 and student 2 (forward, and the backward to its input).
+backward twice that), then G 3, teacher 2 and student 2 (forward, and the backward to its input). *GiB at most*: a loop's
+networks, averages and moments, and what an iteration adds to them, on a GPU by torch's allocator, elsewhere counted.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import datetime
 import math
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from matplotlib.figure import Figure
@@ -33,12 +36,14 @@ from registry.core.contracts import Teacher
 from registry.core.streams import Streams
 from registry.edm.architectures import build_network
 from registry.recipe.tables import TrainConfig
+from registry.runs.plan import held
 from registry.show.figures import save_figure
 from registry.train import loop
+from registry.train.cost import cost, nbytes
 from registry.train.ema import ema_beta
 from registry.train.generator import Generator
 from registry.train.passes import DTYPES
-from registry.train.step import repair_gradients, shorten_gradients
+from registry.train.step import guard_gradients
 
 SIZES: dict[str, tuple[int, int, dict[str, object]]] = {  # resolution, classes, settings of the network
     "small": (32, 0, dict(model_channels=32, channel_mult=[1, 2, 2], num_blocks=2, attn_resolutions=[16])),
@@ -233,8 +238,12 @@ def parts(run: loop.Distillation, device: torch.device) -> Iterator[tuple[str, C
         run.student.optimiser.step()
 
     def guards() -> None:
-        repair_gradients(run.student.modules.parameters())
-        shorten_gradients(run.student.modules.parameters(), None)
+        guard_gradients(run.student.modules.parameters())
+
+    def switching() -> None:
+        for learner in (run.student, run.generator):
+            with learner.mode(train=False, grad=False), learner.mode(train=True, grad=True):
+                pass
 
     yield "draws (of both steps)", draws
     yield "a forward pass", forward
@@ -243,6 +252,7 @@ def parts(run: loop.Distillation, device: torch.device) -> Iterator[tuple[str, C
     yield "an optimiser's step (two are taken)", optimiser
     yield "guards of a step (two)", guards
     yield "the average", lambda: run.average.update(batch, 10**6)
+    yield "train and eval mode, and back (both networks)", switching
 
 
 def main(options: argparse.Namespace) -> None:
@@ -253,33 +263,62 @@ def main(options: argparse.Namespace) -> None:
     settings = settings | {"dropout": 0.0}  # whose draws would be others in both loops
     teacher = build_network(options.arch, torch.inf, (3, resolution, resolution), classes, 0, **settings).to(device)
     awaken(teacher)
-    config = TrainConfig(batch=options.batch, duration_kimg=1e6, generator_loss_scaling=GENERATOR_SCALING)
+    config = TrainConfig(
+        batch=options.batch, batch_gpu=options.batch_gpu, duration_kimg=1e6, generator_loss_scaling=GENERATOR_SCALING
+    )
     count = sum(p.numel() for p in teacher.parameters()) / 1e6
     card = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
     )
     print(f"{options.arch}, {options.size}, {count:.1f} M parameters, batch {options.batch}, {card}, torch {torch.__version__}")
-    apart = compare(teacher, config, device)
-    print(f"losses of an iteration with the same draws differ by {apart[0]:.1e} (student), {apart[1]:.1e} (generator)")
+    print(f"{datetime.date.today()}, commit {commit()}, CUDA {torch.version.cuda}, {options.rounds} rounds")
+    if not options.only_parts:
+        apart = compare(teacher, config, device)
+        print(f"losses of an iteration with the same draws differ by {apart[0]:.1e} (student), {apart[1]:.1e} (generator)")
 
-    sid, run = SiD(teacher, config.batch, config), ours(teacher, config, device)
-    fresh = OnDevice(config.batch, teacher, device, GaussianNoise())
-    ways = {"SiD's loop": lambda: sid.iteration(fresh, fresh), "ours": lambda: loop.iteration(run)}
+    ways = {} if options.only_parts else dict(loops(teacher, config, device, options))
+    pieces = {} if options.baseline else dict(parts(ours(teacher, config, device), device))
+    works = {name: way.work for name, way in ways.items()} | pieces
+    for work in (*works.values(),) * WARM:
+        seconds(work, device)
+    times: Times = {name: [] for name in works}
+    for _ in range(options.rounds):
+        for name, work in works.items():
+            times[name].append(seconds(work, device))
+    report(times, list(ways), config.batch, {name: memory(way, device) for name, way in ways.items()}, options)
+
+
+class Way(NamedTuple):
+    """A loop: an iteration of it, what it holds between two in bytes, and whether what it takes can be counted."""
+
+    work: Callable[[], object]
+    held: int
+    counted: bool
+
+
+def loops(teacher: nn.Module, config: TrainConfig, device: torch.device, options: argparse.Namespace) -> Iterator[tuple[str, Way]]:
+    """SiD's loop, ours, and ours in each mode."""
+    sid, fresh = SiD(teacher, config.batch, config), OnDevice(config.batch, teacher, device, GaussianNoise())
+    learning = nbytes(sid.student, sid.generator)
+    yield "SiD's loop", Way(lambda: sid.iteration(fresh, fresh), nbytes(sid.teacher, sid.average) + 3 * learning, True)
+    if options.baseline:
+        return
+    run = ours(teacher, config, device)
+    yield "ours", Way(partial(loop.iteration, run), sum(held(run)), True)
     for mode in options.modes:
         other = ours(
             teacher, config.model_copy(update=dict(pair for name in mode.split("+") for pair in MODES.get(name, ()))), device
         )
         for net in (other.teacher, other.student.net, other.generator.net) if CHANNELS_LAST in mode else ():
             net.to(memory_format=torch.channels_last)
-        ways[f"ours, {mode}"] = partial(loop.iteration, other)
-    pieces = dict(parts(run, device))
-    for work in (*ways.values(), *pieces.values()) * WARM:
-        seconds(work, device)
-    times: Times = {name: [] for name in (*ways, *pieces)}
-    for _ in range(options.rounds):
-        for name, work in (ways | pieces).items():
-            times[name].append(seconds(work, device))
-    report(times, list(ways), config.batch, memory(ways, device), options)
+        yield f"ours, {mode}", Way(partial(loop.iteration, other), sum(held(other)), "compile" not in mode)
+
+
+def commit() -> str:
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    )
+    return found.stdout.strip() or "unknown"
 
 
 def awaken(net: nn.Module) -> None:
@@ -291,37 +330,39 @@ def awaken(net: nn.Module) -> None:
                 parameter.normal_(std=0.02)
 
 
-def memory(ways: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """Peak of the device's memory in GiB; CUDA only."""
-    found = {}
-    for name, work in ways.items() if device.type == "cuda" else ():
+def memory(way: Way, device: torch.device) -> float | None:
+    """What a loop takes at most, in GiB; None if that can be neither measured nor counted."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        work()
-        found[name] = torch.cuda.max_memory_allocated(device) / 2**30
-    return found
+        way.work()
+        return (way.held + torch.cuda.max_memory_allocated(device) - before) / 2**30
+    return (way.held + cost(way.work).peak) / 2**30 if way.counted else None
 
 
-def report(
-    times: dict[str, list[float]], ways: list[str], batch: int, peaks: dict[str, float], options: argparse.Namespace
-) -> None:
+def report(times: Times, ways: list[str], batch: int, peaks: dict[str, float | None], options: argparse.Namespace) -> None:
     """Tables in Markdown: medians, with the range of the rounds."""
     middle = {name: statistics.median(values) for name, values in times.items()}
-    forward = middle["a forward pass"]
+    forward = middle.get("a forward pass", math.nan)
     table(["", "s/iteration", "range", "images/s", "× SiD's loop", "forward passes", "share of the floor", "GiB at most"])
     for name in ways:
         ratio = statistics.median(a / b for a, b in zip(times[ways[0]], times[name], strict=True))
         passes, share = middle[name] / forward, PASSES * forward / middle[name]
         span = f"{min(times[name]):.3f} to {max(times[name]):.3f}"
-        peak = f"{peaks[name]:.2f}" if name in peaks else ""
+        peak = "" if peaks[name] is None else f"{peaks[name]:.2f}"
         row(name, f"{middle[name]:.3f}", span, f"{batch / middle[name]:.2f}", f"{ratio:.2f}", f"{passes:.1f}", f"{share:.0%}", peak)
-    table(["alone", "ms", "share of our iteration"])
-    for name in [name for name in times if name not in ways]:
-        row(name, f"{1000 * middle[name]:.1f}", f"{middle[name] / middle['ours']:.1%}")
+    table(["alone", "ms", "share of the floor"])
+    pieces = [name for name in times if name not in ways]
+    for name in pieces:
+        row(name, f"{1000 * middle[name]:.1f}", f"{middle[name] / (PASSES * forward):.1%}")
+    if pieces:
+        beside = sum(middle[name] * (2 if "two" in name else 1) for name in pieces if "forward" not in name)
+        row("all of an iteration but the networks", f"{1000 * beside:.1f}", f"{beside / (PASSES * forward):.1%}")
     if options.csv:
-        lines = [(name, i, value) for name, values in times.items() for i, value in enumerate(values)]
+        lines = [(name, i, value, peaks.get(name)) for name, values in times.items() for i, value in enumerate(values)]
         with open(options.csv, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("what", "round", "seconds"), *lines])
-    if options.picture:
+            csv.writer(file).writerows([("what", "round", "seconds", "GiB at most"), *lines])
+    if options.picture and ways:
         draw(times, ways, PASSES * forward, options.picture)
 
 
@@ -353,6 +394,10 @@ if __name__ == "__main__":
     parser.add_argument("--arch", choices=["ddpmpp", "ncsnpp", "adm"], default="ddpmpp")
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch-gpu", type=int, help="images at a time, of ours; SiD's loop takes the batch at once")
+    alone = parser.add_mutually_exclusive_group()
+    alone.add_argument("--baseline", action="store_true", help="SiD's loop alone")
+    alone.add_argument("--only-parts", action="store_true", help="the pieces of our iteration alone")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(

@@ -27,7 +27,7 @@ from registry.runs.distill import distill
 from registry.runs.states import states
 from registry.train import loop
 from registry.train.generator import Generator
-from registry.train.step import Learner, cosine_rate, mode, own_image_numbers, reduce, repair_gradients
+from registry.train.step import Learner, cosine_rate, guard_gradients, mode, own_image_numbers, reduce
 from tests.conftest import ROOT, environment, tiny_network
 
 Write = Callable[..., Path]
@@ -174,7 +174,7 @@ def test_gradients_that_are_not_finite_are_replaced_and_counted() -> None:
 def test_repair_replaces_as_the_reference_does() -> None:
     p = torch.nn.Parameter(torch.zeros(4))
     p.grad = torch.tensor([math.nan, math.inf, -math.inf, 2.0])
-    assert repair_gradients([p]) == 3
+    assert guard_gradients([p])[0] == 3
     assert p.grad.tolist() == [0, 1e5, -1e5, 2]
 
 

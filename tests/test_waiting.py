@@ -103,3 +103,22 @@ def test_a_value_that_is_read_is_found() -> None:
     run.nimg = run.game_start + run.train.batch
     with pytest.raises(RuntimeError, match="meta"):
         loop.iteration(run)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("case", ["ipfm", "sid", "clipped", "lean", "shared_pass"])
+def test_no_iteration_on_a_gpu_waits_for_it(case: str) -> None:
+    """torch names every call that would wait. (Written where there was no GPU, and never run on one.)"""
+    options = {"noise": ElectrostaticNoise(128.0), "loss": IPFMLoss()} | CASES[case]
+    noise, loss = options.pop("noise"), options.pop("loss")
+    teacher = Teacher(tiny_network(label_dim=2, D=noise.D), D=noise.D, image_shape=SHAPE, label_dim=2)
+    generator = Generator(teacher.copy(), noise, SHAPE, 2, [2.5])
+    train = TrainConfig(**({"batch": 8, "duration_kimg": 0.08} | options))
+    run = loop.Distillation(teacher, noise, loss, train, torch.device("cuda"), generator)
+    for _ in range(2):  # kernels are chosen and memory is taken
+        loop.iteration(run)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loop.iteration(run)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -236,7 +236,7 @@ def student_gradient(run: Distillation, name: str, images: list[Images] | None =
 def generator_gradient(run: Distillation, images: list[Images] | None = None) -> None:
     """The generator's loss, teacher and student held fixed, and its gradient. No image is augmented."""
     student, generator = run.student, run.generator
-    passes = run.passes(run.teacher, student.net, generator.net)
+    passes = run.passes(generator.net, run.teacher, student.net, last=student.net)
     with generator.mode(train=True), student.mode(train=False, grad=False), passes:
         for x, labels, rng, real in images or images_to_learn_from(run):
             # The gradient reaches the generator through x, where that of an image with a non-finite loss is set to 0.

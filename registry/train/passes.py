@@ -30,8 +30,9 @@ class Passes:
         self._compiled = dict[nn.Module, Callable[..., Any]]()
 
     @contextmanager
-    def __call__(self, *networks: nn.Module, others: tuple[nn.Module, ...] = ()) -> Iterator[None]:
-        """For a step that differentiates these networks and evaluates the others."""
+    def __call__(self, *networks: nn.Module, others: tuple[nn.Module, ...] = (), last: nn.Module | None = None) -> Iterator[None]:
+        """For a step that differentiates these networks and evaluates the others. `last` of them is evaluated after the rest, once,
+        and differentiated once."""
         with ExitStack() as stack:
             if self.precision:
                 stack.enter_context(tensor_cores(self.precision == "tf32"))
@@ -40,7 +41,7 @@ class Passes:
                     stack.enter_context(replaced(net, self.compiled(net)))
                 if self.precision:
                     stack.enter_context(computing(net, self.precision))
-            stack.enter_context(recomputing(*recomputed(self.memory, *networks)))
+            stack.enter_context(recomputing(*recomputed(self.memory, *networks, last=last)))
             yield
 
     def compiled(self, net: nn.Module) -> Callable[..., Any]:

@@ -62,12 +62,13 @@ def overwrite(buffers: list[Any], values: list[Any]) -> None:
         buffer.data.copy_(value)
 
 
-def recomputed(memory: str, *networks: nn.Module) -> list[nn.Module]:
+def recomputed(memory: str, *networks: nn.Module, last: nn.Module | None = None) -> list[nn.Module]:
     """What keeps its inputs only, as [train] memory says, in a step that differentiates these networks.
 
-    "lean": of several networks, one has its activations at a time. "least": of every network, one block.
+    "lean": of several networks, one has its activations at a time. "least": of every network, one block. The network that is
+    evaluated last is the first that is differentiated, so its activations need not be computed again.
     """
-    whole = [*networks] if memory != "full" and len(networks) > 1 else []
+    whole = [net for net in networks if net is not last] if memory != "full" and len(networks) > 1 else []
     return whole + [block for net in networks for block in blocks(net)] if memory == "least" else whole
 
 

@@ -138,8 +138,8 @@ class Learner:
         if self.over_processes is not None:
             self.over_processes.finish()
         self.seen = 0
-        self.tally.repaired += repair_gradients(self.parameters)
-        norm = shorten_gradients(self.parameters, self.clip)
+        repaired, norm = guard_gradients(self.parameters, self.clip)
+        self.tally.repaired += repaired
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         distributed.spread(self.modules.buffers())  # statistics of a batch are those of the first process's images, as in DDP
@@ -257,14 +257,30 @@ def gradients(parameters: Iterable[nn.Parameter]) -> tuple[list[Tensor], list[Te
 
 
 @torch.no_grad()
-def repair_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Replace NaN by 0 and ±inf by ±1e5 in all gradients (EDM, SiD), and give the number of values replaced."""
+def guard_gradients(parameters: Iterable[nn.Parameter], longest: float | None = None) -> tuple[Tensor, Tensor]:
+    """Replace NaN by 0 and ±inf by ±1e5 in all gradients (EDM, SiD), and scale them down to `longest` together, if it is given.
+
+    The number of values replaced, and the norm before they were scaled down. On a processor, where to read a value costs nothing, a
+    finite norm says that there is nothing to replace.
+    """
     whole, parts = gradients(parameters)
-    return repaired(whole) + (distributed.sum_(repaired(parts)) if parts else 0)
+    norm, bad = norm_of(whole, parts), torch.zeros((), dtype=torch.int64)
+    if norm.device.type != "cpu" or not norm.isfinite():
+        bad = repaired(whole) + (distributed.sum_(repaired(parts)) if parts else 0)
+        norm = norm_of(whole, parts)
+    if longest is not None:
+        torch._foreach_mul_(whole + parts, (longest / norm.clamp(min=1e-12)).clamp(max=1.0))
+    return bad, norm
+
+
+def norm_of(whole: list[Tensor], parts: list[Tensor]) -> Tensor:
+    """The norm of all gradients together, of which the other processes have more parts."""
+    norm = torch.nn.utils.get_total_norm(whole)
+    return (norm**2 + distributed.sum_(torch.nn.utils.get_total_norm(parts) ** 2)).sqrt() if parts else norm
 
 
 def repaired(found: list[Tensor]) -> Tensor:
-    """The same for these gradients, in place."""
+    """The number of values replaced in these gradients, in place."""
     if not found:
         return torch.zeros((), dtype=torch.int64)
     # g − g is 0 where g is finite, and NaN elsewhere, which counts as not 0: much faster than isfinite() for many small tensors.
@@ -273,18 +289,6 @@ def repaired(found: list[Tensor]) -> Tensor:
     for g in found:
         torch.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5, out=g)
     return bad
-
-
-@torch.no_grad()
-def shorten_gradients(parameters: Iterable[nn.Parameter], longest: float | None) -> Tensor:
-    """The norm of all gradients together, before they are scaled down to `longest` if it is given."""
-    whole, parts = gradients(parameters)
-    norm = torch.nn.utils.get_total_norm(whole)
-    if parts:
-        norm = (norm**2 + distributed.sum_(torch.nn.utils.get_total_norm(parts) ** 2)).sqrt()
-    if longest is not None:
-        torch._foreach_mul_(whole + parts, (longest / norm.clamp(min=1e-12)).clamp(max=1.0))
-    return norm
 
 
 def cosine_rate(progress: float, decay: float) -> float:
@@ -297,12 +301,14 @@ def cosine_rate(progress: float, decay: float) -> float:
 class Mode:
     """Switches a network to train or eval mode, and its parameters' gradients on or off; both are restored afterwards.
 
-    Its modules and parameters are listed once: a training loop switches four times an iteration.
+    Its modules and parameters are listed once: a training loop switches four times an iteration. Where no module has a `train` of
+    its own, the flags are set past torch's `__setattr__`, which takes several times as long.
     """
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net
         self.modules, self.parameters = list(net.modules()), list(net.parameters())
+        self.usual = all(type(module).train is nn.Module.train and "training" in vars(module) for module in self.modules)
 
     @contextmanager
     def __call__(self, train: bool | None = None, grad: bool | None = None) -> Iterator[nn.Module]:
@@ -310,18 +316,23 @@ class Mode:
         requires = [parameter.requires_grad for parameter in self.parameters]
         try:
             if train is not None and len({*training, train}) > 1:
-                self.net.train(train)
+                self._switch([train] * len(training)) if self.usual else self.net.train(train)
             if grad is not None:
                 for parameter in self.parameters:
                     parameter.requires_grad = grad
             yield self.net
         finally:
-            for module, was in zip(self.modules, training, strict=True):
-                if module.training != was:
-                    module.training = was
+            self._switch(training)
             if grad is not None:
                 for parameter, did in zip(self.parameters, requires, strict=True):
                     parameter.requires_grad = did
+
+    def _switch(self, to: list[bool]) -> None:
+        for module, train in zip(self.modules, to, strict=True):
+            if self.usual:
+                vars(module)["training"] = train
+            elif module.training != train:
+                module.training = train
 
 
 def mode(net: nn.Module, train: bool | None = None, grad: bool | None = None) -> AbstractContextManager[nn.Module]:
