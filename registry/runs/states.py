@@ -73,7 +73,7 @@ def newest_run(outdir: Path, description: str, tables: Mapping[str, Any]) -> Fou
             recorded = recorded_tables(folder)
             if recorded is None or identity(recorded) == wanted:
                 raise UserError(
-                    f"{folder}: {NONE_IS_WHOLE}; they were renamed to *{SET_ASIDE}. To begin anew, leave --resume out, or rename it"
+                    f"{folder}: {NONE_IS_WHOLE}; they were renamed to *{SET_ASIDE}. to begin anew, resume nothing, or rename the folder"
                 )
         if not states(folder):
             remarks.append(f"not resumed: {folder}: has no training state")

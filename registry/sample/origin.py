@@ -95,7 +95,7 @@ def levels_of(network: str, facts: NetworkFacts, noise: Noise) -> tuple[float, .
     try:
         table = GeneratorConfig.model_validate(known)
     except ValidationError as error:
-        raise UserError(f"{network}: its recipe's [generator] {error.errors(include_url=False)[0]['msg']}") from None
+        raise UserError(f"{network}: its recipe's generator: {error.errors(include_url=False)[0]['msg']}") from None
     return tuple(generator_levels(table.steps, table.schedule, noise.sigma_init, noise.sigma_min, noise.rho))
 
 
