@@ -72,9 +72,8 @@ def newest_run(outdir: Path, description: str, tables: Mapping[str, Any]) -> Fou
         if not states(folder) and any(folder.glob(f"{STATES}{SET_ASIDE}*")):
             recorded = recorded_tables(folder)
             if recorded is None or identity(recorded) == wanted:
-                raise UserError(
-                    f"{folder}: {NONE_IS_WHOLE}; they were renamed to *{SET_ASIDE}. to begin anew, resume nothing, or rename the folder"
-                )
+                aside = f"they were renamed to *{SET_ASIDE}; to begin anew, resume nothing, or rename the folder"
+                raise UserError(f"{folder}: {NONE_IS_WHOLE}; {aside}")
         if not states(folder):
             remarks.append(f"not resumed: {folder}: has no training state")
             continue
