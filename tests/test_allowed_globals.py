@@ -12,8 +12,32 @@ from pathlib import Path
 
 import pytest
 
-from registry.edm.pickles import disguised_program, list_globals
-from tests.pickle_assembler import LOAD, MARK, MODULES, ORDERED, PARAMETER, call, data, dictionary, pickled, stream, text
+from registry.edm.pickles import PickleError, disguised_program, list_globals, read_pickle
+from tests.pickle_assembler import (
+    BUFFER,
+    FLOATS,
+    LOAD,
+    MARK,
+    MODULES,
+    NDARRAY,
+    ORDERED,
+    PARAMETER,
+    RECONSTRUCT,
+    SCALAR,
+    archive,
+    blob,
+    call,
+    data,
+    dictionary,
+    dtype,
+    number,
+    pickled,
+    record,
+    several,
+    stream,
+    tensor,
+    text,
+)  # fmt: skip
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
 NO_HOOKS = dict.fromkeys(
@@ -113,3 +137,47 @@ def test_a_frame_in_a_file_of_safetensors_is_found(tmp_path: Path) -> None:
     assert (tmp_path / "ran").exists(), "the test's file is no program"
     path.write_bytes(b'PK\x03\x04\0\0\0\0{"')
     assert disguised_program(path) is not None
+
+
+UNASKED = ORDERED + b")R"
+"""A call that is harmless. What a file calls where nobody looks could be anything: with numpy's functions alone it can read any place
+in memory, and find Python's `exec` there."""
+FOUR = dtype("f4")
+PLAIN = (
+    call(NDARRAY.replace(b"ndarray", b"dtype"), text("f4"), UNASKED, b"\x88")
+    + several(number(3), text("<"), b"N", b"N", b"N", number(-1), number(-1), number(0))
+    + b"b"
+)
+HIDDEN: dict[str, bytes] = {
+    "under the dictionary": b"\x80\x04" + UNASKED + dictionary(a=number(1)) + b".",
+    "under a key that is set again": b"\x80\x04}(" + text("a") + UNASKED + text("a") + number(1) + b"u.",
+    "whether a tensor learns": whole(call(b"ctorch._utils\n_rebuild_tensor_v2\n", blob(), number(0), several(number(4)), several(number(1)), several(UNASKED), ORDERED + b")R")),
+    "hooks of a parameter": whole(call(PARAMETER, tensor(blob()), b"\x88", UNASKED + dictionary(a=UNASKED) + b"b" + dictionary(a=UNASKED) + b"b")),
+    "a state before another": whole(ORDERED + b")R" + dictionary(a=UNASKED) + b"b" + dictionary(a=number(1)) + b"b"),
+    "an argument of a dtype": whole(call(SCALAR, PLAIN, data(bytes(4)))),
+    "what an array was made with": whole(call(RECONSTRUCT, NDARRAY, several(number(0)), several(UNASKED, FLOATS)) + several(number(1), several(number(1)), FOUR, b"\x89", data(bytes(4))) + b"b"),
+    "beside a record's state": whole(record().replace(text("class_name"), text("other") + UNASKED + text("class_name"), 1)),
+    "in a stream's system": whole(call(LOAD, data(stream(system=pickled(dictionary(little_endian=b"\x88", more=UNASKED), 2))))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", HIDDEN)
+def test_what_a_file_calls_where_nobody_looks_is_refused(place: str, tmp_path: Path) -> None:
+    (tmp_path / "net.pkl").write_bytes(HIDDEN[place])
+    with pytest.raises(PickleError):
+        read_pickle(tmp_path / "net.pkl")
+
+
+def test_the_same_calls_are_read_where_they_belong(tmp_path: Path) -> None:
+    values = {
+        "tensor": tensor(blob()), "parameter": call(PARAMETER, tensor(blob()), b"\x88", UNASKED), "dictionary": UNASKED,
+        "attributes": UNASKED + dictionary(_metadata=UNASKED) + b"b", "number": call(SCALAR, FOUR, data(bytes(4))), "record": record(),
+        "buffer": call(BUFFER, data(bytes(4)), FOUR, several(number(1)), text("C")),
+        "array": call(RECONSTRUCT, NDARRAY, several(number(0)), data(b"b")) + several(number(1), several(number(1)), FOUR, b"\x89", data(bytes(4))) + b"b",
+    }  # fmt: skip
+    (tmp_path / "net.pkl").write_bytes(pickled(dictionary(**values)))
+    assert list(read_pickle(tmp_path / "net.pkl")) == list(values)
+    (tmp_path / "old.pt").write_bytes(stream(content=dictionary(a=number(1)), keys=()))
+    assert read_pickle(tmp_path / "old.pt") == {"a": 1}
+    (tmp_path / "new.pt").write_bytes(archive(pickled(dictionary(a=UNASKED), 2)))
+    assert read_pickle(tmp_path / "new.pt") == {"a": {}}

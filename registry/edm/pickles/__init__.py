@@ -15,6 +15,7 @@ Read the files in this order, each from top to bottom:
 refusals.py      the error `PickleError`, and the limits
 allowlist.py     THE ALLOW-LIST: every global that a file may refer to, and why
 instructions.py  stage 1: the pickle instructions, which of them are allowed, and reading them from a file
+stack.py         stage 1: what is known of the values, and which uses of them would run something
 trace.py         stage 1: follows the instructions without executing them
 notes.py         stage 2: `Call`, the note of what a file asks for
 unpickle.py      stage 2: Python's unpickler, which meets only notes and plain values

@@ -25,7 +25,8 @@ def numpy_scalar(rebuilder: Rebuilder, call: Call) -> bool | int | float:
 def numpy_array(rebuilder: Rebuilder, call: Call) -> np.ndarray[Any, Any]:
     """An array as most protocols write it: an empty array, with the numbers in its state."""
     match call.args, call.state:
-        case (type() as kind, (0,), _), (1, shape, dtype, bool() as columns, data) if kind is CALL_CLASSES[NUMPY_NDARRAY]:
+        case (type() as kind, (0,), code), (1, shape, dtype, bool() as columns, data) if kind is CALL_CLASSES[NUMPY_NDARRAY]:
+            rebuilder.value(code)
             return _numbers(rebuilder, dtype, data).reshape(shape_of(shape), order="F" if columns else "C")
     raise PickleError("has a numpy array that no pickler writes")
 

@@ -10,6 +10,7 @@ from registry.core.seal import trailer_length
 from registry.edm.pickles.disguise import ZIP_START, is_tarball
 from registry.edm.pickles.file_data import FileData
 from registry.edm.pickles.handlers import HANDLERS
+from registry.edm.pickles.notes import all_of_it
 from registry.edm.pickles.rebuild import Rebuilder
 from registry.edm.pickles.refusals import PickleError, blaming
 from registry.edm.pickles.torch_files import STREAM_MARK, check_sums, read_stream, zip_members
@@ -29,8 +30,9 @@ def read_pickle(path: str | Path, tensors: bool = True) -> dict[str, Any]:
 
 
 def _content(file: io.BufferedReader, tensors: bool) -> dict[str, Any]:
-    raw, spans, size = _notes(file)
-    content = Rebuilder(FileData(file, size, spans, tensors), HANDLERS).value(raw)
+    with all_of_it():
+        raw, spans, size = _notes(file)
+        content = Rebuilder(FileData(file, size, spans, tensors), HANDLERS).value(raw)
     if tensors and spans:
         check_sums(file)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

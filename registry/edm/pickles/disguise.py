@@ -20,7 +20,7 @@ LENGTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4
            pickletools.TAKEN_FROM_ARGUMENT8U: 8}  # fmt: skip
 """Bytes of the length that stands before an argument."""
 INSTRUCTIONS = {code.code: code for code in pickletools.opcodes}
-NAME = re.compile(rb"[\w.<>]+")
+NAME = re.compile(rb"[\w.<>\-\x80-\xff]+")
 TARBALL = Global("", "the pickles in the tar archive that it is, too")
 ZIPPED = Global("", "the pickle in the zip archive that it is, too")
 ZIP_START = b"PK\x03\x04"

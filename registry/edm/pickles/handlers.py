@@ -51,6 +51,8 @@ def _module_container(rebuilder: Rebuilder, call: Call) -> Inert:
 
 def _dictionary(rebuilder: Rebuilder, call: Call) -> dict[Any, Any]:
     arguments_of(call)
+    if call.state is not None and type(rebuilder.value(call.state)) is not dict:
+        raise PickleError(f"has a {name_of(call)} with attributes that are not a dictionary")
     return {rebuilder.key(k): rebuilder.value(v) for k, v in call.items}
 
 

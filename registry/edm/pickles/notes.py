@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -16,16 +19,19 @@ class Call:
     An unpickler can do nothing else to it: it has no other method or attribute, and no `__dict__`.
     """
 
-    __slots__ = ("args", "items", "state")
+    __slots__ = ("args", "items", "read", "state")
     __hash__ = None  # type: ignore[assignment]
     args: tuple[Any, ...]
     items: list[tuple[Any, Any]]
     state: Any
+    read: bool
+    """Whether stage 3 has looked at it."""
     target: ClassVar[Global]
 
     def __new__(cls, *args: Any) -> Call:
         self = object.__new__(cls)
-        self.args, self.items, self.state = args, [], None
+        self.args, self.items, self.state, self.read = args, [], None, False
+        _made.get().append(self)
         return self
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -33,6 +39,22 @@ class Call:
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
+
+
+_made: ContextVar[list[Call]] = ContextVar("made")
+
+
+@contextmanager
+def all_of_it() -> Iterator[None]:
+    """For the reading of a file: every call that it asks for must be looked at, also one that is no part of its value. Those that
+    nobody looks at could ask for anything: numpy's functions read any place in memory. Raises PickleError."""
+    token = _made.set([])
+    try:
+        yield
+        if unread := [note for note in _made.get() if not note.read]:
+            raise PickleError(f"calls {name_of(unread[0])} for something that is not part of its content, which no pickler does")
+    finally:
+        _made.reset(token)
 
 
 class Storage(NamedTuple):
@@ -61,4 +83,5 @@ def arguments_of(call: Call, *kinds: type, more: int = 0) -> tuple[Any, ...]:
     fits = len(kinds) <= len(call.args) <= len(kinds) + more
     if not (fits and all(k is object or type(a) is k for a, k in zip(call.args, kinds, strict=False))):
         raise PickleError(f"calls {name_of(call)} with arguments that no pickler writes")
+    call.read = True
     return call.args[: len(kinds)]

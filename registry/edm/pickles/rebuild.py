@@ -79,6 +79,7 @@ class Rebuilder:
         if kind is range:
             return self.text(raw)
         if isinstance(raw, Call):
+            raw.read = True
             if (raw.items and raw.target not in _TAKE_ITEMS) or (raw.state is not None and raw.target not in _TAKE_STATE):
                 raise PickleError(f"uses {name_of(raw)} in a way that no pickler does")
             return self._handlers[raw.target](self, raw)

@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 
 from registry.edm.pickles.allowlist import (
     DICTIONARIES,
+    DTYPES,
     LOAD_FROM_BYTES,
     MODULE_CONTAINERS,
     NUMPY_ARRAYS,
     NUMPY_DTYPE,
+    NUMPY_NDARRAY,
+    STORAGES,
     Global,
 )
 from registry.edm.pickles.instructions import CALLS, FILLS
@@ -18,6 +21,8 @@ UNKNOWN = Global("?", "?")
 """Stands for a global that only executing the file would reveal."""
 DICTIONARY = object()
 """Stands for a dictionary that is no object of a class."""
+NEVER_CALLED = {NUMPY_NDARRAY, *STORAGES, *DTYPES}
+"""Picklers only mention these; called, some of them show any place in memory."""
 TAKE_STATE = MODULE_CONTAINERS | NUMPY_ARRAYS | {NUMPY_DTYPE, Global("collections", "OrderedDict")}
 """Picklers give a state to what these make, as the last thing that is done to it."""
 
@@ -48,7 +53,7 @@ def would_run(name: str, items: list[Any]) -> bool:
     if any(type(item) is Global and item == LOAD_FROM_BYTES for item in passed) or name == "INST":
         return True
     if name in CALLS:
-        return type(items[0]) is not Global
+        return type(items[0]) is not Global or items[0] in NEVER_CALLED
     if name not in FILLS:
         return False
     owner = items[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import NoneType
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +23,7 @@ def shape_of(raw: Any) -> tuple[int, ...]:
 def tensor(rebuilder: Rebuilder, call: Call) -> Tensor:
     """A view of a storage. It must lie within the storage and use each number at most once."""
     storage, offset, size, stride = arguments_of(call, object, int, tuple, tuple, more=3)
+    check_extras(rebuilder, *call.args[4:6])
     if len(call.args) == 7 and call.args[6]:
         raise PickleError("has a tensor with metadata (a conjugate or negative view), which networks and optimizers do not have")
     flat, size, stride = rebuilder.data.storage(storage), shape_of(size), shape_of(stride)
@@ -36,9 +38,20 @@ def tensor(rebuilder: Rebuilder, call: Call) -> Tensor:
     return flat.as_strided(size, stride, offset)
 
 
+def check_extras(rebuilder: Rebuilder, *extras: Any) -> None:
+    """Check what stands beside a tensor's numbers: whether it has gradients, and its hooks, of which there are none."""
+    for extra in extras:
+        if not (extra is None or type(extra) is bool or rebuilder.value(extra) == {}):
+            raise PickleError("has a tensor with hooks, which no pickler writes")
+
+
 def parameter(rebuilder: Rebuilder, call: Call) -> Tensor:
     """A parameter as a plain tensor."""
     (data,) = arguments_of(call, object, more=3)
+    check_extras(rebuilder, *call.args[1:3])
+    for state in call.args[3:]:
+        if type(rebuilder.value(state)) not in (dict, NoneType):
+            raise PickleError("has a parameter with a state that is not a dictionary")
     found = rebuilder.value(data)
     if not isinstance(found, Tensor):
         raise PickleError(f"has {name_of(data)} in a place where a tensor belongs")

@@ -41,7 +41,7 @@ class _Unpickler(pickle.Unpickler):
                 if self.storages.setdefault(key, storage) != storage:
                     raise PickleError(f"describes its storage {shown(key)} in two ways")
                 return storage
-            case ("module", type() as kind, _, _):
+            case ("module", type() as kind, str() | None, str() | None):
                 return kind
         raise PickleError("refers to something outside its pickle that is not a storage of numbers")
 
