@@ -454,3 +454,47 @@ def test_a_launched_process_whose_launcher_is_gone_ends_at_once(tmp_path: Path) 
 )
 def test_which_process_failed_first(codes: dict[int, int], first: tuple[int, int]) -> None:
     assert first_failure(codes) == first
+
+
+COUNTING = """
+import sys
+import torch
+from ipfm_plugin.loss import IPFMLoss
+from ipfm_plugin.noise import ElectrostaticNoise
+from registry.core import distributed
+from registry.core.contracts import Teacher
+from registry.recipe.tables import TrainConfig
+from registry.runs.health import check_agreement
+from registry.train import loop
+from registry.train.generator import Generator
+from tests.conftest import tiny_network
+
+class Counts(IPFMLoss, torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(1, 1)
+        self.register_buffer("scale", torch.zeros(()))
+    def student(self, student, x, *args):
+        return super().student(student, x, *args) + 0 * self.head(x.mean().reshape(1, 1)).sum()
+    def generator(self, teacher, student, x, *args):
+        self.scale += x.detach().abs().mean()
+        return super().generator(teacher, student, x, *args)
+
+distributed.start("cpu")
+torch.manual_seed(0)
+noise = ElectrostaticNoise(128.0)
+teacher = Teacher(tiny_network(), D=128.0, image_shape=(1, 8, 8))
+generator = Generator(teacher.copy(), noise, teacher.image_shape)
+run = loop.Distillation(teacher, noise, Counts(), TrainConfig(batch=8, duration_kimg=1.0), torch.device("cpu"), generator)
+for _ in range(2):
+    loop.iteration(run)
+    check_agreement({"student": run.student}, run.nimg)
+assert run.loss.scale > 0
+distributed.stop()
+"""
+
+
+def test_what_a_loss_counts_in_the_generators_step_is_that_of_process_0(tmp_path: Path) -> None:
+    (tmp_path / "counting.py").write_text(COUNTING)
+    done = torchrun("counting.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

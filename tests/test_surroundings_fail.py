@@ -22,9 +22,16 @@ from registry.core.errors import UserError
 from registry.edm.image_files import files_below
 from registry.files.bounds import STATE
 from registry.files.plain import load
+from registry.runs.clock import Clock
 from registry.runs.distill import distill
+from registry.runs.folder import RunFolder
 from registry.runs.states import newest_whole
+from registry.runs.ticks import Ticks
 from registry.show.journal import Journal, Terminal
+from registry.study.attempts import write_note
+from registry.study.cells import Cell, Status, status
+from registry.study.conduct import forget_failures
+from registry.study.grid import Combination
 from registry.train.step import own_image_numbers
 from tests.conftest import ROOT, environment, error_line
 from tests.test_health import KEEP, LONGER, Poisoned
@@ -203,3 +210,26 @@ def test_parts_of_a_batch_do_not_reach_beyond_it(share: int, batch_gpu: int | No
     parts = list(own_image_numbers(10, share, batch_gpu))
     assert [i for part in parts for i in part] == list(range(10, 10 + share))
     assert all(len(part) <= (batch_gpu or share) for part in parts) and math.ceil(share / (batch_gpu or share)) == len(parts)
+
+
+def test_a_run_that_goes_back_forgets_the_numbers_of_the_branch_that_it_leaves(tmp_path: Path) -> None:
+    """The widest variance was one of images that had exploded."""
+    folder = RunFolder(tmp_path, Journal())
+    folder.write_recipe({})
+    ticks = Ticks(folder, dict, 0.1, torch.device("cpu"), Clock())
+    assert ticks.collapse(1.0) == []
+    assert ticks.collapse(1000.0) == []
+    assert ticks.collapse(1.0) != []
+    ticks.forget()
+    assert ticks.collapse(1.0) == []
+
+
+def test_a_cell_whose_numbers_cannot_be_read_runs_again(tmp_path: Path) -> None:
+    cell = Cell(Combination((), (), "alone", {}), 0, tmp_path / "cell", (), (), {"train": {"batch": 8, "duration_kimg": 1.0}})
+    run = cell.folder / "00000-run"
+    run.mkdir(parents=True)
+    (run / "quality.json").write_text("no JSON")
+    write_note(cell.folder, {"exit": 0, "error": "", "seconds": 1.0})
+    assert status(cell)[0] is Status.FAILED
+    forget_failures([cell])
+    assert status(cell)[0] is Status.UNFINISHED and (run / "quality.json.damaged").is_file()

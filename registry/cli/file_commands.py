@@ -40,7 +40,7 @@ def inspect(file: str, show_globals: bool, kind: str | None) -> None:
     from rich.text import Text
 
     from registry.core.text import shown
-    from registry.files.describe import describe
+    from registry.files.describe import describe, in_words
 
     with working("reading", file):
         found, console = describe(file, kind), Console(highlight=False)
@@ -62,8 +62,7 @@ def inspect(file: str, show_globals: bool, kind: str | None) -> None:
     if show_globals or any(executes for _, _, executes in found.globals):
         listed = sorted(found.globals, key=lambda of: not of[2])[:MOST_GLOBALS]
         for module, name, executes in listed:
-            whole = ".".join(filter(None, (shown(module), shown(name))))
-            console.print(f"  {'EXECUTES ' if executes else ''}{whole}", markup=False, soft_wrap=True)
+            console.print(f"  {'EXECUTES ' if executes else ''}{in_words(module, name)}", markup=False, soft_wrap=True)
         if more := len(found.globals) - len(listed):
             line(f"  and {more:,} more")
     line(found.verdict)

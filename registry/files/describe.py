@@ -15,7 +15,7 @@ from torch import Tensor
 
 from registry.core.errors import UserError
 from registry.core.text import shown
-from registry.edm.pickles import RUNS_SOURCE, Persistent, list_globals, read_pickle
+from registry.edm.pickles import RUNS_SOURCE, UNKNOWN, Persistent, list_globals, read_pickle
 from registry.edm.snapshots import EXTRA
 from registry.files.bounds import STATE, UNLIKE
 from registry.files.facts import NetworkFacts
@@ -51,11 +51,18 @@ class Description:
     def verdict(self) -> str:
         """Whether the file is safe to open here, and with the loader of the project that wrote it."""
         if self.dangerous:
-            bad = [".".join(shown(part) for part in names if part) for *names, executes in self.globals if executes]
+            bad = [in_words(*names) for *names, executes in self.globals if executes]
             return f"DANGEROUS: loading it elsewhere would run {', '.join(bad[:5])}; distill refuses it"
         if any((module, name) == RUNS_SOURCE for module, name, _ in self.globals):
             return "safe with distill; the original loader would execute the Python source that the file carries"
         return "safe: it refers to nothing that executes"
+
+
+def in_words(module: str, name: str) -> str:
+    """A global as it is shown."""
+    if (module, name) == UNKNOWN:
+        return "code that only running it would show"
+    return ".".join(shown(part) for part in (module, name) if part)
 
 
 def describe(source: str, kind: str | None = None) -> Description:

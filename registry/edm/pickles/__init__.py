@@ -41,11 +41,13 @@ from registry.edm.pickles.edm_network import NEWEST_VERSION, network_of
 from registry.edm.pickles.globals_in import list_globals
 from registry.edm.pickles.records import Inert, Persistent
 from registry.edm.pickles.refusals import MAX_PARTS, PickleError
+from registry.edm.pickles.stack import UNKNOWN
 
 __all__ = [
     "MAX_PARTS",
     "NEWEST_VERSION",
     "RUNS_SOURCE",
+    "UNKNOWN",
     "Global",
     "Inert",
     "Persistent",
