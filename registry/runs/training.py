@@ -145,8 +145,10 @@ def train(
                     if i == 0:
                         aside(begun, saved.clock, run.device)
                 return
-            except (RuntimeError, TypeError) as error:
-                raise changed_types(learners()) or error from None
+            except (RuntimeError, TypeError):
+                if changed := changed_types(learners()):
+                    raise changed from None
+                raise
             except Diverged as error:
                 roll_back(run, recipe.train, saved, folder, learners, ticks, error)
 
