@@ -145,9 +145,7 @@ def test_numbers_of_four_bits_are_refused(tmp_path: Path) -> None:
         load_network(tmp_path / "net.safetensors")
 
 
-@pytest.mark.parametrize(
-    "content", [{"distill": b"}"}, {"step": b"\x8a\xc8" + b"\x7f" * 200}], ids=["ours", "step"]
-)
+@pytest.mark.parametrize("content", [{"distill": b"}"}, {"step": b"\x8a\xc8" + b"\x7f" * 200}], ids=["ours", "step"])
 def test_pickles_without_networks_are_described(content: dict[str, bytes], tmp_path: Path) -> None:
     (tmp_path / "net.pkl").write_bytes(pickled(dictionary(**content), 2))
     assert describe(str(tmp_path / "net.pkl")).networks == []

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 import click
 from click.shell_completion import CompletionItem
-
-if TYPE_CHECKING:
-    pass
 
 OWN_FOLDERS = {"distill": ".", "pretrain": "teachers", "features": "features", "study": "."}
 """Where the recipes of a command are, for those that run one kind only."""

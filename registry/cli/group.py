@@ -30,7 +30,7 @@ from registry.core.errors import Diverged, Interrupted, Lost, Mistakes, SettingE
 from registry.core.interruption import WRITER, heeded
 from registry.core.joining import first_to_tell, record, several
 from registry.core.text import printable, shown
-from registry.core.version import DISTRIBUTION
+from registry.core.version import version
 from registry.plugins.faults import fault_of, raised_by_a_plugin
 
 PR_SET_PDEATHSIG = 1
@@ -260,6 +260,12 @@ def reason(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
     return f"unexpected {what} (a bug in distill; --debug shows where)", BUG
 
 
+def say_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        click.echo(f"distill, version {version()}")
+        context.exit()
+
+
 @click.group(cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @recipe_options
 @click.option(
@@ -269,7 +275,7 @@ def reason(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
     help="Use another loss (`distill plugins` lists them) and apply the recipe's [swap.NAME].",
 )
 @click.option("--fresh-teacher", is_flag=True, help="Measure the teacher again instead of using its kept numbers.")
-@click.version_option(package_name=DISTRIBUTION, prog_name="distill")
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=say_version, help="Show the version and exit.")
 @click.pass_context
 def main(
     context: click.Context,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from importlib import metadata
 
 DISTRIBUTION = "distill-generators"
 """What pip calls this package: on PyPI `distill` and `registry` are other people's."""
@@ -27,6 +26,8 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def _installed(package: str) -> str:
+    from importlib import metadata  # which takes as long as the rest of the command's help
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
