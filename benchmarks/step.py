@@ -356,7 +356,7 @@ def report(times: Times, ways: list[str], batch: int, peaks: dict[str, float | N
     for name in pieces:
         row(name, f"{1000 * middle[name]:.1f}", f"{middle[name] / (PASSES * forward):.1%}")
     if pieces:
-        beside = sum(middle[name] * (2 if "two" in name else 1) for name in pieces if "forward" not in name)
+        beside = sum(middle[name] * (2 if "(two" in name or "two are" in name else 1) for name in pieces if "forward" not in name)
         row("all of an iteration but the networks", f"{1000 * beside:.1f}", f"{beside / (PASSES * forward):.1%}")
     if options.csv:
         lines = [(name, i, value, peaks.get(name)) for name, values in times.items() for i, value in enumerate(values)]

@@ -223,6 +223,22 @@ def test_modes_are_those_of_the_reference_and_are_restored() -> None:
     assert all(p.requires_grad for p in game.student.net.parameters())
 
 
+def test_a_part_with_a_train_of_its_own_is_asked() -> None:
+    """As frozen parts have, by a class or by themselves."""
+
+    class Frozen(torch.nn.Dropout):
+        def train(self, mode: bool = True) -> Frozen:
+            return super().train(False)
+
+    alone = torch.nn.Dropout()
+    alone.train = lambda mode=True: torch.nn.Module.train(alone, False)  # type: ignore[method-assign]
+    for part in (Frozen().eval(), alone.eval()):
+        net = torch.nn.Sequential(torch.nn.Dropout(), part).eval()
+        with mode(net, train=True):
+            assert [module.training for module in net] == [True, False]
+        assert not any(module.training for module in net.modules())
+
+
 def test_mode_restores_even_after_an_error() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Dropout()).eval()
     net[0].train()

@@ -61,16 +61,17 @@ def test_the_exit_code_is_the_same_where_torchrun_cannot_be_told(recipe_file: Wr
 
 
 def test_what_starts_again_goes_on_from_the_newest_state(tmp_path: Path) -> None:
-    state = tmp_path / "training-state-000001.pt"
+    state, named = tmp_path / "training-state-000001.pt", ("--recipe", "r", "--resume", "auto", "--resume")
     state.touch()
-    assert from_the_newest(("--recipe", "r", "--resume", str(state))) == ("--recipe", "r", "--resume", str(tmp_path))
-    assert from_the_newest(("--recipe", "r", f"--resume={state}")) == ("--recipe", "r", f"--resume={tmp_path}")
-    for words in (
-        ("--recipe", "r", "--resume", "auto"),
-        ("--recipe", "r", "--resume", str(tmp_path)),
-        ("generate", "--seeds", "1"),
-    ):
-        assert from_the_newest(words) == words
+    (tmp_path / "recipe.toml").touch()
+    os.utime(state, (100, 100))
+    assert from_the_newest((*named, str(state)), 90.0) == (*named, str(tmp_path))
+    assert from_the_newest(("--recipe", "r", f"--resume={state}"), 90.0) == ("--recipe", "r", f"--resume={tmp_path}")
+    assert from_the_newest((*named, str(state)), 110.0) == (*named, str(state)), "nothing was saved since"
+    (tmp_path / "recipe.toml").unlink()
+    assert from_the_newest((*named, str(state)), 110.0) == (*named, "auto"), "the run has a folder of its own"
+    for words in (("--recipe", "r", "--resume", "auto"), (*named, str(tmp_path)), ("generate", "--seeds", "1")):
+        assert from_the_newest(words, 90.0) == words
 
 
 def test_what_would_begin_anew_is_not_started_again(here: Here) -> None:
@@ -200,7 +201,7 @@ def test_links_that_lead_to_folders_again_and_again_are_refused(tmp_path: Path) 
             (tmp_path / f"{i}" / link).symlink_to(tmp_path / f"{i + 1}")
     (tmp_path / "16").mkdir()
     (tmp_path / "16" / "x.png").touch()
-    with pytest.raises(UserError, match="by links to folders that hold others"):
+    with pytest.raises(UserError, match="leads to its folders again more than"):
         files_below(tmp_path / "0")
     assert len(files_below(tmp_path / "12")) == 16
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import click
 
@@ -72,10 +74,11 @@ def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
 
     If a process is lost, all start again, at most so often. A mistake, and a run that has diverged, would only come again.
     """
+    begun = time.time()
     for again in range(restarts + 1):
         if again:
             click.echo(f"distill: starting again ({again} of {restarts})", err=True)
-            arguments = from_the_newest(arguments)
+            arguments = from_the_newest(arguments, begun)
         code, stopped = run_once(count, arguments)
         if stopped or code in FINAL or code - 128 in heeded():  # one process was told to stop, and saved a state
             break
@@ -84,7 +87,7 @@ def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
 
 def resumed(arguments: Sequence[str]) -> tuple[int, str] | None:
     """Which argument of a run's command says what it goes on from, and what it says."""
-    for i, word in enumerate(arguments):
+    for i, word in reversed([*enumerate(arguments)]):  # the last one counts
         if word == "--resume" and i + 1 < len(arguments):
             return i + 1, arguments[i + 1]
         if word.startswith("--resume="):
@@ -92,14 +95,20 @@ def resumed(arguments: Sequence[str]) -> tuple[int, str] | None:
     return None
 
 
-def from_the_newest(arguments: tuple[str, ...]) -> tuple[str, ...]:
-    """The same command, but that it goes on from the newest state beside the one that was named, if one was."""
+def from_the_newest(arguments: tuple[str, ...], begun: float) -> tuple[str, ...]:
+    """The same command, but if a state was named, it goes on from what the run has saved since it has begun (seconds since 1970):
+    in the folder of that state, or in a new one if that is another project's."""
     found = resumed(arguments)
     if found is None or not os.path.isfile(os.path.expanduser(found[1])):
         return arguments
-    i, file = found
-    folder = os.path.dirname(os.path.realpath(os.path.expanduser(file)))
-    return (*arguments[:i], folder if arguments[i] == file else f"--resume={folder}", *arguments[i + 1 :])
+    (i, file), folder = found, Path(os.path.realpath(os.path.expanduser(found[1]))).parent
+    if any(state.stat().st_mtime >= begun for state in folder.glob("training-state-*.pt")):
+        newest = str(folder)
+    elif (folder / "recipe.toml").is_file():
+        return arguments  # nothing was saved, and later states are perhaps not yet set aside
+    else:
+        newest = "auto"
+    return (*arguments[:i], newest if arguments[i] == file else f"--resume={newest}", *arguments[i + 1 :])
 
 
 def run_once(count: int, arguments: tuple[str, ...]) -> tuple[int, bool]:

@@ -16,8 +16,8 @@ from registry.core.text import shown
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".webp": "WEBP"}
 """The files that are taken for images. Pillow knows far more formats, and runs other programs for some of them."""
-MOST_FOLDERS = 20_000
-"""Twice those of the largest sets of labelled images."""
+MOST_AGAIN = 10_000
+"""How often links may lead to folders that were seen before: each that holds two such links doubles the folders."""
 LABELS = "dataset.json"
 """EDM's list of labels."""
 FORMATS = tuple(sorted(set(SUFFIXES.values())))
@@ -69,14 +69,15 @@ def scans(content: bytes | Path) -> int:
 def files_below(folder: Path) -> list[Path]:
     """The files of a folder and of those in it, links followed, in order. Raises UserError if a folder cannot be read, a link leads
     nowhere or back to where it stands, or an image or a list of labels is no file: what is left out would not be missed."""
-    found, folders, seen = list[Path](), [(folder, frozenset[str]())], 0
+    found, folders, met, again = list[Path](), [(folder, frozenset[str]())], set[str](), 0
     while folders:
         place, above = folders.pop()
-        seen += 1
-        if seen > MOST_FOLDERS:
-            raise UserError(f"{shown(folder)}: leads to more than {MOST_FOLDERS:,} folders, by links to folders that hold others")
         if (real := os.path.realpath(place)) in above:
             raise UserError(f"{shown(place)}: is a link to a folder that it stands in")
+        again += real in met
+        met.add(real)
+        if again > MOST_AGAIN:
+            raise UserError(f"{shown(folder)}: leads to its folders again more than {MOST_AGAIN:,} times, by links to them")
         try:
             for entry in os.scandir(place):
                 path = place / entry.name

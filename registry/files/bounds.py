@@ -190,7 +190,7 @@ class Bounded(TorchFunctionMode):
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.values = 4 * sum(w.numel() for w in weights.values()) + 10**6  # initial weights may be drawn, and then copied
+        self.bytes = 4 * sum(w.nbytes for w in weights.values()) + 2**22  # initial weights may be drawn, and then copied
         self.calls = 50 * len(weights) + 1000
 
     def __torch_function__(
@@ -201,8 +201,9 @@ class Bounded(TorchFunctionMode):
             self.calls -= 1
             wanted = kwargs.get("size", args[0] if args and isinstance(args[0], list | tuple | torch.Size) else args)
             sizes = [n for n in (wanted if isinstance(wanted, list | tuple | torch.Size) else [wanted]) if isinstance(n, int)]
-            self.values -= math.prod(map(abs, sizes))
-            if self.values < 0:
+            size = (kwargs.get("dtype") or torch.get_default_dtype()).itemsize
+            self.bytes -= 0 if torch.device(kwargs.get("device") or "cpu").type == "meta" else size * math.prod(map(abs, sizes))
+            if self.bytes < 0:
                 raise ValueError(f"it has a tensor of {' × '.join(map(str, sizes))} values, far more than the file holds")
             if self.calls < 0:
                 raise ValueError("it has far more tensors than the file holds")

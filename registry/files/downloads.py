@@ -113,7 +113,7 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
         if attempt:
             time.sleep(min(2.0 ** (attempt - 2), 8))
         try:
-            _continue(url, part)
+            _continue(url, part, sha256)
         except urllib.error.HTTPError as error:
             reason = f"the server answered {error.code} {shown(error.reason)}"
             if error.code == 416:  # our part is not the start of the server's file
@@ -173,14 +173,16 @@ class _Unwanted(Exception):
     """An answer that another attempt would not make better."""
 
 
-def _continue(url: str, part: Path) -> None:
+def _continue(url: str, part: Path, sha256: str | None) -> None:
     """Append the missing bytes to the part file, or start over if the server cannot resume."""
     tag = _tag(part)
     known = tag.read_text() if part.exists() and tag.exists() else ""
-    have = part.stat().st_size if known.isprintable() and known else 0  # of an unknown version, nothing can be appended to
+    known = known if known.isprintable() else ""
+    sure = part.exists() and (known or sha256)  # of an unknown version, nothing can be appended to
+    have = part.stat().st_size if sure else 0
     headers = {"User-Agent": f"distill/{version()}", "Accept-Encoding": "identity"}
     resume = {"Range": f"bytes={have}-", "If-Range": known} if have else {}
-    request = urllib.request.Request(url, headers=headers | resume)
+    request = urllib.request.Request(url, headers=headers | {k: v for k, v in resume.items() if v})
     with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         have = have if answer.status == 206 else 0
         if have and not answer.headers.get("Content-Range", f"bytes {have}-").startswith(f"bytes {have}-"):

@@ -20,7 +20,7 @@ from registry.core.atomic import write_atomically
 from registry.core.errors import UserError
 from registry.core.interruption import undisturbed
 from registry.core.text import shown
-from registry.edm.pickles import PickleError, disguised_program, list_globals
+from registry.edm.pickles import PickleError, disguised_program, list_globals, take_too_much
 from registry.files.bounds import SCHEMAS, NetworkFile, check_entries, check_values
 from registry.files.locate import open_path
 
@@ -31,8 +31,6 @@ MARK = "distill"
 """The key of our JSON in a safetensors file's metadata."""
 NOT_PLAIN = "not a plain-tensor file written by distill, or damaged"
 DAMAGED = "is damaged: its content is not what was written"
-MARGIN = 2**20
-"""Bytes that tensors may take beyond twice their file."""
 NETWORK_KINDS = ("denoiser", "generator", "classifier")
 
 
@@ -140,10 +138,8 @@ def check_plain(path: Path, source: object) -> None:
 
 
 def check_tensors(content: Any, size: int, source: object) -> None:
-    """Check that a file's tensors take no more than about twice its bytes: a few numbers can be a tensor's of any shape, and those
-    of many tensors. Raises UserError."""
-    tensors = [leaf for leaf in tree_leaves(content) if isinstance(leaf, Tensor)]
-    if sum(tensor.numel() * tensor.element_size() for tensor in tensors) > 2 * size + MARGIN:
+    """Check that a file's tensors take not far more memory than it has bytes. Raises UserError."""
+    if take_too_much([leaf for leaf in tree_leaves(content) if isinstance(leaf, Tensor)], size):
         raise UserError(f"{source}: {NOT_PLAIN} (its tensors take far more memory than it has bytes)")
 
 

@@ -32,7 +32,9 @@ class Guarded(Metric):
         self.metric: Metric = metric
         names = metric.columns
         named = isinstance(names, tuple | list) and all(isinstance(name, str) and name.isprintable() and name for name in names)
-        self.demand(named and 0 < len(names) == len({*names}), "columns must be the names of its numbers, each once")
+        self.demand(
+            named and 0 < len(names) == len({*names}) <= 50, "columns must be the names of its numbers, each once, at most 50"
+        )
         self.columns, self.higher = tuple(names), tuple(metric.higher)
         self.demand({*self.higher} <= {*names}, "higher must name some of its columns")
         for name, number in (("most", metric.most), ("protocol", metric.protocol)):

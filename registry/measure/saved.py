@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, FailFast, Field, TypeAdapter
 from registry.files.json_files import STRICT, Number
 
 Values = Annotated[list[Number], Field(min_length=1, max_length=1000), FailFast()]
-MOST_ROWS, MOST_COLUMNS = 200, 50
+MOST_ROWS, MOST_COLUMNS, MOST_CELLS = 200, 200, 10_000
 """Of a table."""
 Evaluations = Annotated[int, Field(ge=0, le=10**9)]
 
@@ -48,9 +48,10 @@ class SavedRow(BaseModel):
 
 
 def few_columns(rows: list[SavedRow]) -> list[SavedRow]:
-    """Rows that have no more columns together than a table. Raises ValueError."""
-    if len({column for row in rows for column in row.values}) > MOST_COLUMNS:
-        raise ValueError(f"has more than {MOST_COLUMNS} columns")
+    """Rows that have no more cells together than a table that somebody can read. Raises ValueError."""
+    columns = {column for row in rows for column in row.values}
+    if len(columns) > MOST_COLUMNS or len(rows) * len(columns) > MOST_CELLS:
+        raise ValueError(f"has {len(rows)} rows of {len(columns)} columns")
     return rows
 
 

@@ -122,7 +122,7 @@ def check_size(path: Path) -> None:
         if sum(entry.file_size for entry in archive.infolist()) > 2 * path.stat().st_size + MARGIN:
             raise UserError(f"{path}: its records take far more than the file: it holds nothing but its size")
         for entry in archive.infolist():
-            text = re.search(r"\.(py|pkl)", entry.orig_filename.lower())  # torch takes names in any case, and up to a NUL
+            text = re.search(r"\.(py|pkl)(?:\0|$)", entry.orig_filename.lower())  # torch takes names in any case, and up to a NUL
             if text and is_nested(archive.read(entry), text[1] == "py"):
                 raise UserError(f"{path}: not a TorchScript program, or damaged")
 

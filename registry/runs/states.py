@@ -102,13 +102,13 @@ def newest_whole(folder: Path) -> Found:
         aside = unused(path.with_name(path.name + SET_ASIDE))
         try:
             path.rename(aside)
-            renamed = f"it was renamed to {aside.name}"
+            renamed = f"was renamed to {aside.name}"
         except OSError as error:  # a disk that has become read-only
-            renamed = f"it cannot be renamed ({error.strerror})"
-        reasons.append(f"{path.name} {reason}")
-        remarks.append(f"WARNING {path} {reason}; {renamed}, and the state before it is taken")
+            renamed = f"cannot be renamed ({error.strerror})"
+        reasons.append(f"{path.name} {reason}, and {renamed}")
+        remarks.append(f"WARNING {path} {reason}; it {renamed}, and the state before it is taken")
     if remarks:
-        raise UserError(f"{folder}: {NONE_IS_WHOLE}; renamed to *{SET_ASIDE}: {'; '.join(reasons)}")
+        raise UserError(f"{folder}: {NONE_IS_WHOLE}: {'; '.join(reasons)}")
     return Found()
 
 

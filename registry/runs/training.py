@@ -145,9 +145,9 @@ def train(
                     if i == 0:
                         aside(begun, saved.clock, run.device)
                 return
-            except (RuntimeError, TypeError):
+            except (RuntimeError, TypeError) as error:
                 if changed := changed_types(learners()):
-                    raise changed from None
+                    raise changed from error
                 raise
             except Diverged as error:
                 roll_back(run, recipe.train, saved, folder, learners, ticks, error)

@@ -136,6 +136,13 @@ def queued(cell: Cell, folder: Path) -> Job[None] | None:
     return None if job.done(force_check=True) else job
 
 
+def has_begun(cell: Cell) -> bool:
+    """Whether the run of a cell has written anything since its job was submitted."""
+    run, note = cell.run_folder(), cell.folder / JOB
+    since = note.stat().st_mtime if note.is_file() else 0.0
+    return run is not None and any(path.stat().st_mtime >= since for path in run.iterdir())
+
+
 def ended(cell: Cell, job: Job[None] | None) -> bool:
     """Whether a cell's job is over. If it left no word about its run, its last words are kept: the run was killed if it had begun,
     or else it has failed."""
@@ -145,6 +152,6 @@ def ended(cell: Cell, job: Job[None] | None) -> bool:
         return False
     if status(cell)[0] not in FINAL and cell.attempt().get("exit") is None and not is_running(cell.folder):
         words = (job.stderr() or "").strip().splitlines() or ["the job ended without a word"]
-        code = 128 + signal.SIGKILL if cell.run_folder() else 1
+        code = 128 + signal.SIGKILL if has_begun(cell) else 1
         write_note(cell.folder, {"seconds": 0.0} | cell.attempt() | {"exit": code, "error": words[-1]})
     return True

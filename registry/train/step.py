@@ -264,10 +264,10 @@ def guard_gradients(parameters: Iterable[nn.Parameter], longest: float | None = 
     finite norm says that there is nothing to replace.
     """
     whole, parts = gradients(parameters)
-    norm, bad = norm_of(whole, parts), torch.zeros((), dtype=torch.int64)
-    if norm.device.type != "cpu" or not norm.isfinite():
+    bad, on_processor = torch.zeros((), dtype=torch.int64), all(g.device.type == "cpu" for g in [*whole, *parts][:1])
+    if not (on_processor and norm_of(whole, parts).isfinite()):
         bad = repaired(whole) + (distributed.sum_(repaired(parts)) if parts else 0)
-        norm = norm_of(whole, parts)
+    norm = norm_of(whole, parts)
     if longest is not None:
         torch._foreach_mul_(whole + parts, (longest / norm.clamp(min=1e-12)).clamp(max=1.0))
     return bad, norm
@@ -308,7 +308,10 @@ class Mode:
     def __init__(self, net: nn.Module) -> None:
         self.net = net
         self.modules, self.parameters = list(net.modules()), list(net.parameters())
-        self.usual = all(type(module).train is nn.Module.train and "training" in vars(module) for module in self.modules)
+        self.usual = all(
+            type(module).train is nn.Module.train and "train" not in vars(module) and "training" in vars(module)
+            for module in self.modules
+        )
 
     @contextmanager
     def __call__(self, train: bool | None = None, grad: bool | None = None) -> Iterator[nn.Module]:

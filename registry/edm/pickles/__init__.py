@@ -42,6 +42,7 @@ from registry.edm.pickles.globals_in import list_globals
 from registry.edm.pickles.records import Inert, Persistent
 from registry.edm.pickles.refusals import MAX_PARTS, PickleError
 from registry.edm.pickles.stack import UNKNOWN
+from registry.edm.pickles.tensors import take_too_much
 
 __all__ = [
     "MAX_PARTS",
@@ -56,4 +57,5 @@ __all__ = [
     "list_globals",
     "network_of",
     "read_pickle",
+    "take_too_much",
 ]

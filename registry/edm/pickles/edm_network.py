@@ -16,6 +16,7 @@ from registry.core.text import shown
 from registry.edm.networks import PRECONDITIONINGS, Precond
 from registry.edm.pickles.records import Persistent
 from registry.edm.pickles.refusals import PickleError, blaming
+from registry.edm.pickles.tensors import take_too_much
 
 NEWEST_VERSION = 6
 """The newest known layout of persistent objects."""
@@ -73,8 +74,6 @@ class _IDDPM(_Arguments):
 _ARGUMENTS: dict[str, type[_Arguments]] = {"EDMPrecond": _EDM, "VPPrecond": _VP, "VEPrecond": _VE, "iDDPMPrecond": _IDDPM}
 assert _ARGUMENTS.keys() == PRECONDITIONINGS.keys()
 
-MARGIN = 2**20
-"""Bytes that tensors may take beyond twice those that the file holds."""
 _SET_LATER = ("use_fp16", "sigma_min", "sigma_max", "pfgmpp", "D")
 """Attributes that scripts set after construction. If a file has them, they override the constructor's arguments."""
 _ROUNDED = {"sigma_min": 0.2, "sigma_max": 1e-5}
@@ -101,7 +100,7 @@ def network_of(record: Any, origin: str | Path) -> tuple[Precond, dict[str, Any]
         if any(tensor.is_meta for tensor in tensors.values()):
             raise PickleError("was read without the numbers in its tensors")
         held = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors.values()}
-        if sum(tensor.nbytes for tensor in tensors.values()) > 2 * sum(held.values()) + MARGIN:
+        if take_too_much([*tensors.values()], sum(held.values())):
             raise PickleError("is built to take more memory than it has bytes: its tensors are the same numbers")
         arguments = _constructor_arguments(record, len(tensors))
         with torch.device("meta"):  # takes no memory, whatever the arguments are

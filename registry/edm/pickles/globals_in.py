@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -60,8 +59,12 @@ def _find_globals(file: BinaryIO, size: int, names: list[Global], careful: bool)
         trace = trace_pickle(file, range(size), names, False, careful)
         streams = trace.streams
         if not trace.is_dictionary:  # torch goes on if it takes the value for the mark of an older stream
-            with suppress(PickleError):  # and reads so far
+            try:
                 streams += _following(file, trace, size, names, careful)
+            except Misframed:
+                names.append(UNKNOWN)
+            except PickleError:  # torch reads so far
+                pass
     for data in dict.fromkeys(streams):
         inner: tuple[BinaryIO, range] = (file, data) if isinstance(data, range) else _in_memory(data.text.encode("latin-1"))
         inner[0].seek(inner[1].start)
@@ -85,13 +88,13 @@ def _following(file: BinaryIO, first: Trace, end: int, names: list[Global], care
 
 
 def _look_through(file: BinaryIO, size: int, names: list[Global]) -> None:
-    """Collect the globals of whatever in a zip file torch could take for its pickle: of all members but the storages."""
+    """Collect the globals of whatever in a zip file torch could take for its pickle, by its name."""
     with zipfile.ZipFile(file) as archive:
         for member, info in zip(members_of(file, size), archive.infolist(), strict=True):
-            if "/data/" in member.name:
+            if not member.name.partition("\0")[0].lower().endswith("data.pkl"):
                 continue
             inner: tuple[BinaryIO, range] = (file, member.span)
-            with suppress(PickleError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+            with suppress(Exception):  # whatever is wrong with a member, the others are looked at
                 if not member.stored:
                     with archive.open(info) as unpacked:
                         inner = _in_memory(unpacked.read(UNPACKED))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import NoneType
 from typing import Any
 
@@ -11,6 +12,16 @@ from torch import Tensor
 from registry.edm.pickles.notes import Call, arguments_of, name_of
 from registry.edm.pickles.rebuild import Rebuilder
 from registry.edm.pickles.refusals import MAX_ARGUMENTS, PickleError
+
+MARGIN, MOST_TIMES = 2**20, 32
+"""Bytes that tensors may take beyond twice those that a file holds; how often it may hold the same tensor under several names."""
+
+
+def take_too_much(tensors: Sequence[Tensor], size: int) -> bool:
+    """Whether tensors take far more memory than a file of this size has bytes: a few numbers can be a tensor's of any shape, and
+    those of many tensors. Networks have some of their weights in several places."""
+    views = {(t.untyped_storage()._cdata, t.storage_offset(), t.shape, t.stride()): t.nbytes for t in tensors}
+    return sum(views.values()) > 2 * size + MARGIN or sum(t.nbytes for t in tensors) > MOST_TIMES * size + 256 * MARGIN
 
 
 def shape_of(raw: Any) -> tuple[int, ...]:

@@ -78,7 +78,7 @@ def zip_members(file: BinaryIO, size: int) -> tuple[range, dict[str, range]]:
             raise PickleError(f"has the compressed or encrypted member {shown(name)}, which torch.save never writes")
         if name.lower() in taken or span.stop > size:
             raise PickleError(f"is damaged: its member {shown(name)} appears twice, or extends beyond the end of the file")
-        if not (NAMES.fullmatch(name) and name.startswith(root) and name.isascii()):
+        if not (NAMES.fullmatch(name) and name.startswith(root) and name.removeprefix(root).isascii()):
             raise PickleError(f"has a member {shown(name)}, which torch.save never writes")
         taken.add(name.lower())
     order = spans.get(f"{root}byteorder", range(0))
