@@ -47,6 +47,7 @@ def with_fastest_threads(iterations: Iterator[None], threads: Threads, device: t
 
     What OMP_NUM_THREADS says is heeded. The number changes how sums are rounded, so a fixed one gives the same numbers again.
     """
+    with_known_threads(threads, device)
     most = torch.get_num_threads()
     if distributed.from_rank0(is_free(device) and threads.asked is None and threads.chosen is None):
         seconds: dict[int, list[float]] = {most: [], 1: []}
