@@ -1,7 +1,7 @@
 """How fast an iteration is: SiD's own, transcribed, against ours, interleaved in one process.
 
 python benchmarks/step.py --arch ddpmpp --size small --batch 8 [--device cuda] [--rounds 7] [--modes lean least bf16 compile]
-    [--batch-gpu 4] [--baseline | --only-parts] [--csv FILE] [--picture FILE]
+    [--batch-gpu 4] [--baseline | --only-parts | --operators] [--csv FILE] [--picture FILE]
 
 SiD's iteration is written as its paper and command describe it: float32, one Adam for each network, non-finite gradients replaced
 and the average moved parameter by parameter, both losses read. At first both take one iteration from the same weights with the
@@ -272,10 +272,13 @@ def main(options: argparse.Namespace) -> None:
     )
     print(f"{options.arch}, {options.size}, {count:.1f} M parameters, batch {options.batch}, {card}, torch {torch.__version__}")
     print(f"{datetime.date.today()}, commit {commit()}, CUDA {torch.version.cuda}, {options.rounds} rounds")
-    if not options.only_parts:
+    if not (options.only_parts or options.operators):
         apart = compare(teacher, config, device)
         print(f"losses of an iteration with the same draws differ by {apart[0]:.1e} (student), {apart[1]:.1e} (generator)")
 
+    if options.operators:
+        operators(teacher, config.batch, device)
+        return
     ways = {} if options.only_parts else dict(loops(teacher, config, device, options))
     pieces = {} if options.baseline else dict(parts(ours(teacher, config, device), device))
     works = {name: way.work for name, way in ways.items()} | pieces
@@ -319,6 +322,30 @@ def commit() -> str:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
     )
     return found.stdout.strip() or "unknown"
+
+
+def operators(net: nn.Module, batch: int, device: torch.device) -> None:
+    """Shares of torch's operators in forward and backward passes of a network, by its profiler: the largest, and convolutions."""
+    net.train().requires_grad_(True)
+    x, sigma = torch.randn(batch, 3, net.img_resolution, net.img_resolution, device=device), torch.ones(batch, device=device)
+    labels = torch.eye(net.label_dim, device=device)[:1].repeat(batch, 1) if net.label_dim else None
+
+    def both() -> None:
+        net(x, sigma, labels).square().sum().backward()
+
+    for _ in range(WARM):
+        both()
+    with torch.profiler.profile() as profile:
+        for _ in range(WARM):
+            both()
+    spent = {e.key: e.self_device_time_total if device.type == "cuda" else e.self_cpu_time_total for e in profile.key_averages()}
+    total = sum(spent.values())
+    table(["operator", "share"])
+    for name, time_ in sorted(spent.items(), key=lambda of: -of[1])[:10]:
+        row(name.removeprefix("aten::"), f"{time_ / total:.1%}")
+    conv = {name: time_ for name, time_ in spent.items() if "conv" in name}
+    backward = sum(time_ for name, time_ in conv.items() if "backward" in name.lower())
+    row("backward of all convolutions, × forward", f"{backward / (sum(conv.values()) - backward):.2f}")
 
 
 def awaken(net: nn.Module) -> None:
@@ -397,6 +424,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch-gpu", type=int, help="images at a time, of ours; SiD's loop takes the batch at once")
     alone = parser.add_mutually_exclusive_group()
     alone.add_argument("--baseline", action="store_true", help="SiD's loop alone")
+    alone.add_argument("--operators", action="store_true", help="which of torch's operators a forward and backward pass goes to")
     alone.add_argument("--only-parts", action="store_true", help="the pieces of our iteration alone")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
