@@ -201,7 +201,7 @@ class Metric(ABC):
     """
 
     columns: tuple[str, ...]
-    """Names of the numbers. The first is drawn as a curve and picks the best snapshot."""
+    """Names of the numbers, at most 50. The first is drawn as a curve and picks the best snapshot."""
     higher: tuple[str, ...] = ()
     """The columns of which higher is better. Of all others lower is, as of a distance."""
     most: int | None = None
