@@ -265,9 +265,10 @@ def guard_gradients(parameters: Iterable[nn.Parameter], longest: float | None = 
     """
     whole, parts = gradients(parameters)
     bad, on_processor = torch.zeros((), dtype=torch.int64), all(g.device.type == "cpu" for g in [*whole, *parts][:1])
-    if not (on_processor and norm_of(whole, parts).isfinite()):
+    norm = norm_of(whole, parts) if on_processor else None
+    if norm is None or not norm.isfinite():
         bad = repaired(whole) + (distributed.sum_(repaired(parts)) if parts else 0)
-    norm = norm_of(whole, parts)
+        norm = norm_of(whole, parts)
     if longest is not None:
         torch._foreach_mul_(whole + parts, (longest / norm.clamp(min=1e-12)).clamp(max=1.0))
     return bad, norm

@@ -43,7 +43,7 @@ class Made:
 
 
 def would_run(name: str, items: list[Any]) -> bool:
-    """Whether an instruction with these values runs what the globals do not show.
+    """Whether an instruction with these values runs what the globals do not show. Notes of what gets its state that it has it.
 
     What loads bytes may only be called, and never be kept: as an attribute of an object it would be called by a second state, by
     an item that is added, or in place of the object's own method. For the same reason only functions and classes are called, what
