@@ -30,7 +30,7 @@ X, SIGMA = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), 
 class Server(ThreadingHTTPServer):
     """Serves one content, misbehaving as given by `behaviours`, and records the requests."""
 
-    content = os.urandom(300_000)
+    content = b"\x80" + os.urandom(299_999)
     daemon_threads = True
 
     def __init__(self, *behaviours: str) -> None:
@@ -122,6 +122,15 @@ def test_a_download_is_complete(behaviours: tuple[str, ...], requests: list[str 
         assert [asked for _, asked in server.requests] == requests
         assert downloads.fetch(server.url) == path
         assert len(server.requests) == len(requests)  # the second call uses the cache
+    assert not list(cache.glob("*.part*"))
+
+
+def test_a_download_of_unknown_length_does_not_fill_the_disk(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving("endless") as server:
+        assert downloads.fetch(server.url).read_bytes() == Server.content
+    monkeypatch.setattr(downloads, "SPARE", 2**70)
+    with serving("endless") as server, pytest.raises(UserError, match=r"there is no room for it: .* and the disk is nearly full"):
+        downloads.fetch(server.url)
     assert not list(cache.glob("*.part*"))
 
 

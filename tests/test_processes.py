@@ -171,7 +171,10 @@ def test_launched_processes_save_a_state_when_signalled(recipe_file: Write, tmp_
     run.send_signal(signal.SIGUSR1)
     error = run.communicate(timeout=180)[1]
     assert run.returncode == 128 + signal.SIGUSR1
-    assert re.fullmatch(r"distill: interrupted at \S+ kimg; the state is kept, continue with --resume \S+\n", error)
+    again = (
+        rf"\S+ -m registry.* launch --processes 2 --recipe {re.escape(str(recipe))} --outdir {re.escape(str(tmp_path / 'runs'))}"
+    )
+    assert re.fullmatch(rf"distill: interrupted at \S+ kimg; the state is kept, continue with {again} --resume \S+\n", error), error
     assert len(list((tmp_path / "runs").glob("*/training-state-*.pt"))) == 1
 
 
@@ -215,7 +218,9 @@ def test_if_the_launcher_is_killed_the_processes_save_a_state_and_stop(recipe_fi
     wait_for(tmp_path / "runs", "stats.jsonl", [run])
     run.send_signal(signal.SIGKILL)
     error = run.communicate(timeout=180)[1]  # it ends when the last process has closed it
-    assert re.fullmatch(r"distill: interrupted at \S+ kimg; the state is kept, continue with --resume \S+\n", error), error
+    assert re.fullmatch(r"distill: interrupted at \S+ kimg; the state is kept, continue with .* launch .* --resume \S+\n", error), (
+        error
+    )
     assert len(list((tmp_path / "runs").glob("*/training-state-*.pt"))) == 1
 
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from ipfm_plugin.loss import IPFMLoss
-from registry.cli.process_commands import from_the_newest
+from registry.cli.process_commands import from_the_newest, states_beside
 from registry.core.errors import UserError
 from registry.edm.image_files import files_below
 from registry.files.bounds import STATE
-from registry.files.plain import load
+from registry.files.plain import load, save
 from registry.runs.clock import Clock
 from registry.runs.distill import distill
 from registry.runs.folder import RunFolder
@@ -64,14 +68,19 @@ def test_what_starts_again_goes_on_from_the_newest_state(tmp_path: Path) -> None
     state, named = tmp_path / "training-state-000001.pt", ("--recipe", "r", "--resume", "auto", "--resume")
     state.touch()
     (tmp_path / "recipe.toml").touch()
-    os.utime(state, (100, 100))
-    assert from_the_newest((*named, str(state)), 90.0) == (*named, str(tmp_path))
-    assert from_the_newest(("--recipe", "r", f"--resume={state}"), 90.0) == ("--recipe", "r", f"--resume={tmp_path}")
-    assert from_the_newest((*named, str(state)), 110.0) == (*named, str(state)), "nothing was saved since"
+    before = states_beside((*named, str(state)))
+    os.utime(state, (100, 100))  # by a disk whose clock is late
+    assert from_the_newest((*named, str(state)), before) == (*named, str(tmp_path))
+    assert from_the_newest(("--recipe", "r", f"--resume={state}"), before) == ("--recipe", "r", f"--resume={tmp_path}")
+    before = states_beside((*named, str(state)))
+    assert from_the_newest((*named, str(state)), before) == (*named, str(state)), "nothing was saved since"
+    (tmp_path / "training-state-000002.pt").touch()
+    assert from_the_newest((*named, str(state)), before) == (*named, str(tmp_path))
+    (tmp_path / "training-state-000002.pt").unlink()
     (tmp_path / "recipe.toml").unlink()
-    assert from_the_newest((*named, str(state)), 110.0) == (*named, "auto"), "the run has a folder of its own"
+    assert from_the_newest((*named, str(state)), before) == (*named, "auto"), "the run has a folder of its own"
     for words in (("--recipe", "r", "--resume", "auto"), (*named, str(tmp_path)), ("generate", "--seeds", "1")):
-        assert from_the_newest(words, 90.0) == words
+        assert from_the_newest(words, {}) == words
 
 
 def test_what_would_begin_anew_is_not_started_again(here: Here) -> None:
@@ -125,6 +134,33 @@ def test_a_damaged_state_that_cannot_be_renamed_is_passed_over(tmp_path: Path, m
     with pytest.raises(UserError, match="none of its training states is whole"):
         newest_whole(tmp_path)
     assert (tmp_path / "training-state-000001.pt").is_file()
+
+
+def test_a_state_that_the_disk_does_not_give_now_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk of a network may answer again a minute later."""
+    newer, older = (tmp_path / f"training-state-00000{n}.pt" for n in (2, 1))
+    for path in (newer, older):
+        save(path, "thing", {"content": [1, 2]})
+    monkeypatch.setattr("registry.core.seal.open", partial(fails_for, newer), raising=False)
+    monkeypatch.setattr("registry.runs.states.misnamed", lambda path: None)
+    found = newest_whole(tmp_path)
+    assert found.state == older and newer.is_file()
+    assert found.remarks == (
+        f"WARNING {newer} cannot be read: {os.strerror(errno.EIO)}; it stays where it is, and the state before it is taken",
+    )
+
+
+def fails_for(broken: Path, path: Path, *args: Any) -> Any:
+    if Path(path) == broken:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+    return open(path, *args)
+
+
+def test_a_run_waits_for_who_looks_whether_it_goes_on(tmp_path: Path) -> None:
+    looks = FileLock(tmp_path / "run.lock", thread_local=False)
+    looks.acquire()
+    threading.Timer(0.2, looks.release).start()
+    RunFolder(tmp_path, Journal()).release()
 
 
 def ended_without_a_terminal(journal: Journal, leader: int) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,12 +23,14 @@ from registry.core.contracts import Teacher
 from registry.core.errors import Interrupted, UserError
 from registry.core.interruption import Interruption
 from registry.core.streams import Streams
+from registry.files.bounds import STATE
 from registry.files.downloads import cache_folder
 from registry.files.formats import load_network
 from registry.files.plain import load, save
 from registry.recipe.tables import TrainConfig, WarmupConfig
 from registry.runs.checkpoints import read_state, restore_state, save_state
 from registry.runs.distill import distill
+from registry.runs.health import DEAD
 from registry.sample.heun import heun_images
 from registry.sample.pairs import made, teacher_pairs
 from registry.show.journal import Journal
@@ -244,3 +248,44 @@ def test_making_pairs_is_left_between_two_evaluations() -> None:
         )  # fmt: skip
     assert stop.value.code == 143
     assert evaluations == 3
+
+
+class Shakes(IPFMLoss):
+    """The run is told to stop in the student's second step. Once it goes on, its newest state is one of the regression, and the
+    generator's loss is not a number for a while."""
+
+    def __init__(self, early: Path, runs: Path) -> None:
+        super().__init__()
+        self.early, self.runs, self.students, self.generators = early, runs, 0, 0
+
+    def student(self, *args: Any) -> torch.Tensor:
+        self.students += 1
+        if self.students == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().student(*args)
+
+    def generator(self, *args: Any) -> torch.Tensor:
+        self.generators += 1
+        if self.generators == 2:
+            (newest,) = self.runs.glob("*/training-state-*.pt")
+            shutil.copy(self.early, newest)
+        return super().generator(*args) * (math.nan if 2 <= self.generators < 2 + DEAD else 1)
+
+
+def test_a_run_resumed_after_the_regression_can_go_back_into_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pairs were not needed until then. (The newer states may have been found damaged meanwhile.)"""
+    runs, longer = tmp_path / "runs", ["train.duration_kimg=0.64", "train.nonfinite=rollback", "log.state_ticks=1000"]
+    short = distill(
+        "quickstart", sets=[*SHORT, "warmup.kimg=0.064", "train.duration_kimg=0"], outdir=str(tmp_path / "short")
+    ).folder
+    (early,) = short.glob("training-state-*.pt")
+    content = load(early, STATE)
+    save(early, STATE, {key: value for key, value in content.items() if key not in ("format", "kind")} | {"nimg": 96})
+    loss = Shakes(early, runs)
+    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: loss)
+    with pytest.raises(Interrupted):
+        distill("quickstart", sets=[*SHORT, *longer], outdir=str(runs))
+    folder = distill("quickstart", sets=[*SHORT, *longer], outdir=str(runs), resume="auto").folder
+    log = (folder / "log.txt").read_text()
+    assert "resuming at 0.192 kimg" in log and "back to 0.096 kimg, with other draws (rollback 1)" in log
+    assert (end := load(folder / "training-state-000000.pt", STATE))["rollbacks"] == 1 and end["nimg"] == 128 + 64 + 640

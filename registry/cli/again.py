@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+LAUNCHER = "DISTILL_LAUNCHER_COMMAND"
+"""In the environment of a launched process: what was typed before its own words, for a shell."""
 SAFE = "PYTHONSAFEPATH"
 """With this in the environment `python -m` takes no modules from the working folder."""
 
@@ -32,7 +34,8 @@ def going_on(words: Sequence[str], state: str) -> str:
             next(rest, None)
         elif not word.startswith("--resume="):
             kept.append(word)
-    return shlex.join([*typed(sys.argv[0]), *kept, "--resume", state])
+    launcher = os.environ.get(LAUNCHER)
+    return f"{launcher or shlex.join(typed(sys.argv[0]))} {shlex.join([*kept, '--resume', state])}"
 
 
 def typed(program: str) -> list[str]:

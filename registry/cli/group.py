@@ -24,7 +24,7 @@ import click
 from click.core import ParameterSource
 
 from registry.cli import completion
-from registry.cli.again import going_on
+from registry.cli.again import LAUNCHER, going_on
 from registry.cli.options import recipe_options
 from registry.core.errors import Diverged, Interrupted, Lost, Mistakes, SettingError, UserError
 from registry.core.interruption import WRITER, heeded
@@ -234,8 +234,8 @@ def reason(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
         case Interrupted():
             if error.state is None:
                 return str(error), error.code
-            alone = words and not several()  # what started several processes is not known here
-            again = going_on(words, error.state) if alone else f"--resume {shlex.quote(error.state)}"
+            known = words and (not several() or LAUNCHER in os.environ)  # what else starts several processes is not
+            again = going_on(words, error.state) if known else f"--resume {shlex.quote(error.state)}"
             return f"{error}, continue with {again}", error.code
         case Diverged() | Lost():
             return str(error), error.code

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
-import time
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
-from registry.cli.again import SAFE, takes_working_folder
+from registry.cli.again import LAUNCHER, SAFE, takes_working_folder, typed
 from registry.cli.group import PARENT, main
 from registry.core.errors import Diverged, Lost, SettingError
 from registry.core.interruption import heeded
@@ -53,6 +55,11 @@ def launch(processes: int | None, max_restarts: int, arguments: tuple[str, ...])
     if not count:
         raise SettingError("processes", "there is no GPU here; say how many processes")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // count, 1)))
+    options = [
+        *(["--processes", str(processes)] if processes else []),
+        *(["--max-restarts", str(max_restarts)] if max_restarts else []),
+    ]
+    os.environ[LAUNCHER] = shlex.join([*typed(sys.argv[0]), "launch", *options])
     return run_all(count, max_restarts, arguments)
 
 
@@ -74,11 +81,11 @@ def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
 
     If a process is lost, all start again, at most so often. A mistake, and a run that has diverged, would only come again.
     """
-    begun = time.time()
+    before = states_beside(arguments)
     for again in range(restarts + 1):
         if again:
             click.echo(f"distill: starting again ({again} of {restarts})", err=True)
-            arguments = from_the_newest(arguments, begun)
+            arguments = from_the_newest(arguments, before)
         code, stopped = run_once(count, arguments)
         if stopped or code in FINAL or code - 128 in heeded():  # one process was told to stop, and saved a state
             break
@@ -95,14 +102,27 @@ def resumed(arguments: Sequence[str]) -> tuple[int, str] | None:
     return None
 
 
-def from_the_newest(arguments: tuple[str, ...], begun: float) -> tuple[str, ...]:
-    """The same command, but if a state was named, it goes on from what the run has saved since it has begun (seconds since 1970):
-    in the folder of that state, or in a new one if that is another project's."""
+def states_beside(arguments: Sequence[str]) -> dict[Path, int]:
+    """The states in the folder of the one that is named to go on from, and when each was written. The clock is that of their disk,
+    so two of these say whether one was written meanwhile, and no more."""
+    found = resumed(arguments)
+    if found is None or not os.path.isfile(os.path.expanduser(found[1])):
+        return {}
+    folder, times = Path(os.path.realpath(os.path.expanduser(found[1]))).parent, dict[Path, int]()
+    for state in folder.glob("training-state-*.pt"):
+        with suppress(OSError):  # it has just been deleted
+            times[state] = state.stat().st_mtime_ns
+    return times
+
+
+def from_the_newest(arguments: tuple[str, ...], before: Mapping[Path, int]) -> tuple[str, ...]:
+    """The same command, but if a state was named, it goes on from what the run has saved since there were those states `before`: in
+    the folder of that state, or in a new one if that is another project's."""
     found = resumed(arguments)
     if found is None or not os.path.isfile(os.path.expanduser(found[1])):
         return arguments
     (i, file), folder = found, Path(os.path.realpath(os.path.expanduser(found[1]))).parent
-    if any(state.stat().st_mtime >= begun for state in folder.glob("training-state-*.pt")):
+    if states_beside(arguments).items() - before.items():
         newest = str(folder)
     elif (folder / "recipe.toml").is_file():
         return arguments  # nothing was saved, and later states are perhaps not yet set aside

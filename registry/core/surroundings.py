@@ -4,10 +4,11 @@ them."""
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -65,25 +66,79 @@ def torch_left_alone() -> Iterator[None]:
 @contextmanager
 def surroundings_restored() -> Iterator[None]:
     """What a plugin does that measures or tells of a run changes nothing of what follows: random numbers, default type and device,
-    gradients, autocast, number of threads, and the working folder are as before afterwards."""
-    dtype, device, autocast, threads = torch.get_default_dtype(), torch.get_default_device(), autocasts(), torch.get_num_threads()
+    gradients, autocast, number of threads, recursion, and the working folder are as before afterwards."""
     with ExitStack() as stack:
-        with suppress(OSError):  # the working folder is gone
-            folder = os.open(".", os.O_RDONLY)
-            stack.callback(os.close, folder)
-            stack.callback(os.fchdir, folder)
-        stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
+        stack.enter_context(settings_restored())
         used = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
         stack.enter_context(torch.random.fork_rng(devices=used))
+        yield
+
+
+@contextmanager
+def settings_restored() -> Iterator[None]:
+    """The same, but for random numbers."""
+    before = Settings.now()
+    with working_folder_restored(), torch.set_grad_enabled(torch.is_grad_enabled()):
         try:
             yield
         finally:
-            torch.set_default_dtype(dtype)
-            if torch.get_default_device() != device:
-                torch.set_default_device(device if device.type != "cpu" else None)
-            set_autocasts(autocast)
-            if torch.get_num_threads() != threads:
-                torch.set_num_threads(threads)
+            before.restore()
+
+
+@contextmanager
+def working_folder_restored() -> Iterator[None]:
+    """The working folder is afterwards as it was."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # it is gone
+            folder = os.open(".", os.O_RDONLY)
+            stack.callback(os.close, folder)
+            stack.callback(os.fchdir, folder)
+        yield
+
+
+class Settings(NamedTuple):
+    """What all code in this process shares."""
+
+    working_folder: str | None
+    """None if it is gone."""
+    default_type: torch.dtype
+    default_device: torch.device
+    autocast: dict[str, bool]
+    threads: int
+    recursion: int
+    """How many calls deep Python goes."""
+
+    @classmethod
+    def now(cls) -> Settings:
+        try:
+            folder = os.getcwd()
+        except OSError:
+            folder = None
+        device, threads = torch.get_default_device(), torch.get_num_threads()
+        return cls(folder, torch.get_default_dtype(), device, autocasts(), threads, sys.getrecursionlimit())
+
+    def restore(self) -> None:
+        """Set all but the working folder to what it was."""
+        torch.set_default_dtype(self.default_type)
+        if torch.get_default_device() != self.default_device:
+            torch.set_default_device(self.default_device if self.default_device.type != "cpu" else None)
+        set_autocasts(self.autocast)
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        sys.setrecursionlimit(self.recursion)
+
+    def changed(self) -> str | None:
+        """What is no longer as it was and would mislead whatever follows, in words; None if nothing is."""
+        now = Settings.now()
+        if self.working_folder is not None and now.working_folder != self.working_folder:
+            return f"the working folder to {now.working_folder or 'one that is gone'}"
+        if now.default_type != self.default_type:
+            return f"torch's default type to {now.default_type}"
+        if now.default_device != self.default_device:
+            return f"torch's default device to {now.default_device}"
+        if now.recursion < self.recursion:
+            return f"Python's limit of recursion to {now.recursion}"
+        return None
 
 
 def autocasts() -> dict[str, bool]:

@@ -38,6 +38,9 @@ LONGEST = 4000
 MOST_BYTES = 2**35
 """Of a file: several times the largest training state of the papers."""
 
+SPARE = 2**28
+"""Bytes that stay free on the disk while a file comes whose length the server does not say."""
+
 
 def cache_folder() -> Path:
     """Where downloads are kept: DISTILL_CACHE_DIR, or the platform's cache folder. Raises UserError if there can be none."""
@@ -204,6 +207,10 @@ def _continue(url: str, part: Path, sha256: str | None) -> None:
                 bar.advance(task, len(block))
                 if file.tell() > MOST_BYTES:
                     raise _Unwanted(f"it has more than {MOST_BYTES / 2**30:.0f} GiB")
+                if total is None and shutil.disk_usage(part.parent).free < SPARE:
+                    raise _Unwanted(
+                        f"there is no room for it: {file.tell() / 2**30:.1f} GiB have come, and the disk is nearly full"
+                    )
     if total is not None and part.stat().st_size != total:
         raise _Short(f"only {part.stat().st_size} of {total} bytes arrived")
 

@@ -31,6 +31,8 @@ MARK = "distill"
 """The key of our JSON in a safetensors file's metadata."""
 NOT_PLAIN = "not a plain-tensor file written by distill, or damaged"
 DAMAGED = "is damaged: its content is not what was written"
+UNREADABLE = "cannot be read"
+"""What is said of a file that the disk does not give, now: it may be whole."""
 NETWORK_KINDS = ("denoiser", "generator", "classifier")
 
 
@@ -75,7 +77,7 @@ def problem(path: Path) -> str | None:
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return f"{UNREADABLE}: {error.strerror}"
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error):
         return DAMAGED
 

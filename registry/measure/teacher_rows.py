@@ -55,9 +55,10 @@ def teacher_rows(
     rows, said = list[Row](), dict[str, None]()
     for steps in config.teacher_steps:
         key = json.dumps(row_depends_on(teacher, noise, metrics, config, steps), sort_keys=True)
-        if key in kept and fits(kept[key]["row"], metrics, config, steps):
-            rows.append(Row(**kept[key]["row"]))
-            rows[-1].note = f"measured {kept[key]['date']}"
+        found = distributed.from_rank0(kept[key] if key in kept and fits(kept[key]["row"], metrics, config, steps) else None)
+        if found is not None:
+            rows.append(Row(**found["row"]))
+            rows[-1].note = f"measured {found['date']}"
             continue
         journal.log(f"measuring the teacher: {steps} Heun steps, {config.repeats} × {config.samples} images")
 

@@ -226,7 +226,7 @@ def is_locked(path: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:
+    except (OSError, NotImplementedError):
         return False
 
 

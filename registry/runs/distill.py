@@ -130,7 +130,14 @@ def distill(
                 draw_start(folder, generator.sample(shown), teacher.images, recipe)
         begun = partial(pictures_of, teacher, noise, generator.steps, folder, recipe)
         seen = partial(signs_and_teacher, run, fingerprint(run.teacher.state_dict()))
-        train(partial(loop.iterations, run), run, recipe, folder, run.learners, saved, snapshot, seen, run.milestones, begun)
+
+        def iterations() -> Iterator[None]:
+            if run.nimg < run.regression_end and run.pairs is None:  # resumed after the regression, and rolled back into it
+                run.pairs = pairs(recipe, run, generator, teacher, noise, saved.clock, journal)
+                saved.clock.start()
+            return loop.iterations(run)
+
+        train(iterations, run, recipe, folder, run.learners, saved, snapshot, seen, run.milestones, begun)
         rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher)
     journal.log(f"the run is in {folder.path}; its page: {folder.path / REPORT}")
     return Result(sampler_of(generator, teacher, saved.tables, folder.path), rows, folder.path)

@@ -20,6 +20,9 @@ from registry.recipe.resolved import Tables, dumps
 from registry.show.journal import Journal
 from registry.show.trackers import Trackers
 
+LOOKED_AT = 1.0
+"""Seconds that a lock is waited for: who lists runs takes it for an instant, to see whether they go on."""
+
 
 def new_run_folder(outdir: Path, description: str) -> Path:
     """Make {id:05d}-{description} under outdir, id = highest existing + 1 (EDM). Raises SettingError."""
@@ -56,7 +59,7 @@ class RunFolder:
         self._known: int | None = None
         self._known = self._place()
         self.trackers = Trackers((), journal)
-        self._lock = FileLock(path / "run.lock", timeout=0)
+        self._lock = FileLock(path / "run.lock", timeout=LOOKED_AT)
         distributed.by_rank0(self._take)
         journal.open(path)
 
@@ -88,7 +91,7 @@ class RunFolder:
             raise UserError(f"{self.path}: another process is writing into this run; stop it first, or begin another run") from None
         except PermissionError as error:
             raise UserError(f"{self._lock.lock_file}: cannot be locked: {error.strerror}; another run may write here") from None
-        except OSError:  # a disk that knows no locks
+        except (OSError, NotImplementedError):  # a disk that knows no locks
             pass
 
     def follow(self, trackers: Trackers, tables: Tables, nimg: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from registry.core import distributed
 from registry.core.errors import Diverged, UserError
 from registry.core.sharding import is_split, local
+from registry.core.surroundings import Settings
 from registry.files.finite import not_finite
 from registry.runs.checkpoints import Stateful
 from registry.train.step import Learner
@@ -56,6 +57,16 @@ def changed_types(learners: Mapping[str, Learner]) -> UserError | None:
         if changed := learner.changed_type():
             return UserError(f"a weight of the {name}, {changed} during the run; a loss must not write to weights")
     return None
+
+
+def check_settings(before: Settings) -> None:
+    """Check that no component has changed what all code shares; it is then as it was again, but for the working folder. Raises
+    UserError."""
+    if changed := before.changed():
+        before.restore()
+        raise UserError(
+            f"the loss, the noise or the teacher has changed {changed} during the run; whatever changes it must put it back"
+        )
 
 
 def check_images(images: Tensor, what: str, nimg: int) -> None:

@@ -15,7 +15,7 @@ from registry.core.errors import SettingError, UserError
 from registry.core.seal import has_seal
 from registry.files.bounds import STATE
 from registry.files.json_files import kept
-from registry.files.plain import DAMAGED, load, problem
+from registry.files.plain import DAMAGED, UNREADABLE, load, problem
 from registry.measure.saved import BEST
 from registry.recipe.texts import read_tables
 from registry.runs.checkpoints import differences, identity
@@ -99,17 +99,22 @@ def newest_whole(folder: Path) -> Found:
         reason = problem(path) or misnamed(path)
         if reason is None:
             return Found(path, tuple(remarks))
-        aside = unused(path.with_name(path.name + SET_ASIDE))
-        try:
-            path.rename(aside)
-            renamed = f"was renamed to {aside.name}"
-        except OSError as error:  # a disk that has become read-only
-            renamed = f"cannot be renamed ({error.strerror})"
+        renamed = "stays where it is" if reason.startswith(UNREADABLE) else set_aside(path)
         reasons.append(f"{path.name} {reason}, and {renamed}")
         remarks.append(f"WARNING {path} {reason}; it {renamed}, and the state before it is taken")
     if remarks:
         raise UserError(f"{folder}: {NONE_IS_WHOLE}: {'; '.join(reasons)}")
     return Found()
+
+
+def set_aside(path: Path) -> str:
+    """Rename a damaged state, and say so."""
+    aside = unused(path.with_name(path.name + SET_ASIDE))
+    try:
+        path.rename(aside)
+    except OSError as error:  # a disk that has become read-only
+        return f"cannot be renamed ({error.strerror})"
+    return f"was renamed to {aside.name}"
 
 
 def misnamed(path: Path) -> str | None:

@@ -1,0 +1,80 @@
+"""What all code of a process shares, such as the working folder, stays as it was, whatever a component of a run does."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ipfm_plugin.loss import IPFMLoss
+from registry.core.errors import UserError
+from registry.runs.distill import distill
+
+Write = Callable[..., Path]
+CHANGES = {
+    "the working folder to ": lambda folder: os.chdir(folder),
+    "torch's default type to torch.float64": lambda _: torch.set_default_dtype(torch.float64),
+    "torch's default device to meta": lambda _: torch.set_default_device("meta"),
+    "Python's limit of recursion to 700": lambda _: sys.setrecursionlimit(700),
+}
+
+
+class Changes(IPFMLoss):
+    """In the generator's third step, something is changed for all."""
+
+    def __init__(self, change: Callable[[Path], object], folder: Path) -> None:
+        super().__init__()
+        self.change, self.folder, self.step = change, folder, 0
+
+    def generator(self, *args: Any) -> Tensor:
+        self.step += 1
+        values = super().generator(*args)
+        if self.step == 3:
+            self.change(self.folder)
+        return values
+
+
+def shared() -> tuple[object, ...]:
+    return os.getcwd(), torch.get_default_dtype(), torch.get_default_device(), sys.getrecursionlimit()
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_loss_that_changes_what_all_share_is_told_so(
+    what: str, recipe_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    before = shared()
+    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: Changes(CHANGES[what], tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match=f"the loss, the noise or the teacher has changed {what}"):
+        distill(str(recipe_file()), outdir="runs")
+    assert shared() == before
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert what in (folder / "error.txt").read_text() and not any((tmp_path / "elsewhere").iterdir())
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert distill(str(recipe_file()), outdir="runs", resume="auto").folder.name == folder.name
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_changes_while_a_component_is_built_is_put_back(
+    what: str, recipe_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the import of a library may do."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    before = shared()
+
+    def build(config: Any, domain: Any) -> IPFMLoss:
+        CHANGES[what](tmp_path / "elsewhere")
+        return IPFMLoss()
+
+    monkeypatch.setattr("ipfm_plugin.loss.build", build)
+    assert distill(str(recipe_file()), outdir="runs").folder.is_dir()
+    assert shared() == before and not any((tmp_path / "elsewhere").iterdir())
