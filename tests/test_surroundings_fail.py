@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import resource
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from registry.cli.process_commands import from_the_newest, states_beside
 from registry.core.errors import UserError
 from registry.edm.image_files import files_below
 from registry.files.bounds import STATE
-from registry.files.plain import load, save
+from registry.files.plain import load
 from registry.runs.clock import Clock
 from registry.runs.distill import distill
 from registry.runs.folder import RunFolder
@@ -134,26 +132,6 @@ def test_a_damaged_state_that_cannot_be_renamed_is_passed_over(tmp_path: Path, m
     with pytest.raises(UserError, match="none of its training states is whole"):
         newest_whole(tmp_path)
     assert (tmp_path / "training-state-000001.pt").is_file()
-
-
-def test_a_state_that_the_disk_does_not_give_now_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk of a network may answer again a minute later."""
-    newer, older = (tmp_path / f"training-state-00000{n}.pt" for n in (2, 1))
-    for path in (newer, older):
-        save(path, "thing", {"content": [1, 2]})
-    monkeypatch.setattr("registry.core.seal.open", partial(fails_for, newer), raising=False)
-    monkeypatch.setattr("registry.runs.states.misnamed", lambda path: None)
-    found = newest_whole(tmp_path)
-    assert found.state == older and newer.is_file()
-    assert found.remarks == (
-        f"WARNING {newer} cannot be read: {os.strerror(errno.EIO)}; it stays where it is, and the state before it is taken",
-    )
-
-
-def fails_for(broken: Path, path: Path, *args: Any) -> Any:
-    if Path(path) == broken:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-    return open(path, *args)
 
 
 def test_a_run_waits_for_who_looks_whether_it_goes_on(tmp_path: Path) -> None:

@@ -103,25 +103,29 @@ def resumed(arguments: Sequence[str]) -> tuple[int, str] | None:
 
 
 def states_beside(arguments: Sequence[str]) -> dict[Path, int]:
-    """The states in the folder of the one that is named to go on from, and when each was written. The clock is that of their disk,
-    so two of these say whether one was written meanwhile, and no more."""
-    found = resumed(arguments)
-    if found is None or not os.path.isfile(os.path.expanduser(found[1])):
-        return {}
-    folder, times = Path(os.path.realpath(os.path.expanduser(found[1]))).parent, dict[Path, int]()
-    for state in folder.glob("training-state-*.pt"):
-        with suppress(OSError):  # it has just been deleted
-            times[state] = state.stat().st_mtime_ns
+    """The state that is named to go on from and the others in its folder, and when each was written. The clock is that of their
+    disk, so two of these say whether one was written meanwhile, and no more."""
+    named, times = named_state(arguments), dict[Path, int]()
+    for state in (named, *named.parent.glob("training-state-*.pt")) if named else ():
+        if state.is_file():
+            with suppress(OSError):  # it has just been deleted
+                times[state] = state.stat().st_mtime_ns
     return times
+
+
+def named_state(arguments: Sequence[str]) -> Path | None:
+    """What a run's command says that it goes on from, as a file's path."""
+    found = resumed(arguments)
+    return None if found is None or found[1] == "auto" else Path(os.path.realpath(os.path.expanduser(found[1])))
 
 
 def from_the_newest(arguments: tuple[str, ...], before: Mapping[Path, int]) -> tuple[str, ...]:
     """The same command, but if a state was named, it goes on from what the run has saved since there were those states `before`: in
     the folder of that state, or in a new one if that is another project's."""
-    found = resumed(arguments)
-    if found is None or not os.path.isfile(os.path.expanduser(found[1])):
+    found, named = resumed(arguments), named_state(arguments)
+    if found is None or named is None or named not in before:  # no file was named
         return arguments
-    (i, file), folder = found, Path(os.path.realpath(os.path.expanduser(found[1]))).parent
+    (i, file), folder = found, named.parent
     if states_beside(arguments).items() - before.items():
         newest = str(folder)
     elif (folder / "recipe.toml").is_file():

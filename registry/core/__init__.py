@@ -8,6 +8,7 @@ philox       the numbers in them, from counters
 float64      the widest numbers that a device has
 atomic       writes files and folders whole or not at all
 surroundings torch's settings and random states, which belong to the caller
+locks        on files; they go with the process
 levels       every schedule of sigma
 interruption signals that ask a run to stop
 distributed  torchrun's processes, and this process's device

@@ -51,10 +51,10 @@ class Interruption:
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Signals are answered afterwards: torch's writer of files is C++ that calls Python, and no exception may leave it."""
-    came: dict[int, None] = {}
+    came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        came[number] = None
+        came.append(number)
 
     here = threading.current_thread() is threading.main_thread()
     handlers = {s: handler for s in (heeded() if here else ()) if callable(handler := signal.getsignal(s))}

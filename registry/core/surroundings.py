@@ -99,8 +99,8 @@ def working_folder_restored() -> Iterator[None]:
 class Settings(NamedTuple):
     """What all code in this process shares."""
 
-    working_folder: str | None
-    """None if it is gone."""
+    working_folder: tuple[int, int] | None
+    """Device and inode, which stay if it is renamed or removed. None if its disk does not say."""
     default_type: torch.dtype
     default_device: torch.device
     autocast: dict[str, bool]
@@ -111,7 +111,8 @@ class Settings(NamedTuple):
     @classmethod
     def now(cls) -> Settings:
         try:
-            folder = os.getcwd()
+            found = os.stat(".")
+            folder = (found.st_dev, found.st_ino)
         except OSError:
             folder = None
         device, threads = torch.get_default_device(), torch.get_num_threads()
@@ -130,8 +131,8 @@ class Settings(NamedTuple):
     def changed(self) -> str | None:
         """What is no longer as it was and would mislead whatever follows, in words; None if nothing is."""
         now = Settings.now()
-        if self.working_folder is not None and now.working_folder != self.working_folder:
-            return f"the working folder to {now.working_folder or 'one that is gone'}"
+        if None not in (self.working_folder, now.working_folder) and now.working_folder != self.working_folder:
+            return f"the working folder to {os.getcwd()}"
         if now.default_type != self.default_type:
             return f"torch's default type to {now.default_type}"
         if now.default_device != self.default_device:

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import platformdirs
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from registry.core.errors import UserError
+from registry.core.locks import locked
 from registry.core.text import shown
 from registry.core.version import version
 
@@ -68,7 +69,7 @@ def fetch(url: str, sha256: str | None = None) -> Path:
     folder, path = cache_folder(), place_of(url)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        with locked(path.with_name(f"{path.name}.lock"), -1):
             if not _is_whole(path, sha256):
                 _download(url, path, sha256)
     except Timeout as error:

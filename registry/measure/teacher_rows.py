@@ -103,7 +103,9 @@ def read_kept(path: Path | None) -> dict[str, dict[str, Any]]:
 
 
 def keep(path: Path, rows: dict[str, dict[str, Any]]) -> str:
-    """Add rows to those saved in a file, and say so."""
+    """Add rows to those saved in a file, and say so. A file of another kind that has this name stays."""
+    if path.exists() and kept(path, KEPT) is None:
+        return f"the teacher's rows are not saved: {path} is there and holds none, or cannot be read"
     content = [{"measured": json.loads(key), **value} for key, value in (read_kept(path) | rows).items()]
     try:
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from registry.core.errors import UserError
+from registry.core.locks import locked
 from registry.core.text import printable, printable_values, shown
 from registry.files.json_files import ANYTHING, kept
 from registry.files.json_lines import STATISTICS, readable_lines
@@ -220,13 +221,12 @@ def is_locked(path: Path) -> bool:
     """Whether a run is writing into the folder."""
     if not (path / "run.lock").is_file():
         return False
-    lock = FileLock(path / "run.lock", timeout=0)
     try:
-        with lock:
+        with locked(path / "run.lock"):
             return False
     except Timeout:
         return True
-    except (OSError, NotImplementedError):
+    except OSError:
         return False
 
 

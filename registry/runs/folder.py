@@ -5,18 +5,20 @@ from __future__ import annotations
 import glob
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from registry.core import distributed
 from registry.core.atomic import sweep, unused, write_atomically
 from registry.core.errors import SettingError, UserError
+from registry.core.locks import lock_on, taken
 from registry.files.json_lines import STATISTICS, append_line, kimg_of, read_lines, whole_lines
 from registry.recipe.resolved import Tables, dumps
+from registry.runs.states import LATER
 from registry.show.journal import Journal
 from registry.show.trackers import Trackers
 
@@ -59,9 +61,11 @@ class RunFolder:
         self._known: int | None = None
         self._known = self._place()
         self.trackers = Trackers((), journal)
-        self._lock = FileLock(path / "run.lock", timeout=LOOKED_AT)
-        distributed.by_rank0(self._take)
+        self._lock = lock_on(path / "run.lock", LOOKED_AT)
+        locks = distributed.by_rank0(self._take)
         journal.open(path)
+        if not locks:
+            journal.log(f"WARNING the disk of {path} knows no locks; see to it that no other run writes there")
 
     def _place(self) -> int | None:
         """What the folder is to its disk: not what it was if it was renamed and made anew. None if it is gone."""
@@ -76,7 +80,8 @@ class RunFolder:
         """Whether the folder is the one that this run writes into."""
         return self._known is not None and self._place() == self._known
 
-    def _take(self) -> None:
+    def _take(self) -> bool:
+        """Take the folder's lock; False if its disk knows none. Raises UserError."""
         lock = Path(self._lock.lock_file)
         if lock.is_symlink() or (lock.exists() and not lock.is_file()):
             raise UserError(f"{lock}: is not a file, so it cannot be locked; remove it, if no run writes here")
@@ -86,13 +91,13 @@ class RunFolder:
             if file.exists() and not file.is_file():
                 raise UserError(f"{file}: is not a file that lines can be added to")
         try:
-            self._lock.acquire()
+            return taken(self._lock)
         except Timeout:
             raise UserError(f"{self.path}: another process is writing into this run; stop it first, or begin another run") from None
         except PermissionError as error:
             raise UserError(f"{self._lock.lock_file}: cannot be locked: {error.strerror}; another run may write here") from None
-        except (OSError, NotImplementedError):  # a disk that knows no locks
-            pass
+        except OSError:  # a disk that is full or read-only; whoever writes a file says so
+            return True
 
     def follow(self, trackers: Trackers, tables: Tables, nimg: int) -> None:
         """From now on, give numbers and pictures to these trackers, too."""
@@ -124,7 +129,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if holds_a_run(self.path):
                 self.path = new_run_folder(self.path.parent, self.path.name.partition("-")[2] or self.path.name)
-            self._lock = FileLock(self.path / "run.lock", timeout=0)
+            self._lock = lock_on(self.path / "run.lock")
             self._take()
             write_atomically(self.path / "recipe.toml", self._recipe)
         except (OSError, UserError):
@@ -166,16 +171,19 @@ class RunFolder:
         """All lines so far, including those from before a resumption."""
         return read_lines(self.path / name) if (self.path / name).is_file() else []
 
-    def forget_after(self, kimg: float, snapshot_due: bool = False) -> None:
-        """Drop lines of statistics that a resumed run will write again: later ones, and those of a snapshot that is still due."""
+    def forget_after(self, kimg: float, snapshot_due: bool = False, keep: bool = False) -> None:
+        """Drop lines of statistics that a resumed run will write again: later ones, and those of a snapshot that is still due. To
+        `keep` those of a branch that the run leaves, they get a file of their own."""
         for path in (self.path / STATISTICS, *self.path.glob("metric-*.jsonl")) if self.writes else ():
             if not path.is_file():
                 continue
             again = [kimg] if snapshot_due and path.name != STATISTICS else []
             lines = whole_lines(path)
-            kept = "".join(line + "\n" for line, entry in lines if kimg_of(entry) <= kimg and kimg_of(entry) not in again)
-            if kept.encode() != path.read_bytes():
-                write_atomically(path, kept.encode())
+            kept = [line for line, entry in lines if kimg_of(entry) <= kimg and kimg_of(entry) not in again]
+            if keep and (left := [line for line, entry in lines if kimg_of(entry) > kimg]):
+                write_atomically(unused(path.with_name(path.name + LATER)), as_lines(left))
+            if as_lines(kept) != path.read_bytes():
+                write_atomically(path, as_lines(kept))
 
     def sweep(self) -> None:
         """Remove what writes left behind that were killed, also in older folders of this recipe that nobody goes on from."""
@@ -197,3 +205,7 @@ class RunFolder:
             if str(error) not in self._reported:
                 self._reported.add(str(error))
                 self.journal.log(f"no picture: {error}")
+
+
+def as_lines(lines: Sequence[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()

@@ -31,7 +31,7 @@ from registry.runs.checkpoints import (
 )
 from registry.runs.folder import RunFolder
 from registry.runs.foreign import adopt
-from registry.runs.states import Found, find_state, set_later_aside
+from registry.runs.states import Found, find_state, is_a_run, set_later_aside
 from registry.runs.training import Saved, Training, newest_state
 from registry.show.journal import Journal
 from registry.show.trackers import Trackers
@@ -87,8 +87,10 @@ def start_or_resume(
             journal.log(f"nothing to resume in {recipe.log.outdir}; starting anew")
     elif distributed.by_rank0(lambda: holds_modules(state)):
         folder = start_from_foreign(recipe, run, saved, state, journal)
-    else:
+    elif distributed.by_rank0(lambda: is_a_run(state.parent)):
         folder, ours = RunFolder(state.parent, journal), state
+    else:
+        folder, ours = start_beside(recipe, saved, state, journal), state
     with released_if_it_fails(folder):
         if ours is not None:
             go_on_from(ours, folder, run, saved, resume)
@@ -96,6 +98,16 @@ def start_or_resume(
             journal.log(remark)
         folder.write_recipe(saved.tables)
         folder.follow(trackers, saved.tables, run.nimg)
+    return folder
+
+
+def start_beside(recipe: Recipe | PretrainRecipe, saved: Saved, state: Path, journal: Journal) -> RunFolder:
+    """A new run folder for a run that goes on from a state in a folder that is no run's. Raises UserError before anything is
+    written."""
+    checked_state(state, saved)
+    with settings_of(recipe.log):
+        folder = RunFolder.new(Path(recipe.log.outdir), recipe.name, journal)
+    journal.log(f"{state.parent} is no run's folder; the run goes on in a new one")
     return folder
 
 
@@ -112,7 +124,7 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
     journal = folder.journal
     if later := set_later_aside(folder.path, begun, run.nimg, otherwise) if folder.writes else []:
         journal.log(f"later files of another branch were set aside: {', '.join(path.name for path in later)}")
-    folder.forget_after(run.nimg / 1000, saved.snapshot_due)
+    folder.forget_after(run.nimg / 1000, saved.snapshot_due, keep=bool(later))
     journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {begun}")
     if run.nimg >= run.total:
         journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
@@ -128,12 +140,17 @@ def locked_state(folder: RunFolder, state: Path, resume: str | None, saved: Save
     """
     if not distributed.from_rank0(Path(os.path.expanduser(resume or "")).is_file()):
         state = newest_state(folder) or state
+    return state, checked_state(state, saved)
+
+
+def checked_state(state: Path, saved: Saved) -> dict[str, Any]:
+    """What a state holds, if it is one of this run. Raises UserError."""
     with distributed.everywhere(state) as file:
         content = read_state(file, saved.parts)
     check_same_run(state, content["recipe"], saved.tables)
     check_same_sources(state, content["about"], saved.facts)
     check_same_networks(state, content["networks"], saved.parts)
-    return state, content
+    return content
 
 
 @contextmanager

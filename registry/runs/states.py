@@ -16,11 +16,12 @@ from registry.core.seal import has_seal
 from registry.files.bounds import STATE
 from registry.files.json_files import kept
 from registry.files.plain import DAMAGED, UNREADABLE, load, problem
-from registry.measure.saved import BEST
+from registry.measure.saved import BEST, QUALITY
 from registry.recipe.texts import read_tables
 from registry.runs.checkpoints import differences, identity
 
 STATES = "training-state-*.pt"
+NAME = re.compile(r"training-state-[0-9]{6,}\.pt")
 SET_ASIDE, LATER = ".damaged", ".later"
 NONE_IS_WHOLE = "none of its training states is whole"
 MOST_REMARKS = 5
@@ -117,6 +118,11 @@ def set_aside(path: Path) -> str:
     return f"was renamed to {aside.name}"
 
 
+def unreadable(path: Path) -> bool:
+    """Whether the disk does not give a state now."""
+    return (problem(path) or "").startswith(UNREADABLE)
+
+
 def misnamed(path: Path) -> str | None:
     """What is wrong with the name of one of our states: it does not say how many images the run had seen. Otherwise None."""
     try:
@@ -129,7 +135,7 @@ def misnamed(path: Path) -> str | None:
 def set_later_aside(folder: Path, state: Path, nimg: int, changed: bool) -> list[Path]:
     """Rename the folder's states that come after the one that a run goes on from: they are of a branch that it leaves. And then, or
     if it has `changed` so that it learns otherwise, the later snapshots and their grids, too."""
-    later = [path for path in states(folder) if kimg_of(path) > nimg // 1000 and path != state]
+    later = [path for path in states(folder) if kimg_of(path) > nimg // 1000 and path != state and not unreadable(path)]
     if later or changed:
         of_snapshots = [*folder.glob("network-snapshot-*"), *folder.glob("fakes_*.png")]
         numbered = [path for path in of_snapshots if re.search(r"[-_]\d{6,}$", path.stem, re.ASCII)]
@@ -137,12 +143,21 @@ def set_later_aside(folder: Path, state: Path, nimg: int, changed: bool) -> list
         best = kept(folder / "best.json", BEST)
         if best is not None and best.kimg > nimg / 1000:
             later += [folder / "best.json", *(path for path in of_snapshots if path.stem == "network-snapshot-best")]
+        table = kept(folder / "quality.json", QUALITY)
+        if table is not None and (table.nimg or 0) > nimg:
+            later += [path for name in ("quality.json", "quality.txt") if (path := folder / name).is_file()]
     return [path.rename(unused(path.with_name(path.name + LATER))) for path in later]
+
+
+def is_a_run(folder: Path) -> bool:
+    """Whether a folder that holds a state is a run's, which others than that run's files need not fear: its lock or its complete
+    recipe is there. In any other folder a state was put by hand."""
+    return (folder / "run.lock").is_file() or complete_tables(folder / "recipe.toml") is not None
 
 
 def states(folder: Path) -> list[Path]:
     """The training states of a run folder, the one with the most images first."""
-    found = [p for p in folder.glob(STATES) if p.stem.rpartition("-")[2].isdecimal()]
+    found = [path for path in folder.glob(STATES) if NAME.fullmatch(path.name)]  # a copy with a name of its own is a user's
     return sorted(found, key=kimg_of, reverse=True)
 
 
@@ -157,13 +172,20 @@ def is_resolved(tables: Mapping[str, Any]) -> bool:
     return {"train", "log"} <= tables.keys() and bool(components) and all("use" in table for table in components)
 
 
-def recorded_tables(folder: Path) -> dict[str, Any] | None:
-    """The recipe of a run folder: recipe.toml, or else what its newest readable state says; None if neither can be read."""
-    if (folder / "recipe.toml").is_file():
+def complete_tables(path: Path) -> dict[str, Any] | None:
+    """The tables of a resolved recipe in a file; None if it holds none."""
+    if path.is_file():
         with suppress(UserError):
-            tables = read_tables(folder / "recipe.toml")
+            tables = read_tables(path)
             if all(isinstance(table, dict) for table in tables.values()) and is_resolved(tables):
                 return tables
+    return None
+
+
+def recorded_tables(folder: Path) -> dict[str, Any] | None:
+    """The recipe of a run folder: recipe.toml, or else what its newest readable state says; None if neither can be read."""
+    if (tables := complete_tables(folder / "recipe.toml")) is not None:
+        return tables
     for path in states(folder):
         with suppress(UserError):
             return dict(load(path, STATE)["recipe"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from registry.files.json_lines import STATISTICS, readable_lines
 from registry.runs.clock import Clock
 from registry.runs.folder import RunFolder
 from registry.show.journal import duration
@@ -100,19 +101,23 @@ class Ticks:
     def oscillation(self, gap: float) -> list[str]:
         """A warning if the gap goes up and down, in a list."""
         if not self._gaps:  # the first tick since the start or a resumption
-            self._gaps.extend(line["Gap/all"]["mean"] for line in self.folder.lines() if "Gap/all" in line)
+            self._gaps.extend(line["Gap/all"]["mean"] for line in self.earlier() if "Gap/all" in line)
         self._gaps.append(gap)
         factors = swings(self._gaps)
         if len(factors) < SWINGS:
             return []
         return [f"WARNING the gap oscillates: {len(factors)} swings in {WINDOW} ticks, by a factor of {max(factors):.2g} at most"]
 
+    def earlier(self) -> list[dict[str, Any]]:
+        """The lines so far; none if the disk does not give them now."""
+        return readable_lines(self.folder.path / STATISTICS)
+
     def collapse(self, variance: float) -> list[str]:
         """A warning if the generator's images have become much more alike, in a list."""
         if math.isnan(variance):
             return []
         if self._widest is None:  # the first tick since the start or a resumption
-            earlier = [line["Images/variance"]["mean"] for line in self.folder.lines() if "Images/variance" in line]
+            earlier = [line["Images/variance"]["mean"] for line in self.earlier() if "Images/variance" in line]
             self._widest = max(earlier, default=variance)
         self._widest = max(self._widest, variance)
         if variance >= COLLAPSED * self._widest:

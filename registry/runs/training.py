@@ -207,13 +207,14 @@ def aside(work: Callable[[], None], clock: Clock, device: torch.device) -> None:
 
 @contextmanager
 def going_on(folder: RunFolder, end: bool) -> Iterator[None]:
-    """A file that cannot be written is no reason to stop before the end: perhaps there is room on the disk again by then."""
+    """A file that cannot be written, or read again, is no reason to stop before the end: perhaps its disk is well by then."""
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError) as error:
         if end:
             raise
-        folder.journal.log(f"WARNING {error}; {TRIES_AGAIN}")
+        what = f"{error.filename or folder.path}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        folder.journal.log(f"WARNING {what}; {TRIES_AGAIN}")
 
 
 def roll_back(

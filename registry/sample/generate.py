@@ -17,13 +17,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
 from registry.core import distributed
 from registry.core.atomic import check_folder, sweep, write_atomically
 from registry.core.errors import SettingError, UserError
+from registry.core.locks import lock_on, taken
 from registry.core.text import shown
 from registry.files.json_files import ANYTHING, NoRecord, read_record
 from registry.files.npz import read_npz
@@ -99,7 +100,7 @@ def generate(
         seeds = seeds[:MOST_IN_A_GRID]
     gathering = bool(set(formats) - {"png"})
     settings = sampler.settings | {"class": class_}
-    lock = FileLock(outdir / PARTS / "lock", timeout=0)  # goes with the parts, or with the process
+    lock = lock_on(outdir / PARTS / "lock")  # goes with the parts, or with the process
     form = Form(as_pixels(torch.zeros(0, *sampler.domain.image_shape)), sampler.domain.label_dim)
     mine, fresh = lock if gathering else None, not (outdir / NOTE).exists()
     missing = distributed.by_rank0(lambda: prepare(outdir, settings, seeds, form, "png" in formats, mine, journal))
@@ -171,7 +172,7 @@ def prepare(
     seeds: Sequence[int],
     form: Form,
     pngs: bool,
-    lock: FileLock | None,
+    lock: BaseFileLock | None,
     journal: Journal,
 ) -> list[int]:
     """Claim the folder and list the seeds that are still missing. One process does this for all. Raises UserError.
@@ -187,7 +188,7 @@ def prepare(
     if lock is not None:
         (outdir / PARTS).mkdir(exist_ok=True)
         try:
-            lock.acquire()
+            taken(lock)
         except Timeout:
             raise UserError(f"{outdir}: another process is making images here; wait for it, or give another folder") from None
     if lock is not None and not begun and (found := images_in(outdir / "samples.npz", form)):

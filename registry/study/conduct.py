@@ -10,13 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import TypeAdapter
 from rich.console import Console
 from typing_extensions import TypedDict
 
 from registry.core.atomic import check_folder, unused, write_atomically
 from registry.core.errors import SettingError, UserError
+from registry.core.locks import locked
 from registry.files.json_files import kept
 from registry.measure.saved import QUALITY
 from registry.plugins.loading import Plugins
@@ -106,7 +107,7 @@ def alone(outdir: Path) -> Iterator[None]:
     """Keep other studies out of the folder. Raises SettingError if one is in it."""
     outdir.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(outdir / "study.lock", timeout=0):
+        with locked(outdir / "study.lock"):
             yield
     except Timeout:
         raise SettingError("outdir", "another study is running in this folder", str(outdir)) from None

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from registry.core.errors import Interrupted
+from registry.core.interruption import heeded
 from registry.study.attempts import Attempt, Leftover, begin, is_running
 from registry.study.cells import FINAL, Cell, Status, record, status
 from registry.study.machine import cores, gpus
@@ -24,8 +25,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         self.number, self.waiting = 0, 0
-        hangup = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)  # ignored under nohup
-        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM, *hangup)}
+        self._previous = {s: signal.signal(s, self._note) for s in heeded()}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
