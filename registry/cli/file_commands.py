@@ -43,7 +43,7 @@ def inspect(file: str, show_globals: bool, kind: str | None) -> None:
     from registry.files.describe import describe, in_words
 
     with working("reading", file):
-        found, console = describe(file, kind), Console(highlight=False)
+        found, console = describe(file, kind), Console(highlight=False, emoji=False)
 
     def line(text: str) -> None:
         console.print(shown(text, most=1000), markup=False, soft_wrap=True)

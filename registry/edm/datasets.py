@@ -228,6 +228,8 @@ def readable_labels(origin: str, content: bytes, pictures: Sequence[str]) -> dic
     """The class numbers by file name in a dataset.json, or None if it has no labels. Raises UserError if a picture has none."""
     if content.count(b"[") + content.count(b"{") > MOST_LISTS + 2 * len(pictures):
         raise UserError(f"{origin}: dataset.json holds far more lists than there are images")
+    if content.count(b",") > 2 * MOST_LISTS + 8 * len(pictures):
+        raise UserError(f"{origin}: dataset.json holds far more values than there are images")
     try:
         labels: Any = json.loads(content)["labels"]
         pairs = None if labels is None else [(str(name), whole_number(number)) for name, number in labels]

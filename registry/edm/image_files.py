@@ -49,7 +49,7 @@ def open_picture(content: bytes | Path) -> Image.Image:
         raise ValueError(f"it has {image.width}×{image.height} pixels in a file of {length:,} bytes: it holds nothing but its size")
     if image.format == "BMP" and image.info.get("compression") in (1, 2):  # whose lines Pillow fills byte by byte
         raise ValueError("it is a compressed BMP; save it as PNG")
-    if image.format == "JPEG" and scans(content) > MOST_SCANS:
+    if image.format not in ("PNG", "BMP", "WEBP") and scans(content) > MOST_SCANS:  # MPO, too: a camera's JPEG
         raise ValueError(f"it goes over the picture more than {MOST_SCANS} times")
     try:
         image.load()

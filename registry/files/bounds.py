@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import torch
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -38,7 +38,41 @@ def short(levels: Any) -> Any:
     return levels
 
 
-Tables = Annotated[dict[str, dict[str, Any]], AfterValidator(without_tensors)]
+def of_three(shape: Any) -> Any:
+    """A shape, if it has three sizes. Raises ValueError."""
+    if isinstance(shape, list | tuple) and len(shape) != 3:
+        raise ValueError("has not three sizes")
+    return shape
+
+
+def is_shape(sizes: Any) -> bool:
+    """Whether these are the sizes of a tensor."""
+    return isinstance(sizes, list) and len(sizes) <= MOST_DIMENSIONS and all(type(n) is int and 0 <= n < 2**63 for n in sizes)
+
+
+def by_name(what: str, is_one: Callable[[Any], bool], most: int) -> Callable[[Any], Any]:
+    """Checks that there are so many values by name, and of one kind. It stops at the first that is not: pydantic would tell of
+    each, and takes kilobytes for that."""
+
+    def check(values: Any) -> Any:
+        if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+            raise ValueError(f"holds no {what} by name")
+        if len(values) > most:
+            raise ValueError(f"holds more than {most:,} {what}")
+        if (wrong := next((name for name, value in values.items() if not is_one(value)), None)) is not None:
+            raise ValueError(f"{shown(wrong, 60)} is none of the {what}")
+        return values
+
+    return check
+
+
+MOST_DIMENSIONS, MOST_TENSORS, MOST_TABLES = 16, 100_000, 1000
+Tensors = Annotated[dict[str, Any], BeforeValidator(by_name("tensors", lambda value: isinstance(value, Tensor), MOST_TENSORS))]
+TensorsOrShapes = Annotated[
+    dict[str, Any], BeforeValidator(by_name("tensors", lambda value: isinstance(value, Tensor) or is_shape(value), MOST_TENSORS))
+]
+ByName = BeforeValidator(by_name("tables", lambda value: True, MOST_TABLES))
+Tables = Annotated[dict[str, dict[str, Any]], ByName, AfterValidator(without_tensors)]
 
 
 class Entries(BaseModel):
@@ -53,7 +87,7 @@ class About(Entries):
     D: Annotated[float, Field(gt=0)] | None = None
     sigma_data: Level | None = None
     label_dim: Annotated[int, Field(ge=0, le=10**6)] | None = None
-    image_shape: tuple[Size, Size, Size] | list[Size] | None = Field(None, min_length=3, max_length=3)
+    image_shape: Annotated[tuple[Size, Size, Size] | list[Size] | None, BeforeValidator(of_three)] = None
     sigma_init: Level | None = None
     sigmas: Annotated[list[Level] | tuple[Level, ...] | None, BeforeValidator(short)] = None
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
@@ -85,25 +119,25 @@ class NetworkFile(Entries):
     """A file with one network. Where only shapes are read, they stand for the tensors."""
 
     network: Network
-    weights: dict[str, Tensor | list[int]]
+    weights: TensorsOrShapes
     about: About
 
 
 class Part(Entries):
     """What a training state holds of a learner, of an optimiser, or of an average (which is tensors by name)."""
 
-    net: dict[str, Tensor] | None = None
-    companion: dict[str, Tensor] | None = None
+    net: Tensors | None = None
+    companion: Tensors | None = None
     optimiser: dict[str, Any] | None = None
 
 
 class StateFile(Entries):
     """A training state."""
 
-    parts: dict[str, Part]
-    networks: dict[str, Network]
+    parts: Annotated[dict[str, Part], ByName]
+    networks: Annotated[dict[str, Network], ByName]
     nimg: Count
-    rng: list[dict[str, Any]]
+    rng: Annotated[list[dict[str, Any]], FailFast()]
     recipe: Tables
     about: About = About()
     seconds: Annotated[float, Field(ge=0)] = 0.0
@@ -142,7 +176,7 @@ def check_entries(content: Any, schema: type[Entries], source: object) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(shown(part, 60) for part in first["loc"]) or "its content"
-        raise UserError(f"{source}: {UNLIKE}: {where}: {shown(first['msg'])}") from None
+        raise UserError(f"{source}: {UNLIKE}: {where}: {shown(first['msg'].removeprefix('Value error, '))}") from None
     except RecursionError:
         raise UserError(f"{source}: {UNLIKE}: it is nested too deeply") from None
 

@@ -19,9 +19,18 @@ from registry.edm.pickles import RUNS_SOURCE, UNKNOWN, Persistent, list_globals,
 from registry.edm.snapshots import EXTRA
 from registry.files.bounds import STATE, UNLIKE
 from registry.files.facts import NetworkFacts
-from registry.files.formats import facts_of_pickle, layout_of, network_keys
+from registry.files.formats import check_facts, facts_of_pickle, layout_of, network_keys
 from registry.files.locate import open_path
-from registry.files.plain import NETWORK_KINDS, check_ours, check_seal, executed_as_pickle, load, load_safetensors, plain_globals
+from registry.files.plain import (
+    NETWORK_KINDS,
+    check_ours,
+    check_seal,
+    executed_as_pickle,
+    load,
+    load_safetensors,
+    plain_globals,
+    without_dtypes,
+)  # fmt: skip
 
 MOST_NETWORKS = 50
 """Of a file, that are shown."""
@@ -51,8 +60,8 @@ class Description:
     def verdict(self) -> str:
         """Whether the file is safe to open here, and with the loader of the project that wrote it."""
         if self.dangerous:
-            bad = [in_words(*names) for *names, executes in self.globals if executes]
-            return f"DANGEROUS: loading it elsewhere would run {', '.join(bad[:5])}; distill refuses it"
+            bad = itertools.islice((in_words(*names) for *names, executes in self.globals if executes), 5)
+            return f"DANGEROUS: loading it elsewhere would run {', '.join(bad)}; distill refuses it"
         if any((module, name) == RUNS_SOURCE for module, name, _ in self.globals):
             return "safe with distill; the original loader would execute the Python source that the file carries"
         return "safe: it refers to nothing that executes"
@@ -86,7 +95,7 @@ def odd_values_of(path: Path) -> Iterator[None]:
     """Whatever the values of a file lead to when they are shown is the file's fault."""
     try:
         yield
-    except (TypeError, ValueError, OverflowError, LookupError, RuntimeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError, LookupError, RuntimeError) as error:
         raise UserError(f"{path}: {UNLIKE}: {shown(error, 100) or type(error).__name__}") from None
 
 
@@ -109,7 +118,7 @@ def _plain(
 
 
 def _pickle(path: Path, source: str, kind: str | None) -> Description:
-    names = list_globals(path)
+    names = without_dtypes(list_globals(path))
     zipped = path.open("rb").read(2) == b"PK"
     found = Description(
         path, "training state (torch)" if zipped else "network snapshot (pickle)", "an unknown program", globals=names
@@ -119,13 +128,14 @@ def _pickle(path: Path, source: str, kind: str | None) -> Description:
     sealed = check_seal(path, source)
     content = read_pickle(path, tensors=False)
     check_ours(content.get(EXTRA), sealed, source)
+    check_facts(content.get(EXTRA), source)
     for key in network_keys(content)[:MOST_NETWORKS]:
         record: Persistent = content[key]
         kwargs = dict(record.init_kwargs)
         D = record.state.get("D", kwargs.get("D")) if record.state.get("pfgmpp", kwargs.get("pfgmpp")) else None
         shapes = {name: list(tensor.shape) for name, tensor in record.tensors().items()}
         levels = [record.state.get(name) for name in ("sigma_min", "sigma_max")]
-        facts = facts_of_pickle(content, key, source)
+        facts = facts_of_pickle(content, key, source, checked=True)
         facts = facts.told(kind, source) if facts.kind or "kind" in facts.assumed else facts
         found.networks.append(_network(key, facts.kind or facts.looks_like, record.class_name, kwargs, shapes, D, levels))
         found.doubt = facts.kind_in_doubt(source) or found.doubt

@@ -186,14 +186,22 @@ def _of_pickle(content: Mapping[str, Any], key: str | None, source: str | Path) 
     return net, facts
 
 
-def facts_of_pickle(
-    content: Mapping[str, Any], key: str, source: str | Path, *, tells_D: bool = True, **found: Any
-) -> NetworkFacts:
-    """What a pickle says about its network `key`, by our own facts in it or by its name and layout, and what its network tells."""
-    ours = content.get(EXTRA)
+def check_facts(ours: Any, source: str | Path) -> None:
+    """Check what we add to a pickle, if it is there. Raises UserError."""
     if isinstance(ours, dict):
         check_values([ours], source)
         check_entries(ours.get("about", {}), About, source)
+
+
+def facts_of_pickle(
+    content: Mapping[str, Any], key: str, source: str | Path, *, tells_D: bool = True, checked: bool = False, **found: Any
+) -> NetworkFacts:
+    """What a pickle says about its network `key`, by our own facts in it or by its name and layout, and what its network tells.
+    Our own facts may have been `checked` already."""
+    ours = content.get(EXTRA)
+    if isinstance(ours, dict):
+        if not checked:
+            check_facts(ours, source)
         return NetworkFacts.of(ours.get("about", {}), kind=ours.get("kind"), key=key, **found)
     guess = guess_kind(source, key, content)
     unsaid = {"kind": guess.doubt, "D": "" if tells_D else "it says nothing of D"}

@@ -117,7 +117,12 @@ def unshared(value: Any) -> Any:
 
 def plain_globals(path: Path) -> list[tuple[str, str, bool]]:
     """The globals of a file of torch.save. Tensors of any dtype are only numbers, also of those that EDM's files never have."""
-    return [(module, name, executes and not is_dtype(module, name)) for module, name, executes in list_globals(path, careful=True)]
+    return without_dtypes(list_globals(path, careful=True))
+
+
+def without_dtypes(names: list[tuple[str, str, bool]]) -> list[tuple[str, str, bool]]:
+    """The same globals, of which torch's kinds of numbers execute nothing, whether this package knows them or not."""
+    return [(module, name, executes and not is_dtype(module, name)) for module, name, executes in names]
 
 
 def is_dtype(module: str, name: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.core.seal import trailer_length
-from registry.edm.pickles.disguise import ZIP_START, is_tarball
+from registry.edm.pickles.disguise import ZIP_START, ends_as_zip, is_tarball
 from registry.edm.pickles.file_data import FileData
 from registry.edm.pickles.handlers import HANDLERS
 from registry.edm.pickles.notes import all_of_it
@@ -53,6 +53,8 @@ def _notes(file: io.BufferedReader) -> tuple[Any, dict[str, range], int]:
         pickled, spans = zip_members(file, size)
         raw, _, stop = unpickle(file, pickled)
         end = pickled.stop
+    elif ends_as_zip(file):
+        raise PickleError("is a zip archive, too, in which another loader would look for a pickle")
     elif start[:1] == b"\x80":
         end = size - trailer_length(file, size)
         raw, _, stop = unpickle(file, range(end))

@@ -6,11 +6,17 @@ instructions are gone through one by one, whatever they would do, up to the firs
 
 from __future__ import annotations
 
+import bz2
+import io
+import lzma
 import mmap
 import pickletools
 import re
 import tarfile
+import zlib
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from registry.edm.pickles.allowlist import Global
 
@@ -23,6 +29,9 @@ INSTRUCTIONS = {code.code: code for code in pickletools.opcodes}
 NAME = re.compile(rb"[\w.<>\-\x80-\xff]+")
 TARBALL = Global("", "the pickles in the tar archive that it is, too")
 ZIPPED = Global("", "the pickle in the zip archive that it is, too")
+PACKED = Global("", "the pickle that is compressed in it")
+LAST_BYTES = 2**17
+"""The end record of a zip file is looked for in so many, twice as many as its longest comment has."""
 ZIP_START = b"PK\x03\x04"
 """The first bytes of a zip file and of each of its members."""
 
@@ -36,6 +45,36 @@ def is_tarball(start: bytes) -> bool:
     return True
 
 
+def ends_as_zip(file: BinaryIO) -> bool:
+    """Whether a file has the end record of a zip file with members: torch.jit.load looks for no more, whatever the file begins
+    with. Raises OSError."""
+    size = file.seek(0, io.SEEK_END)
+    begin = max(0, size - LAST_BYTES)
+    file.seek(begin)
+    tail = file.read()
+    at = tail.rfind(b"PK\x05\x06")
+    while at >= 0:
+        directories = [int.from_bytes(tail[at + 16 : at + 20], "little")]
+        if tail[max(0, at - 20) : max(0, at - 16)] == b"PK\x06\x07":
+            file.seek(min(int.from_bytes(tail[at - 12 : at - 4], "little"), size))
+            directories.append(int.from_bytes(file.read(56)[48:], "little"))
+        for directory in directories:
+            file.seek(min(directory, size))
+            if file.read(4) == b"PK\x01\x02":
+                return True
+        at = tail.rfind(b"PK\x05\x06", 0, at)
+    return False
+
+
+def unpacks(start: bytes) -> bool:
+    """Whether what begins so is compressed; joblib unpacks it before it unpickles it."""
+    for unpacker in (zlib.decompressobj(47), bz2.BZ2Decompressor(), lzma.LZMADecompressor()):
+        with suppress(zlib.error, OSError, lzma.LZMAError, EOFError):
+            if unpacker.decompress(start):
+                return True
+    return False
+
+
 def disguised_program(path: Path) -> Global | None:
     """Module and name of what would be run, or no module and a few words; None for nothing. Raises OSError."""
     with open(path, "rb") as file:
@@ -47,6 +86,10 @@ def disguised_program(path: Path) -> Global | None:
             return ZIPPED
         if is_tarball(start):
             return TARBALL
+        if ends_as_zip(file):
+            return ZIPPED
+        if unpacks(start):
+            return PACKED
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _named(content)
 
@@ -65,8 +108,7 @@ def _named(content: mmap.mmap) -> Global | None:
         if code.name == "FRAME":  # its end, too, may be the beginning of what a loader reads next
             length = int.from_bytes(content[at:end], "little")
             if end + length <= len(content):
-                return Global("", "what a frame of a pickle hides")
-            return None
+                return Global("", "what a frame of a pickle hides")  # one that is cut off is read all the same, as far as it goes
         names = content[at:end].split(b"\n")[:2] if lines else []
         if lines and all(NAME.fullmatch(name.rstrip(b"\r")) for name in names):
             module, name = (name.decode("latin-1").rstrip("\r") for name in names)

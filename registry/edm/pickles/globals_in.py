@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from registry.edm.pickles.allowlist import ALLOWED_GLOBALS, Global
-from registry.edm.pickles.disguise import TARBALL, ZIP_START, is_tarball
+from registry.edm.pickles.disguise import TARBALL, ZIP_START, ZIPPED, ends_as_zip, is_tarball
 from registry.edm.pickles.refusals import Misframed, PickleError, blaming
 from registry.edm.pickles.stack import UNKNOWN, Latin
 from registry.edm.pickles.torch_files import members_of, zip_members
 from registry.edm.pickles.trace import Trace, trace_pickle
 
 UNPACKED = 2**20
-"""Of a compressed member so many bytes are looked through."""
+"""So many bytes of members that torch could take for its pickle are looked through, but the first of them whole."""
 PICKLES = 5
 """So many follow each other in an older stream of torch.save."""
 
@@ -56,6 +56,8 @@ def _find_globals(file: BinaryIO, size: int, names: list[Global], careful: bool)
             raise
         streams = trace_pickle(file, span, names, False, careful).streams
     else:
+        if ends_as_zip(file):
+            names.append(ZIPPED)
         trace = trace_pickle(file, range(size), names, False, careful)
         streams = trace.streams
         if not trace.is_dictionary:  # torch goes on if it takes the value for the mark of an older stream
@@ -89,10 +91,15 @@ def _following(file: BinaryIO, first: Trace, end: int, names: list[Global], care
 
 def _look_through(file: BinaryIO, size: int, names: list[Global]) -> None:
     """Collect the globals of whatever in a zip file torch could take for its pickle, by its name."""
+    left = UNPACKED
     with zipfile.ZipFile(file) as archive:
         for member, info in zip(members_of(file, size), archive.infolist(), strict=True):
             if not member.name.partition("\0")[0].lower().endswith("data.pkl"):
                 continue
+            if left <= 0:
+                names.append(UNKNOWN)
+                return
+            left -= info.file_size
             inner: tuple[BinaryIO, range] = (file, member.span)
             with suppress(Exception):  # whatever is wrong with a member, the others are looked at
                 if not member.stored:

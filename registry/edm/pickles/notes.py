@@ -42,19 +42,28 @@ class Call:
 
 
 _made: ContextVar[list[Call]] = ContextVar("made")
+_later: ContextVar[list[str]] = ContextVar("later")
 
 
 @contextmanager
 def all_of_it() -> Iterator[None]:
     """For the reading of a file: every call that it asks for must be looked at, also one that is no part of its value. Those that
     nobody looks at could ask for anything: numpy's functions read any place in memory. Raises PickleError."""
-    token = _made.set([])
+    token, later = _made.set([]), _later.set([])
     try:
         yield
+        for reason in _later.get():
+            raise PickleError(reason)
         if unread := [note for note in _made.get() if not note.read]:
             raise PickleError(f"calls {name_of(unread[0])} for something that is not part of its content, which no pickler does")
     finally:
         _made.reset(token)
+        _later.reset(later)
+
+
+def refuse_later(reason: str) -> None:
+    """Refuse the file when all of it was looked at, unless something else, which can be named better, is found until then."""
+    _later.get().append(reason)
 
 
 class Storage(NamedTuple):

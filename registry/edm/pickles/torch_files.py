@@ -20,6 +20,8 @@ STREAM_MARK = 0x1950A86A20F9469CFC6C
 NAMES = re.compile(r"[^/\\]+/(data\.pkl|version|byteorder|data/.+|\..+)", re.DOTALL)
 """How torch.save names the members of a zip file."""
 
+ARRAY_START = b"\x93NUMPY"
+
 
 class Member(NamedTuple):
     """A member of a zip file: its name as it is in the directory, where its content is, and whether that is stored as it is."""
@@ -43,7 +45,7 @@ def members_of(file: BinaryIO, size: int) -> list[Member]:
     """The members of a zip file. Names are as in the file: Python would cut them, or take others from an extra field."""
     with zipfile.ZipFile(file) as archive:
         infos, start = archive.infolist(), archive.start_dir
-    if start != named_directory(file, size):
+    if (start, len(infos)) != named_directory(file, size):
         raise PickleError("has another directory than the one that its end record names, which torch would read")
     found: list[Member] = []
     for info in infos:
@@ -80,6 +82,9 @@ def zip_members(file: BinaryIO, size: int) -> tuple[range, dict[str, range]]:
             raise PickleError(f"is damaged: its member {shown(name)} appears twice, or extends beyond the end of the file")
         if not (NAMES.fullmatch(name) and name.startswith(root) and name.removeprefix(root).isascii()):
             raise PickleError(f"has a member {shown(name)}, which torch.save never writes")
+        file.seek(span.start)
+        if file.read(len(ARRAY_START)) == ARRAY_START:
+            raise PickleError(f"has a member {shown(name)} that is an array of numpy's, which may hold a pickle")
         taken.add(name.lower())
     order = spans.get(f"{root}byteorder", range(0))
     file.seek(order.start)
@@ -89,17 +94,28 @@ def zip_members(file: BinaryIO, size: int) -> tuple[range, dict[str, range]]:
     return spans[pickles[0]], {name.removeprefix(data): span for name, span in spans.items() if name.startswith(data)}
 
 
-def named_directory(file: BinaryIO, size: int) -> int:
-    """Where the directory of a zip file is, by its end record. Python takes the one that lies right before that record."""
-    file.seek(max(0, size - 2**16 - 22))
+def named_directory(file: BinaryIO, size: int) -> tuple[int, int]:
+    """Where the directory of a zip file is, and how many members it has, by its end record, as torch finds it. Raises PickleError.
+
+    Python takes the directory that lies right before that record, and the end record of a long file that lies right before the
+    text that says where it is; so these must be the same.
+    """
+    start = max(0, size - 2**16 - 22)
+    file.seek(start)
     tail = file.read()
     end = tail.rfind(b"PK\x05\x06")
+    record = tail[end : end + 22]
+    if end < 0 or len(record) < 22 or end + 22 + int.from_bytes(record[20:], "little") != len(tail):
+        raise PickleError(f"{CUT}: it has no end record of a zip file, or bytes after it")
     locator = tail[max(0, end - 20) : end]
-    if locator[:4] == b"PK\x06\x07":  # the end record of a long file lies before that
-        file.seek(struct.unpack("<Q", locator[8:16])[0])
-        record = file.read(56)
-        return int(struct.unpack("<Q", record[48:])[0]) if record[:4] == b"PK\x06\x06" and len(record) == 56 else -1
-    return int(struct.unpack("<I", tail[end + 16 : end + 20])[0])
+    if locator[:4] != b"PK\x06\x07":
+        return int.from_bytes(record[16:20], "little"), int.from_bytes(record[10:12], "little")
+    position = start + end - 20 - 56
+    file.seek(max(0, position))
+    record = file.read(56)
+    if int.from_bytes(locator[8:16], "little") != position or record[:4] != b"PK\x06\x06":
+        raise PickleError("has another end record than the one that its end names, which torch would read")
+    return int.from_bytes(record[48:], "little"), int.from_bytes(record[32:40], "little")
 
 
 def read_stream(file: BinaryIO, span: range) -> tuple[Any, dict[str, range]]:

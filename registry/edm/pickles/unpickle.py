@@ -8,8 +8,9 @@ from typing import Any, BinaryIO
 
 from registry.core.text import shown
 from registry.edm.pickles.allowlist import Global
-from registry.edm.pickles.notes import CALL_CLASSES, STORAGE_CLASSES, Call, Storage
+from registry.edm.pickles.notes import CALL_CLASSES, STORAGE_CLASSES, Call, Storage, refuse_later
 from registry.edm.pickles.refusals import PickleError
+from registry.edm.pickles.stack import UNKNOWN
 from registry.edm.pickles.trace import Trace, trace_pickle
 
 
@@ -48,6 +49,9 @@ class _Unpickler(pickle.Unpickler):
 
 def unpickle(file: BinaryIO, span: range) -> tuple[Any, dict[str, Storage], int]:
     """The notes of the pickle that starts at `span.start`, its storages by key, and where it ends."""
-    trace = trace_pickle(file, span, [], strict=True)
+    names = list[Global]()
+    trace = trace_pickle(file, span, names, strict=True)
+    if UNKNOWN in names:
+        refuse_later("calls something, or gives it a state, in a way that no pickler does")
     unpickler = _Unpickler(trace)
     return unpickler.load(), unpickler.storages, trace.stop

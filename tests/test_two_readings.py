@@ -1,0 +1,230 @@
+"""Files in which two loaders read different things: none of them is called safe, and what is called dangerous is not converted."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import os
+import pickle
+import struct
+import subprocess
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from registry.core import seal
+from registry.core.errors import UserError
+from registry.edm.datasets import load_images, readable_labels
+from registry.edm.image_files import open_picture
+from registry.edm.pickles import PickleError, disguised_program
+from registry.edm.snapshots import SnapshotPickler, persistent
+from registry.files.describe import describe
+from registry.files.formats import convert_network, save_network
+from tests.conftest import tiny_network
+from tests.test_disguise import disguised, named_and_refused
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
+Entry = tuple[str, bytes]
+
+
+def members(entries: list[Entry]) -> bytes:
+    """The members of a zip file, one after the other."""
+    found = b""
+    for name, content in entries:
+        sizes = zlib.crc32(content), len(content), len(content), len(name), 0
+        found += struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 20, 0, 0, 0, 0x21, *sizes) + name.encode() + content
+    return found
+
+
+def directory(entries: list[Entry]) -> bytes:
+    found, at = b"", 0
+    for name, content in entries:
+        sizes = zlib.crc32(content), len(content), len(content), len(name), 0, 0, 0, 0, 0, at
+        found += struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\1\2", 20, 20, 0, 0, 0, 0x21, *sizes) + name.encode()
+        at += len(members([(name, content)]))
+    return found
+
+
+def two_end_records(shown: list[Entry], hidden: list[Entry]) -> bytes:
+    """A long zip file. By the end record that lies before its end, Python finds the one list of members; by the one that its end
+    names, and which lies in the comment, torch finds the other."""
+    before, listed = members(hidden) + members(shown), directory(hidden)
+    record = struct.pack("<4sQHHIIQQQ", b"PK\6\6", 44, 45, 45, 0, 0, len(hidden), len(hidden), len(listed))
+    torchs, pythons = (record + struct.pack("<Q", at) for at in (len(before), len(before) - len(members(hidden))))
+    start = len(before) + len(listed) + 56
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, start + 20 + 22, 1)
+    end = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, len(hidden), len(hidden), 2**32 - 1, 2**32 - 1, len(torchs))
+    return before + listed + pythons + locator + end + torchs
+
+
+def test_a_zip_file_with_two_end_records_is_refused(here: Here, tmp_path: Path) -> None:
+    path, mark = tmp_path / "state.pt", tmp_path / "ran"
+    good = pickle.dumps({"a": 1}, 2)
+    bad = b"\x80\x02cos\nsystem\n(S'touch " + os.fsencode(mark) + b"'\ntR."
+    length = max(len(good), len(bad))
+    rest = [("archive/version", b"3\n"), ("archive/byteorder", b"little")]
+    both = [[("archive/data.pkl", content.ljust(length, b"\0")), *rest] for content in (good, bad)]
+    path.write_bytes(two_end_records(*both))
+    with zipfile.ZipFile(path) as archive:
+        where = archive.getinfo("archive/data.pkl").header_offset
+        assert where == len(members(both[1])), "the test's file shows Python nothing good"
+    assert "another end record than the one that its end names" in here("inspect", path).stderr and not mark.exists()
+    torch.load(path, weights_only=False)
+    assert mark.exists(), "the test's file is no program"
+
+
+def test_a_program_behind_a_frame_that_is_cut_off_is_found(here: Here, tmp_path: Path) -> None:
+    """Unpicklers in C refuse it, those in Python, such as joblib's, do not."""
+    path, mark = tmp_path / "net.safetensors", tmp_path / "ran"
+    run = b"cos\nsystem\n(S'touch " + os.fsencode(mark) + b"'\ntR."
+    disguised(path, b"0\x95" + struct.pack("<Q", 10**9) + run)
+    named_and_refused(path, mark, lambda file: pickle._loads(file.read_bytes()), here)  # type: ignore[attr-defined]
+
+
+class Writes(torch.nn.Module):
+    """A network of torch.jit that writes a file when it is loaded."""
+
+    def __init__(self, mark: str) -> None:
+        super().__init__()
+        self.mark = mark
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.mark, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        torch.save(torch.zeros(1), state[0])
+        self.mark = state[0]
+        self.training = state[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def moved(archive: bytes, by: int) -> bytes:
+    """A zip file that begins so many bytes later in another file."""
+    found, target = zipfile.ZipFile(io.BytesIO(archive)), io.BytesIO(bytes(by))
+    with zipfile.ZipFile(target, "a") as other:
+        for info in found.infolist():
+            other.writestr(info.filename, found.read(info))
+    return target.getvalue()[by:]
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+def test_a_network_of_torch_jit_at_the_end_of_another_file_is_found(here: Here, tmp_path: Path) -> None:
+    path, mark, scripted = tmp_path / "old.pt", tmp_path / "ran", io.BytesIO()
+    torch.jit.save(torch.jit.script(Writes(str(mark))), scripted)
+    mark.unlink(missing_ok=True)
+
+    def old_file(tail: bytes) -> bytes:
+        written = io.BytesIO()
+        tensor = torch.frombuffer(bytearray(tail), dtype=torch.uint8)
+        torch.save({"a": tensor}, written, _use_new_zipfile_serialization=False)
+        return written.getvalue()
+
+    tail = moved(scripted.getvalue(), 0)
+    before = len(old_file(tail)) - len(tail)
+    path.write_bytes(old_file(moved(scripted.getvalue(), before)))
+    done = here("inspect", path)
+    assert done.returncode == 3 and "the pickle in the zip archive that it is, too" in done.stdout
+    assert not mark.exists()
+    torch.jit.load(path)
+    assert mark.exists(), "the test's file is no program"
+
+
+def test_an_array_of_objects_in_a_file_of_tensors_is_refused(tmp_path: Path) -> None:
+    """numpy.load would unpickle it."""
+    path, written = tmp_path / "net.pt", io.BytesIO()
+    np.save(written, np.array([print], dtype=object), allow_pickle=True)
+    save_network(path, "generator", tiny_network(), {"D": 128.0})
+    content = torch.load(path, weights_only=True)
+    content["weights"]["extra"] = torch.frombuffer(bytearray(written.getvalue()), dtype=torch.uint8)
+    with open(path, "w+b") as file:
+        torch.save(content, file)
+        seal.seal(file)
+    with pytest.raises(UserError, match="is an array of numpy's, which may hold a pickle"):
+        describe(str(path))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress, lzma.compress])
+def test_what_is_compressed_is_no_file_of_another_format(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(pack(pickle.dumps(list(range(1000)))))
+    found = disguised_program(tmp_path / "file")
+    assert found is not None and found.name == "the pickle that is compressed in it"
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+STRANGE = {
+    "a state of an EasyDict": b"cdnnlib.util\nEasyDict\n)\x81}b",
+    "two states": b"ccollections\nOrderedDict\n)R}b}b",
+    "an item after the state": b"ccollections\nOrderedDict\n)R}b" + text("k") + b"K\x01s",
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_what_is_called_dangerous_is_not_converted(case: str, here: Here, tmp_path: Path) -> None:
+    written = io.BytesIO()
+    SnapshotPickler(written, protocol=2).dump({"ema": persistent(tiny_network())})
+    (tmp_path / "a.pkl").write_bytes(written.getvalue()[:-1] + text("x") + STRANGE[case] + b"s.")
+    assert here("inspect", tmp_path / "a.pkl").returncode == 3
+    with pytest.raises(PickleError, match="in a way that no pickler does"):
+        convert_network(str(tmp_path / "a.pkl"), str(tmp_path / "b.pt"), kind="denoiser")
+    assert not (tmp_path / "b.pt").exists()
+
+
+@pytest.mark.parametrize("ours", [{"about": []}, {"about": {"recipe": {"loss": 5}}}, {"about": {"recipe": 5}}])
+def test_odd_facts_without_a_network_are_refused_in_a_line(ours: Any, here: Here, tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"distill": ours}))
+    done = here("inspect", tmp_path / "a.pkl")
+    assert done.returncode == 1 and "is no file as distill writes them" in done.stderr, done
+
+
+def test_kinds_of_numbers_that_are_not_known_execute_nothing(here: Here, tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": torch.zeros(2, dtype=torch.complex64)}, 2))
+    done = here("inspect", tmp_path / "a.pkl")
+    assert done.returncode == 1 and "torch.ComplexFloatStorage" in done.stderr, done
+
+
+def test_codes_in_a_files_text_are_no_pictures(here: Here, tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({":pile_of_poo:": 1}))
+    assert ":pile_of_poo:" in here("inspect", tmp_path / "a.pkl").stdout
+
+
+def with_scans(count: int) -> bytes:
+    """A progressive JPEG that says it is the first of several (MPO, as some cameras write) and goes over its picture often."""
+    written = io.BytesIO()
+    Image.new("L", (64, 64)).save(written, "MPO", save_all=True, append_images=[Image.new("L", (64, 64))], progressive=True)
+    whole = written.getvalue()
+    scan = whole.rindex(b"\xff\xda", 0, whole.index(b"\xff\xd9"))
+    end = whole.index(b"\xff\xd9", scan)
+    return whole[:end] + whole[scan:end] * count + whole[end:]
+
+
+def test_pictures_of_cameras_have_few_scans_too(tmp_path: Path) -> None:
+    assert open_picture(with_scans(0)).size == (64, 64)
+    with pytest.raises(ValueError, match="goes over the picture more than 100 times"):
+        open_picture(with_scans(200))
+
+
+def test_a_list_of_labels_holds_about_as_many_values_as_images(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="far more values than there are images"):
+        readable_labels("a set", b'{"labels": [["a.png", 0]], "x": [' + b'"\xc4\x81",' * 2_100_000 + b"0]}", ["a.png"])
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        written = io.BytesIO()
+        Image.new("L", (8, 8)).save(written, "PNG")
+        archive.writestr("a.png", written.getvalue())
+        archive.writestr("dataset.json", b'{"labels": [["a.png", 3]], "more": [[0, 1, 2, 3]]}')
+    classes = load_images(str(tmp_path / "set.zip")).classes
+    assert classes is not None and classes.tolist() == [3]
