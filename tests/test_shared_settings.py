@@ -18,7 +18,7 @@ from registry.runs.distill import distill
 
 Write = Callable[..., Path]
 CHANGES = {
-    "the working folder to ": lambda folder: os.chdir(folder),
+    "the working folder": lambda folder: os.chdir(folder),
     "torch's default type to torch.float64": lambda _: torch.set_default_dtype(torch.float64),
     "torch's default device to meta": lambda _: torch.set_default_device("meta"),
     "Python's limit of recursion to 700": lambda _: sys.setrecursionlimit(700),

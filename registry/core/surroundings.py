@@ -87,13 +87,18 @@ def settings_restored() -> Iterator[None]:
 
 @contextmanager
 def working_folder_restored() -> Iterator[None]:
-    """The working folder is afterwards as it was."""
-    with ExitStack() as stack:
-        with suppress(OSError):  # it is gone
-            folder = os.open(".", os.O_RDONLY)
-            stack.callback(os.close, folder)
-            stack.callback(os.fchdir, folder)
+    """The working folder is afterwards as it was, if it may still be entered."""
+    try:
+        folder = os.open(".", os.O_RDONLY)
+    except OSError:  # it may not be read
         yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.fchdir(folder)
+        os.close(folder)
 
 
 class Settings(NamedTuple):
@@ -132,7 +137,7 @@ class Settings(NamedTuple):
         """What is no longer as it was and would mislead whatever follows, in words; None if nothing is."""
         now = Settings.now()
         if None not in (self.working_folder, now.working_folder) and now.working_folder != self.working_folder:
-            return f"the working folder to {os.getcwd()}"
+            return "the working folder"
         if now.default_type != self.default_type:
             return f"torch's default type to {now.default_type}"
         if now.default_device != self.default_device:
