@@ -84,27 +84,31 @@ def instructions(file: BinaryIO, span: range) -> Iterator[tuple[Op, Any, bytes]]
             raise PickleError(f"is damaged, or not a pickle: it has the unknown instruction {code!r}")
         if op.size > 0:
             argument = take(op.size)
-            check_frame(op, begin, position, frame)
+            if begin < frame:
+                check_frame(op, position, frame)
             if op.name == "FRAME":
                 frame = position + int.from_bytes(argument, "little")
                 if frame > span.stop:
                     raise PickleError(f"{CUT}: it announces a part larger than itself")
             yield op, argument, code + argument
         elif op.size == 0:
-            check_frame(op, begin, position, frame)
+            if begin < frame:
+                check_frame(op, position, frame)
             yield op, b"", code
             if op.name == "STOP":
                 return
         elif op.size == pickletools.UP_TO_NEWLINE:
             argument = take(None) + (take(None) if op.name in ("GLOBAL", "INST") else b"")
-            check_frame(op, begin, position, frame)
+            if begin < frame:
+                check_frame(op, position, frame)
             yield op, argument, code + argument
         else:
             head = take(struct.calcsize(_LENGTHS[op.size]))
             (length,) = struct.unpack(_LENGTHS[op.size], head)
             if not 0 <= length <= span.stop - position:
                 raise PickleError(f"{CUT}: it announces a piece of {length} bytes")
-            check_frame(op, begin, position + length, frame)
+            if begin < frame:
+                check_frame(op, position + length, frame)
             if op.name in BLOBS:
                 yield op, range(position, position + length), code + head
                 position += length
@@ -114,7 +118,7 @@ def instructions(file: BinaryIO, span: range) -> Iterator[tuple[Op, Any, bytes]]
                 yield op, argument, code + head + argument
 
 
-def check_frame(op: Op, begin: int, end: int, frame: int) -> None:
-    """Check an instruction against the frame that is open until a position. Raises Misframed."""
-    if begin < frame and (end > frame or op.name == "FRAME" or (op.name == "STOP" and end < frame)):
+def check_frame(op: Op, end: int, frame: int) -> None:
+    """Check an instruction that begins in a frame, and ends at a position, against the end of that frame. Raises Misframed."""
+    if end > frame or op.name == "FRAME" or (op.name == "STOP" and end < frame):
         raise Misframed("is damaged: its frames do not fit its instructions")

@@ -49,6 +49,8 @@ def would_run(name: str, items: list[Any]) -> bool:
     an item that is added, or in place of the object's own method. For the same reason only functions and classes are called, what
     a call makes gets a state at most once, and then nothing more.
     """
+    if not items:
+        return name == "INST"
     passed = items[1:] if name in CALLS else items
     if any(type(item) is Global and item == LOAD_FROM_BYTES for item in passed) or name == "INST":
         return True
