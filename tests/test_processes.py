@@ -376,7 +376,7 @@ def test_the_slurm_script_saves_a_state_and_goes_on(sent: signal.Signals, recipe
     out, error = first.communicate(timeout=120)
     (folder,) = (tmp_path / "runs").iterdir()
     (state,) = folder.glob("training-state-*.pt")
-    assert len(re.findall(r"^distill: interrupted at .* continue with --resume", error, re.MULTILINE)) == 1, error
+    assert len(re.findall(r"^distill: interrupted at .* continue with .* --resume", error, re.MULTILINE)) == 1, error
     asked = tmp_path / "asked.txt"
     assert asked.read_text() == "requeue 77\n" if sent == signal.SIGUSR1 else not asked.exists()  # otherwise Slurm does it
     nimg = torch.load(state, weights_only=True)["nimg"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,7 +49,6 @@ from registry.show.notebook import html_table
 from registry.train import loop
 from registry.train.generator import Generator
 from registry.train.signs import signs
-from registry.train.warmup import Pairs
 
 
 @dataclass
@@ -112,8 +111,8 @@ def distill(
 
     start = partial(start_or_resume, recipe, run, saved, resume, found, journal)
     with interruptible(start) as folder, told_of(recipe.loss), held((recipe.teacher, teacher.denoiser), recipe.noise, noise):
-        if run.nimg < run.regression_end:
-            run.pairs = pairs(recipe, run, generator, teacher, noise, saved.clock, journal)
+        needed = partial(have_pairs, recipe, run, generator, teacher, noise, saved.clock, journal)
+        needed()
         for line in (introduction(recipe, teacher, noise, generator, device, run.nimg), *teacher.remarks, *phases(run)):
             journal.log(line)
         shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
@@ -130,20 +129,13 @@ def distill(
                 draw_start(folder, generator.sample(shown), teacher.images, recipe)
         begun = partial(pictures_of, teacher, noise, generator.steps, folder, recipe)
         seen = partial(signs_and_teacher, run, fingerprint(run.teacher.state_dict()))
-
-        def iterations() -> Iterator[None]:
-            if run.nimg < run.regression_end and run.pairs is None:  # resumed after the regression, and rolled back into it
-                run.pairs = pairs(recipe, run, generator, teacher, noise, saved.clock, journal)
-                saved.clock.start()
-            return loop.iterations(run)
-
-        train(iterations, run, recipe, folder, run.learners, saved, snapshot, seen, run.milestones, begun)
+        train(partial(iterations, run, needed), run, recipe, folder, run.learners, saved, snapshot, seen, run.milestones, begun)
         rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher)
     journal.log(f"the run is in {folder.path}; its page: {folder.path / REPORT}")
     return Result(sampler_of(generator, teacher, saved.tables, folder.path), rows, folder.path)
 
 
-def pairs(
+def have_pairs(
     recipe: Recipe,
     run: loop.Distillation,
     generator: Generator,
@@ -151,13 +143,20 @@ def pairs(
     noise: Noise,
     clock: Clock,
     journal: Journal,
-) -> Pairs:
-    """What the generator learns in the warm-up. Making it is a part of the training."""
+) -> None:
+    """Make what the generator learns in the warm-up, if the run is there and has none. Making it is a part of the training."""
+    if run.nimg >= run.regression_end or run.pairs is not None:
+        return
     clock.start()
     with whole_teacher(teacher) as f_star:
-        found = teacher_pairs(f_star, noise, generator.sigmas, recipe.warmup.pairs, recipe.warmup.nfe, run.device, journal)
+        run.pairs = teacher_pairs(f_star, noise, generator.sigmas, recipe.warmup.pairs, recipe.warmup.nfe, run.device, journal)
     clock.stop(run.device)
-    return found
+
+
+def iterations(run: loop.Distillation, needed: Callable[[], None]) -> Iterator[None]:
+    """Those that are left, and what is needed for them: a run that was resumed after the warm-up may be rolled back into it."""
+    needed()
+    return loop.iterations(run)
 
 
 def pictures_of(teacher: Teacher, noise: Noise, steps: int, folder: RunFolder, recipe: Recipe) -> None:

@@ -139,10 +139,11 @@ def train(
             with going_on(folder, run.nimg >= run.total):
                 make(snapshot, saved, folder, run)
         while True:
+            ahead = iterations()
             ticks.begin(run.nimg)
             saved.clock.start()
             try:
-                for i, _ in enumerate(with_fastest_threads(iterations(), saved.threads, run.device, folder.journal)):
+                for i, _ in enumerate(with_fastest_threads(ahead, saved.threads, run.device, folder.journal)):
                     check_settings(before)
                     bar.at(round(run.nimg / 1000, 1), f"{ticks.speed(run.nimg):.0f} img/s  {ticks.note}")
                     after_iteration(run, recipe.train, folder, learners, saved, snapshot, schedule, ticks)
