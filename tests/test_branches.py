@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from registry.files.plain import save
 from registry.report.history import is_locked
 from registry.runs import ending, outputs
 from registry.runs.distill import distill
-from registry.runs.folder import RunFolder
+from registry.runs.folder import RunFolder, new_run_folder
 from registry.runs.outputs import measure_snapshot
 from registry.runs.states import newest_whole, set_later_aside, states
 from registry.show.journal import Journal
@@ -251,3 +252,49 @@ def test_a_working_folder_may_be_renamed_and_removed(recipe_file: Write, tmp_pat
     folder = distill(str(recipe_file())).folder
     monkeypatch.chdir(tmp_path)
     assert list(folder.glob("network-snapshot-*.pkl"))
+
+
+class Unlocks(IPFMLoss):
+    """In the generator's third step somebody removes the lock, and perhaps another run takes it at once."""
+
+    def __init__(self, runs: Path, takes: bool) -> None:
+        super().__init__()
+        self.runs, self.takes, self.step = runs, takes, 0
+
+    def generator(self, *args: Any) -> Tensor:
+        self.step += 1
+        if self.step == 3:
+            (self.runs / "00000-short" / "run.lock").unlink()
+            if self.takes:
+                code = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); sys.stdin.read()"
+                self.other = subprocess.Popen(
+                    [sys.executable, "-c", code, str(self.runs / "00000-short" / "run.lock")],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                )  # fmt: skip
+                assert self.other.stdout is not None and self.other.stdout.readline()
+        return super().generator(*args)
+
+
+@pytest.mark.parametrize("takes", [False, True])
+def test_a_lock_that_is_removed_is_taken_again_or_the_run_goes_on_elsewhere(
+    takes: bool, recipe_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = Unlocks(tmp_path / "runs", takes)
+    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: loss)
+    folder = distill(str(recipe_file())).folder
+    log = (folder / "log.txt").read_text()
+    if not takes:
+        assert folder.name == "00000-short" and "run.lock was removed while this run goes on; it is there again" in log
+        return
+    loss.other.communicate()
+    assert folder.name == "00001-short" and "the folder of this run is another run's by now; the run goes on in " in log
+    assert list(folder.glob("training-state-*.pt")) and list((tmp_path / "runs" / "00000-short").glob("training-state-*.pt"))
+
+
+def test_numbers_of_folders_have_no_end(recipe_file: Write, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "999999999-mine").mkdir(parents=True)
+    (tmp_path / "runs" / ("9" * 30 + "-mine")).mkdir()
+    assert [new_run_folder(tmp_path / "runs", "short").name for _ in range(2)] == ["1000000000-short", "1000000001-short"]
+    folder = distill(str(recipe_file())).folder
+    assert folder.name == "1000000002-short"
+    assert distill(str(recipe_file()), resume="auto").folder == folder

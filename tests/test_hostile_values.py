@@ -134,7 +134,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "call of torch.float32": (snapshot(call(name("torch", "float32"))), "calls torch.float32"),
     "arguments of OrderedDict": (
         snapshot(call(ORDERED, many())),
-        "calls collections.OrderedDict with arguments that no pickler writes",
+        "makes a dictionary from another one",
     ),
     "arguments of set": (snapshot(call(SET, text("abc"))), "calls builtins.set with arguments that no pickler writes"),
     "length of bytes": (
@@ -193,7 +193,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "negative stride": (snapshot(tensor(blob(), 3, [4], [-1])), "not a few whole numbers"),
     "negative size": (snapshot(tensor(blob(), 0, [-1, -4], [1, 1])), "not a few whole numbers"),
     "truth as size": (snapshot(tensor(blob(), 0, [b"\x88"])), "not a few whole numbers"),
-    "many dimensions": (snapshot(tensor(blob(), 0, [1] * 17, [1] * 17)), "not a few whole numbers"),
+    "many dimensions": (snapshot(tensor(blob(), 0, [1] * 17, [1] * 17)), "a tuple of more than 16 values"),
     "fewer strides": (snapshot(tensor(blob(), 0, [1, 1])), "ValueError"),
     "repeated numbers": (snapshot(tensor(blob(), 0, [10**6, 10**6], [0, 0])), "repeats its 4 numbers"),
     "empty of huge size": (snapshot(tensor(blob(), 0, [0, 2**70], [1, 1])), "is damaged"),
@@ -250,6 +250,11 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     # zip files
     "zip of nothing": (archive(b""), "ends in the middle"),
     "zip without a pickle": (archive(b"}.").replace(b"data.pkl", b"data.pkx"), "with 0 members data.pkl"),
+    "zip with a path for a root": (archive(pickled(b"}")).replace(b"state/", b"../../"), "which torch.save never writes"),
+    "zip with a path for a storage": (
+        state(tensor(reference("../../0")), members={"data/../../0": bytes(16)}),
+        "which torch.save never writes",
+    ),
     "zip with two pickles": (archive(b"}.", {"more/data.pkl": b"}."}), "with 2 members data.pkl"),
     "zip with a member twice": (archive(b"}.", {"data/1": b""}).replace(b"data/1", b"data/0"), "appears twice"),
     "zip with more in its pickle": (archive(pickled(b"}") + b"x"), "1 bytes follow the end of its pickle"),
@@ -275,9 +280,8 @@ def test_strange_but_harmless_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for content in [
         snapshot(record(__class__=text("os"), __dict__=dictionary(x=b"N"), __setstate__=text("eval"))),
-        patched_roots := archive(pickled(b"}")).replace(b"state/", b"../../"),
-        state(tensor(reference("../../0")), members={"data/../../0": bytes(16)}),
+        archive(pickled(b"}")).replace(b"state/", b"...../"),
     ]:
         path.write_bytes(content)
         read_pickle(path)
-    assert b"../../data.pkl" in patched_roots and [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -250,3 +251,14 @@ def test_a_component_that_cannot_say_what_it_serves_breaks_no_hint(plugins: Plug
 def test_a_complete_recipe_holds_any_text(text: str) -> None:
     tables = {"log": {"outdir": text, "trackers": [text]}}
     assert tomllib.loads(dumps(tables)) == tables
+
+
+def test_a_recipe_of_thousands_of_settings_is_none(here: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    """It would take long to say what is wrong with each."""
+    path = tmp_path / "many.toml"
+    for text in ("".join(f"k{i} = 1\n" for i in range(30_000)), "".join(f"[swap.x{i}]\n" for i in range(30_000))):
+        path.write_text("[train]\n" + text)
+        done = here("check", path)
+        assert done.returncode == 1 and "settings, and no recipe has more than 2,000" in done.stderr.splitlines()[0]
+    path.write_text("[train]\nbatch = " + "1" * 5000)
+    assert "it has a whole number of more than 64 bits" in here("check", path).stderr

@@ -218,9 +218,9 @@ def test_an_archive_with_two_directories_is_refused(tmp_path: Path, cli: Cli) ->
         torch.save({"ema": network.state_dict()}, buffer)
         files.append(buffer.getvalue())
     (tmp_path / "two.pt").write_bytes(files[0] + files[1])
-    with pytest.raises(PickleError, match="another directory than the one that its end record names"):
+    with pytest.raises(PickleError, match="another end record than the one that its end names"):
         read_pickle(tmp_path / "two.pt")
-    assert "another directory" in error_line(cli("inspect", tmp_path / "two.pt"))
+    assert "another end record" in error_line(cli("inspect", tmp_path / "two.pt"))
 
 
 def test_a_full_disk_behind_the_output_is_told_in_one_line(tmp_path: Path) -> None:

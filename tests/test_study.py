@@ -387,3 +387,23 @@ def test_a_pipe_in_a_grids_place_is_no_grid(copied: Path, here: Here, monkeypatc
         os.mkfifo(path)
     done = here("study", str(copied), "--report-only")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_number_that_became_another_processs_gets_no_signal(tmp_path: Path) -> None:
+    """attempt.json says which process to tell; it may be old, or somebody else's."""
+    cell = tmp_path / "cell"
+    ours = attempts.begin(cell, [sys.executable, "-c", "import time; time.sleep(60)"], {})
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        for pid in (other.pid, 0, -1, 1):
+            attempts.write_note(cell, attempts.read_attempt(cell) | {"pid": pid})
+            attempts.Leftover(cell).signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert other.poll() is None and attempts.is_running(cell)
+        attempts.write_note(cell, attempts.read_attempt(cell) | {"pid": ours.process.pid})
+        attempts.Leftover(cell).signal(signal.SIGTERM)
+        assert ours.process.wait(20) == -signal.SIGTERM
+    finally:
+        for process in (other, ours.process):
+            process.kill()
+            process.wait()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import lzma
 import os
 import pickle
 import struct
 import subprocess
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -26,8 +28,11 @@ from registry.edm.datasets import load_images, readable_labels
 from registry.edm.image_files import open_picture
 from registry.edm.pickles import PickleError, disguised_program
 from registry.edm.snapshots import SnapshotPickler, persistent
+from registry.files.bounds import STATE
 from registry.files.describe import describe
 from registry.files.formats import convert_network, save_network
+from registry.files.npz import read_npz
+from registry.files.plain import load
 from tests.conftest import tiny_network
 from tests.test_disguise import disguised, named_and_refused
 
@@ -228,3 +233,126 @@ def test_a_list_of_labels_holds_about_as_many_values_as_images(tmp_path: Path) -
         archive.writestr("dataset.json", b'{"labels": [["a.png", 3]], "more": [[0, 1, 2, 3]]}')
     classes = load_images(str(tmp_path / "set.zip")).classes
     assert classes is not None and classes.tolist() == [3]
+
+
+def test_a_name_that_is_cut_off_is_one(here: Here, tmp_path: Path) -> None:
+    """Unpicklers in Python take the last line of a file without its end for a whole one, less one letter."""
+    path, mark = tmp_path / "net.safetensors", tmp_path / "ran"
+    save_network(path, "generator", tiny_network(), {"D": 128.0})
+    whole = path.read_bytes()
+    run = b"0(S'touch " + os.fsencode(mark) + b"'\nios\nsystemX"
+    header = whole[8 : 8 + int.from_bytes(whole[:8], "little")]
+    content = json.loads(header)
+    size = len(whole) - 8 - len(header)
+    content["zzz"] = {"dtype": "U8", "shape": [len(run)], "data_offsets": [size, size + len(run)]}
+    # The first byte of the length is 'V', a line of text that ends with the header; tensors follow, so they are set to one 'N0N0…'.
+    text = json.dumps(content).encode()
+    length = len(text) + 1 + (ord("V") - len(text) - 1) % 256
+    path.write_bytes(length.to_bytes(8, "little") + text.ljust(length - 1) + b"\n" + b"N0" * (size // 2) + run)
+    with open(path, "r+b") as file:
+        seal.seal(file)
+    named_and_refused(path, mark, lambda file: pickle._loads(file.read_bytes()), here)  # type: ignore[attr-defined]
+
+
+def rezipped(path: Path, more: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> None:
+    """One of our .pt files with more members, sealed again."""
+    found = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
+    root = found.namelist()[0].partition("/")[0]
+    with open(path, "w+b") as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            for info in found.infolist():
+                archive.writestr(info.filename, found.read(info))
+            for name, content in more.items():
+                archive.writestr(f"{root}/{name}", content, method)
+        seal.seal(file)
+
+
+@pytest.mark.parametrize("name", [".data/extern_modules", "data/model.pkl", "data/evil.py", ".data/x", ".x"])
+def test_a_package_of_torch_is_no_file_of_ours(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    save_network(path, "generator", tiny_network(), {"D": 128.0})
+    rezipped(path, {name: b"os\n"})
+    with pytest.raises(UserError, match=r"which torch\.save never writes"):
+        describe(str(path))
+
+
+def test_members_that_say_twice_where_they_are_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        info = zipfile.ZipInfo("archive/data.pkl")
+        info.extra = struct.pack("<HHQ", 1, 8, 0) * 2
+        archive.writestr(info, pickle.dumps({"a": 1}, 2))
+    with pytest.raises(UserError, match="says twice how long its member"):
+        describe(str(path))
+
+
+def swollen(method: int) -> bytes:
+    """A zip file of a kilobyte whose member says that it has ten bytes, and has millions."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:
+        archive.writestr("a.png", bytes(2**26), method)
+    content = written.getvalue()
+    length = struct.pack("<I", 2**26)
+    assert content.count(length) == 2
+    return content.replace(length, struct.pack("<I", 10))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_is_not_unpacked_further_than_it_says(method: int, tmp_path: Path) -> None:
+    path = tmp_path / "set.zip"
+    path.write_bytes(swollen(method))
+    (tmp_path / "ref.npz").write_bytes(swollen(method))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"not a readable image|is not a ZIP of images"):
+        load_images(str(path))
+    with pytest.raises(UserError, match=r"not an \.npz file"):
+        read_npz(tmp_path / "ref.npz", "ref.npz", 2**28)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
+
+
+def many_calls(called: bytes, argument: bytes) -> bytes:
+    """A file that calls something twenty thousand times with one argument."""
+    return b"\x80\x02(" + argument + b"q\x010" + called + b"q\x000" + b"h\x00h\x01R0" * 20_000 + b"}."
+
+
+@pytest.mark.parametrize(
+    ("called", "argument"),
+    [
+        (b"c_codecs\nencode\n", text("x" * 1000) + b"X\x06\0\0\0latin1\x86"),
+        (b"c__builtin__\nset\n", b"](" + b"K\x01" * 1000 + b"e\x85"),
+        (b"ctorch\nSize\n", b"(" + b"K\x01" * 1000 + b"t\x85"),
+        (b"ccollections\nOrderedDict\n", b"}X\x01\0\0\0aK\x01s\x85"),
+    ],
+)
+def test_calls_that_copy_are_not_made(called: bytes, argument: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    content = many_calls(called, argument).replace(b"(" + argument, b"N0" + argument, 1)
+    with open(path, "w+b") as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("archive/data.pkl", content)
+            archive.writestr("archive/version", b"3\n")
+        seal.seal(file)
+    with pytest.raises(UserError, match=r"it refers to|makes a dictionary from another one|tuple of more than 16 values"):
+        load(path, STATE)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pkl", "safetensors"])
+def test_one_text_in_many_places_is_counted_in_each(suffix: str, tmp_path: Path) -> None:
+    path, same = tmp_path / f"net.{suffix}", "x" * 20_000
+    save_network(path, "generator", tiny_network(), {"D": 128.0, "components": [same] * 1000})
+    with pytest.raises(UserError, match="hold each other too many times"):
+        describe(str(path))
+
+
+def test_keys_of_a_networks_arguments_are_few_texts(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    save_network(path, "generator", tiny_network(), {"D": 128.0})
+    content = torch.load(path, weights_only=True)
+    content["network"]["kwargs"] = dict.fromkeys(range(100_000))
+    with open(path, "w+b") as file:
+        torch.save(content, file)
+        seal.seal(file)
+    with pytest.raises(UserError, match=r"network\.kwargs: holds no entries by name"):
+        describe(str(path))

@@ -195,8 +195,8 @@ def leave(code: int) -> NoReturn:
     one that is left while it writes a state, since torch's writer of files crashes in it."""
     answer_signals(interrupt, signal.SIG_DFL)  # there is nothing left to interrupt
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # a plugin may have set one to None
+            stream.flush()
     except OSError:  # a full disk; Python would try again, and tell of it
         os._exit(code or 1)
     except ValueError:  # somebody closed them
@@ -253,6 +253,8 @@ def reason(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
             return "there is not enough memory", 1
         case RuntimeError() | ImportError() if NO_MEMORY.search(text):
             return f"there is not enough memory; a smaller batch_gpu needs less ({text[:100]})", 1
+        case ValueError() if "I/O operation on closed file" in text:
+            return "the output has been closed", 1
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EIO, filename=None):
             return f"the output cannot be written: {error.strerror}", 1
         case OSError() if error.filename:  # a name that the system refuses, a disk that fails

@@ -7,6 +7,7 @@ streams      one random stream per image
 philox       the numbers in them, from counters
 float64      the widest numbers that a device has
 atomic       writes files and folders whole or not at all
+zips         members of zip files, unpacked as far as they say
 surroundings torch's settings and random states, which belong to the caller
 locks        on files; they go with the process
 levels       every schedule of sigma

@@ -13,6 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from registry.core.errors import UserError
 from registry.core.text import cut, shown
 from registry.core.version import install
+from registry.core.zips import content_of
 from registry.edm.image_files import SUFFIXES, files_below, open_picture
 
 IMAGES = tuple(SUFFIXES)
@@ -104,12 +106,17 @@ def load_images(source: str, most: int | None = None, told: Told | None = None) 
         try:
             with zipfile.ZipFile(path) as archive:
                 check_members(archive, path)
-                return _read(str(path), sorted(archive.namelist()), archive.read, most, told)
+                return _read(str(path), sorted(archive.namelist()), partial(member_of, archive), most, told)
         except UNREADABLE as error:
             raise UserError(f"{source}: is not a ZIP of images, or is damaged: {shown(error)}") from None
     if os.path.exists(path):
         raise UserError(f"{source}: neither a folder nor a ZIP of images")
     raise UserError(f"{cut(source)}: no such data set; give 'digits', or a folder or ZIP of images in EDM's layout")
+
+
+def member_of(archive: zipfile.ZipFile, name: str) -> bytes:
+    """What the member of this name holds."""
+    return content_of(archive, archive.getinfo(name))
 
 
 def check_members(archive: zipfile.ZipFile, source: object) -> None:

@@ -71,8 +71,9 @@ Tensors = Annotated[dict[str, Any], BeforeValidator(by_name("tensors", lambda va
 TensorsOrShapes = Annotated[
     dict[str, Any], BeforeValidator(by_name("tensors", lambda value: isinstance(value, Tensor) or is_shape(value), MOST_TENSORS))
 ]
-ByName = BeforeValidator(by_name("tables", lambda value: True, MOST_TABLES))
-Tables = Annotated[dict[str, dict[str, Any]], ByName, AfterValidator(without_tensors)]
+ByName = BeforeValidator(by_name("entries", lambda value: True, MOST_TABLES))
+Table = Annotated[dict[str, Any], ByName]
+Tables = Annotated[dict[str, Table], ByName, AfterValidator(without_tensors)]
 
 
 class Entries(BaseModel):
@@ -101,7 +102,7 @@ class Network(Entries):
     """What a network is built from."""
 
     name: Annotated[str, Field(max_length=200, alias="class")]
-    arguments: Annotated[dict[str, Any], Field(alias="kwargs")]
+    arguments: Annotated[Table, Field(alias="kwargs")]
 
 
 class Arguments(Entries):
@@ -128,7 +129,7 @@ class Part(Entries):
 
     net: Tensors | None = None
     companion: Tensors | None = None
-    optimiser: dict[str, Any] | None = None
+    optimiser: Table | None = None
 
 
 class StateFile(Entries):
@@ -137,7 +138,7 @@ class StateFile(Entries):
     parts: Annotated[dict[str, Part], ByName]
     networks: Annotated[dict[str, Network], ByName]
     nimg: Count
-    rng: Annotated[list[dict[str, Any]], FailFast()]
+    rng: Annotated[list[Table], FailFast()]
     recipe: Tables
     about: About = About()
     seconds: Annotated[float, Field(ge=0)] = 0.0
@@ -152,7 +153,7 @@ class PairsFile(Entries):
     starts: Tensor
     images: Tensor
     labels: Tensor | None
-    provenance: Annotated[dict[str, Any], AfterValidator(without_tensors)]
+    provenance: Annotated[Table, AfterValidator(without_tensors)]
 
 
 STATE, PAIRS = "training state", "pairs"
@@ -194,7 +195,7 @@ def check_values(content: Any, source: object) -> None:
         value, depth, is_seen_through = path.pop()
         inner = [*value, *value.values()] if isinstance(value, Mapping) else list(value)
         if is_seen_through:
-            sizes[id(value)] = size = 1 + sum(sizes.get(id(i), 1) for i in inner)
+            sizes[id(value)] = size = 1 + sum(sizes.get(id(i), 1 + len(i) // 10 if type(i) is str else 1) for i in inner)
             if size > MOST_VALUES:
                 raise UserError(f"{source}: {UNLIKE}: its lists and tables hold each other too many times")
         elif id(value) not in sizes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -119,7 +120,8 @@ def _plain(
 
 def _pickle(path: Path, source: str, kind: str | None) -> Description:
     names = without_dtypes(list_globals(path))
-    zipped = path.open("rb").read(2) == b"PK"
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"PK"
     found = Description(
         path, "training state (torch)" if zipped else "network snapshot (pickle)", "an unknown program", globals=names
     )
@@ -169,23 +171,33 @@ def _network(
     key: str, kind: str, name: str, kwargs: Mapping[str, Any], shapes: Mapping[str, Any], D: Any, levels: Any
 ) -> dict[str, str]:
     """One network as readable text by heading. `levels` are its lowest and highest noise level, if it has them."""
-    encoder = {"positional": "ddpmpp", "fourier": "ncsnpp"}.get(str(kwargs.get("embedding_type", "positional")), "")
-    arch = {"SongUNet": encoder, "DhariwalUNet": "adm"}.get(str(kwargs.get("model_type", "")), "")
+    encoder = {"positional": "ddpmpp", "fourier": "ncsnpp"}.get(in_brief(kwargs.get("embedding_type", "positional")), "")
+    arch = {"SongUNet": encoder, "DhariwalUNet": "adm"}.get(in_brief(kwargs.get("model_type", "")), "")
     mult = kwargs.get("channel_mult")
-    resolution = kwargs.get("img_resolution")
+    channels, side, shape = (in_brief(kwargs.get(name) or "") for name in ("img_channels", "img_resolution", "image_shape"))
+    images = f"{channels}×{side}×{side}" if side else shape
     parameters = sum(math.prod(shape) for tensor, shape in shapes.items() if tensor.rpartition(".")[2] not in BUFFERS)
     return {
         "key": key,
         "kind": kind,
         "class": name + (f" ({arch})" if arch else ""),
-        "images": f"{kwargs.get('img_channels')}×{resolution}×{resolution}" if resolution else str(kwargs.get("image_shape", "")),
-        "labels": str(kwargs.get("label_dim", 0)),
+        "images": images,
+        "labels": in_brief(kwargs.get("label_dim", 0)),
         "D": "inf" if D is None else f"{D:g}",
         "sigma": _levels(levels),
-        "channels": f"{kwargs.get('model_channels', '')} × {mult}" if mult else "",
+        "channels": f"{in_brief(kwargs.get('model_channels', ''))} × {in_brief(mult)}" if mult else "",
         "parameters": f"{parameters:,}",
         "fp16": "yes" if kwargs.get("use_fp16") else "no",
     }
+
+
+BRIEF = reprlib.Repr()
+BRIEF.maxlevel, BRIEF.maxlist, BRIEF.maxtuple, BRIEF.maxdict, BRIEF.maxstring = 3, 100, 100, 20, 200
+
+
+def in_brief(value: Any) -> str:
+    """A value as text, no longer than somebody reads: in a small file the same text may stand in many places."""
+    return value[:10_000] if isinstance(value, str) else BRIEF.repr(value)
 
 
 def _levels(levels: Any) -> str:
@@ -199,7 +211,7 @@ def _levels(levels: Any) -> str:
 def _facts(about: Mapping[str, Any]) -> dict[str, str]:
     """What our files say about themselves."""
     facts = {
-        k: str(about[k])
+        k: in_brief(about[k])
         for k in ("sigma_init", "steps", "sigmas", "sigma_data", "teacher", "components", "data", "recipe_hash")
         if about.get(k) is not None
     }

@@ -11,6 +11,7 @@ from numpy.lib import format as npy
 
 from registry.core.errors import UserError
 from registry.core.text import shown
+from registry.core.zips import check_packing
 
 MOST_ENTRIES = 1000
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -24,6 +25,7 @@ def read_npz(path: Path, source: object, most: int) -> dict[str, np.ndarray]:
             if len(entries) > MOST_ENTRIES or sum(entry.file_size for entry in entries) > most:
                 raise UserError(f"{source}: its arrays would take more than the {most / 2**20:.0f} MiB that are allowed")
             for entry in entries:
+                check_packing(entry)
                 with archive.open(entry) as file:
                     shape, _, dtype = HEADERS[npy.read_magic(file)](file)
                     if dtype.hasobject or file.tell() + math.prod(shape) * dtype.itemsize != entry.file_size:

@@ -20,7 +20,7 @@ from registry.core.atomic import write_atomically
 from registry.core.errors import UserError
 from registry.core.interruption import undisturbed
 from registry.core.text import shown
-from registry.edm.pickles import PickleError, disguised_program, list_globals, take_too_much
+from registry.edm.pickles import TENSOR, Global, PickleError, disguised_program, list_globals, take_too_much
 from registry.files.bounds import SCHEMAS, NetworkFile, check_entries, check_values
 from registry.files.locate import open_path
 
@@ -33,6 +33,8 @@ NOT_PLAIN = "not a plain-tensor file written by distill, or damaged"
 DAMAGED = "is damaged: its content is not what was written"
 UNREADABLE = "cannot be read"
 """What is said of a file that the disk does not give, now: it may be whole."""
+PLAIN = {TENSOR, Global("collections", "OrderedDict")}
+"""What a file of ours refers to, besides kinds of numbers. torch's loader calls more, such as what copies its argument."""
 NETWORK_KINDS = ("denoiser", "generator", "classifier")
 
 
@@ -135,7 +137,7 @@ def check_plain(path: Path, source: object) -> None:
     """Check that a file holds nothing but what `inspect` calls safe: torch's own loader admits more, such as sparse tensors, which
     nothing of ours can use, and unpacks what is compressed. Raises UserError."""
     try:
-        strange = [name for *name, executes in plain_globals(path) if executes]
+        strange = [name for *name, _ in plain_globals(path) if not (Global(*name) in PLAIN or is_dtype(*name))]
     except PickleError as error:
         raise UserError(f"{source}: {NOT_PLAIN} ({shown(error)})") from None
     except OSError as error:

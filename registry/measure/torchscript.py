@@ -17,6 +17,7 @@ from torch import Tensor
 
 from registry.core.errors import SettingError, UserError
 from registry.core.text import shown
+from registry.core.zips import content_of
 from registry.measure.feature_network import FeatureNetwork, rgb
 from registry.show.pictures import to_uint8
 
@@ -123,7 +124,7 @@ def check_size(path: Path) -> None:
             raise UserError(f"{path}: its records take far more than the file: it holds nothing but its size")
         for entry in archive.infolist():
             text = re.search(r"\.(py|pkl)(?:\0|$)", entry.orig_filename.lower())  # torch takes names in any case, and up to a NUL
-            if text and is_nested(archive.read(entry), text[1] == "py"):
+            if text and is_nested(content_of(archive, entry), text[1] == "py"):
                 raise UserError(f"{path}: not a TorchScript program, or damaged")
 
 

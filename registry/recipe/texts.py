@@ -13,7 +13,7 @@ from registry.core.text import shown
 from registry.files.json_files import NoRecord, content
 from registry.recipe.resolved import Tables
 
-MOST_CHARACTERS, DEEPEST = 1_000_000, 50
+MOST_CHARACTERS, DEEPEST, MOST_SETTINGS = 1_000_000, 50, 2000
 """Of a recipe."""
 TEXTS = re.compile(
     r'''"""(?:[^"\\]|\\.|"(?!""))*+"""|\'\'\'(?:[^']|'(?!''))*+\'\'\'|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'|\#[^\n]*+''', re.DOTALL
@@ -34,6 +34,8 @@ def read_text_and_tables(path: Path) -> tuple[str, Tables]:
             raise UserError(f"{path}: not a recipe: its tables or lists are nested too deeply, or it is too long")
         tables = tomllib.loads(text)
         check_integers(tables)
+        if (number := settings_in(tables)) > MOST_SETTINGS:
+            raise UserError(f"{path}: not a recipe: it has {number:,} settings, and no recipe has more than {MOST_SETTINGS:,}")
         return text, tables
     except RecursionError:
         raise UserError(f"{path}: not a recipe: its tables or lists are nested too deeply") from None
@@ -42,9 +44,15 @@ def read_text_and_tables(path: Path) -> tuple[str, Tables]:
     except NoRecord as error:
         raise UserError(f"{path}: {error}, so not a recipe") from None
     except ValueError as error:  # also a number of thousands of digits
-        raise UserError(f"{path}: not valid TOML: {shown(error)}") from None
+        what = "it has a whole number of more than 64 bits" if "integer string conversion" in str(error) else shown(error)
+        raise UserError(f"{path}: not valid TOML: {what}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def settings_in(tables: Mapping[str, Any]) -> int:
+    """How many settings and tables there are in tables."""
+    return sum(1 + (settings_in(value) if isinstance(value, dict) else 0) for value in tables.values())
 
 
 def check_integers(value: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import itertools
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -30,9 +32,9 @@ def new_run_folder(outdir: Path, description: str) -> Path:
     """Make {id:05d}-{description} under outdir, id = highest existing + 1 (EDM). Raises SettingError."""
     try:
         outdir.mkdir(parents=True, exist_ok=True)
-        while True:
-            ids = [int(m[1]) for p in outdir.iterdir() if (m := re.match(r"(\d{5,9})-", p.name, re.ASCII))]
-            folder = outdir / f"{max(ids, default=-1) + 1:05d}-{description}"
+        ids = [int(m[1]) for p in outdir.iterdir() if (m := re.match(r"(\d{5,12})-", p.name, re.ASCII))]
+        for number in itertools.count(max(ids, default=-1) + 1):  # another run may begin at the same time
+            folder = outdir / f"{number:05d}-{description}"
             try:
                 folder.mkdir()
                 return folder
@@ -40,6 +42,7 @@ def new_run_folder(outdir: Path, description: str) -> Path:
                 continue
     except OSError as error:
         raise SettingError("outdir", f"cannot be written: {error.strerror}", str(outdir)) from None
+    raise AssertionError("there are numbers without end")
 
 
 def holds_a_run(folder: Path) -> bool:
@@ -58,6 +61,7 @@ class RunFolder:
         self.writes = distributed.rank() == 0
         self._reported: set[str] = set()
         self._recipe = b""
+        self._locks, self._locked = False, -1  # whether the disk knows locks, and the inode of the lock's file
         self._known: int | None = None
         self._known = self._place()
         self.trackers = Trackers((), journal)
@@ -80,6 +84,28 @@ class RunFolder:
         """Whether the folder is the one that this run writes into."""
         return self._known is not None and self._place() == self._known
 
+    def _still_locked(self) -> bool:
+        """Whether the lock is this run's. If somebody has removed its file, it is taken again, unless another run has it by now."""
+        try:
+            if not self._locks or os.stat(self._lock.lock_file).st_ino == self._locked:
+                return True
+        except FileNotFoundError:
+            pass
+        except OSError:  # a disk that does not answer at present
+            return True
+        again = lock_on(self.path / "run.lock")
+        try:
+            self._lock.release()
+            taken(again)
+            self._locked = os.stat(again.lock_file).st_ino
+        except Timeout:
+            return False
+        except OSError:
+            return True
+        self._lock = again
+        self.journal.log(f"WARNING {again.lock_file} was removed while this run goes on; it is there again")
+        return True
+
     def _take(self) -> bool:
         """Take the folder's lock; False if its disk knows none. Raises UserError."""
         lock = Path(self._lock.lock_file)
@@ -91,7 +117,9 @@ class RunFolder:
             if file.exists() and not file.is_file():
                 raise UserError(f"{file}: is not a file that lines can be added to")
         try:
-            return taken(self._lock)
+            self._locks = taken(self._lock)
+            self._locked = os.stat(self._lock.lock_file).st_ino
+            return self._locks
         except Timeout:
             raise UserError(f"{self.path}: another process is writing into this run; stop it first, or begin another run") from None
         except PermissionError as error:
@@ -119,7 +147,7 @@ class RunFolder:
     def keep_there(self) -> None:
         """If the folder is gone, go on in a new one of that name, take its lock, and say so. If another run's is there now, go on
         under the next number. If neither can be had, it is tried again the next time; whoever writes a file says why it cannot."""
-        if not self.writes or self.is_there():
+        if not self.writes or (self.is_there() and self._still_locked()):
             return
         self._known = None
         with suppress(OSError):
@@ -135,10 +163,11 @@ class RunFolder:
         except (OSError, UserError):
             self.path = unused(self._home)  # not into another run's
             return
+        gone = "was gone" if self.path == self._home or not self._home.exists() else "is another run's by now"
         where = "a new folder of that name" if self.path == self._home else str(self.path)
         self._home, self._known = self.path, self._place()
         self.journal.open(self.path)
-        self.journal.log(f"WARNING the folder of this run was gone; the run goes on in {where}")
+        self.journal.log(f"WARNING the folder of this run {gone}; the run goes on in {where}")
 
     def write(self, name: str, content: bytes) -> None:
         """A file in the folder, whole or not at all."""

@@ -62,7 +62,7 @@ def find_state(resume: str | None, outdir: Path, description: str, tables: Mappi
 
 def newest_run(outdir: Path, description: str, tables: Mapping[str, Any]) -> Found:
     """The newest whole state of the newest run of this name and identity; of all newer ones it is said why they were not taken."""
-    name = re.compile(rf"\d{{5,9}}-{re.escape(description)}", re.ASCII)
+    name = re.compile(rf"\d{{5,12}}-{re.escape(description)}", re.ASCII)
     there = [p for p in outdir.iterdir() if name.fullmatch(p.name)] if os.path.isdir(outdir) else []
     runs = sorted(there, key=lambda p: int(p.name.partition("-")[0]), reverse=True)
     wanted, remarks = identity(tables), list[str]()

@@ -67,7 +67,7 @@ class Leftover:
     def signal(self, number: int) -> None:
         """Send a signal to the process, if it is still there."""
         pid = read_attempt(self.folder).get("pid")
-        if isinstance(pid, int) and is_running(self.folder):
+        if isinstance(pid, int) and pid > 1 and is_running(self.folder) and holds_lock(pid, self.folder):
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
 
@@ -111,6 +111,21 @@ def is_running(folder: Path) -> bool:
         return True
     except OSError:
         return False
+    return False
+
+
+def holds_lock(pid: int, folder: Path) -> bool:
+    """Whether this process has the cell's lock open: the number in a file may have become another's. Where the system does not say
+    (macOS), it is believed."""
+    open_files = Path(f"/proc/{pid}/fd")
+    if not Path("/proc/self/fd").is_dir():
+        return True
+    with suppress(OSError):
+        lock = os.stat(folder / LOCK)
+        for file in open_files.iterdir():
+            with suppress(OSError):
+                if os.path.samestat(os.stat(file), lock):
+                    return True
     return False
 
 

@@ -107,7 +107,7 @@ class Cell:
 
 def run_folder(folder: Path) -> Path | None:
     """The newest run folder in a cell's folder."""
-    runs = [p for p in folder.glob("*-*") if re.match(r"\d{5,9}-", p.name, re.ASCII) and p.is_dir() and any(p.iterdir())]
+    runs = [p for p in folder.glob("*-*") if re.match(r"\d{5,12}-", p.name, re.ASCII) and p.is_dir() and any(p.iterdir())]
     return max(runs, key=lambda p: int(p.name.partition("-")[0]), default=None)
 
 

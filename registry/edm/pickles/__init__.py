@@ -34,7 +34,7 @@ edm_network.py   `network_of`: a network of ours from a record
 
 from __future__ import annotations
 
-from registry.edm.pickles.allowlist import RUNS_SOURCE, Global
+from registry.edm.pickles.allowlist import RUNS_SOURCE, TENSOR, Global
 from registry.edm.pickles.contents import read_pickle
 from registry.edm.pickles.disguise import disguised_program
 from registry.edm.pickles.edm_network import NEWEST_VERSION, network_of
@@ -48,6 +48,7 @@ __all__ = [
     "MAX_PARTS",
     "NEWEST_VERSION",
     "RUNS_SOURCE",
+    "TENSOR",
     "UNKNOWN",
     "Global",
     "Inert",

@@ -26,6 +26,8 @@ LENGTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4
            pickletools.TAKEN_FROM_ARGUMENT8U: 8}  # fmt: skip
 """Bytes of the length that stands before an argument."""
 INSTRUCTIONS = {code.code: code for code in pickletools.opcodes}
+LONGEST_NAMES = 10_000
+"""Bytes of a module and a name."""
 NAME = re.compile(rb"[\w.<>\-\x80-\xff]+")
 TARBALL = Global("", "the pickles in the tar archive that it is, too")
 ZIPPED = Global("", "the pickle in the zip archive that it is, too")
@@ -67,7 +69,9 @@ def ends_as_zip(file: BinaryIO) -> bool:
 
 
 def unpacks(start: bytes) -> bool:
-    """Whether what begins so is compressed; joblib unpacks it before it unpickles it."""
+    """Whether what begins so is compressed; joblib unpacks it before it unpickles it. (gzip's header may be longer than this.)"""
+    if start.startswith(b"\x1f\x8b"):
+        return True
     for unpacker in (zlib.decompressobj(47), bz2.BZ2Decompressor(), lzma.LZMADecompressor()):
         with suppress(zlib.error, OSError, lzma.LZMAError, EOFError):
             if unpacker.decompress(start):
@@ -103,14 +107,15 @@ def _named(content: mmap.mmap) -> Global | None:
         at += 1
         lines = code.name in ("GLOBAL", "INST")
         end = _end(content, at, code, 2 if lines else 1)
-        if end is None:
+        if end is None and not lines:
             return None
+        end = len(content) if end is None else end  # a name that is cut off is one for loaders in Python
         if code.name == "FRAME":  # its end, too, may be the beginning of what a loader reads next
             length = int.from_bytes(content[at:end], "little")
             if end + length <= len(content):
                 return Global("", "what a frame of a pickle hides")  # one that is cut off is read all the same, as far as it goes
-        names = content[at:end].split(b"\n")[:2] if lines else []
-        if lines and all(NAME.fullmatch(name.rstrip(b"\r")) for name in names):
+        names = content[at : min(end, at + LONGEST_NAMES)].split(b"\n")[:2] if lines else []
+        if len(names) == 2 and all(NAME.fullmatch(name.rstrip(b"\r")) for name in names):
             module, name = (name.decode("latin-1").rstrip("\r") for name in names)
             return Global(module, name)
         texts += code.arg is not None and ("string" in code.arg.name or "unicode" in code.arg.name)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from registry.core.zips import content_of
 from registry.edm.pickles.allowlist import ALLOWED_GLOBALS, Global
 from registry.edm.pickles.disguise import TARBALL, ZIP_START, ZIPPED, ends_as_zip, is_tarball
 from registry.edm.pickles.refusals import Misframed, PickleError, blaming
@@ -17,6 +18,8 @@ from registry.edm.pickles.trace import Trace, trace_pickle
 
 UNPACKED = 2**20
 """So many bytes of members that torch could take for its pickle are looked through, but the first of them whole."""
+MOST_MEMBERS = 100
+"""And at most so many."""
 PICKLES = 5
 """So many follow each other in an older stream of torch.save."""
 
@@ -99,12 +102,11 @@ def _look_through(file: BinaryIO, size: int, names: list[Global]) -> None:
             if left <= 0:
                 names.append(UNKNOWN)
                 return
-            left -= info.file_size
+            left -= max(info.file_size, info.compress_size, UNPACKED // MOST_MEMBERS)
             inner: tuple[BinaryIO, range] = (file, member.span)
             with suppress(Exception):  # whatever is wrong with a member, the others are looked at
                 if not member.stored:
-                    with archive.open(info) as unpacked:
-                        inner = _in_memory(unpacked.read(UNPACKED))
+                    inner = _in_memory(content_of(archive, info, UNPACKED))
                 trace_pickle(*inner, names, False)
 
 

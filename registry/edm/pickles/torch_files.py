@@ -17,8 +17,10 @@ from registry.edm.pickles.unpickle import unpickle
 STREAM_MARK = 0x1950A86A20F9469CFC6C
 """An older stream begins with this number, pickled."""
 
-NAMES = re.compile(r"[^/\\]+/(data\.pkl|version|byteorder|data/.+|\..+)", re.DOTALL)
-"""How torch.save names the members of a zip file."""
+NAMES = re.compile(
+    r"[^/\\]+/(data\.pkl|version|byteorder|data/[0-9]+|\.(format_version|storage_alignment|data/serialization_id))", re.DOTALL
+)
+"""How torch.save names the members of a zip file. (A package of torch.package has others.)"""
 
 ARRAY_START = b"\x93NUMPY"
 
@@ -50,6 +52,8 @@ def members_of(file: BinaryIO, size: int) -> list[Member]:
     found: list[Member] = []
     for info in infos:
         name = info.orig_filename
+        if long_fields(info.extra) > 1:
+            raise PickleError(f"says twice how long its member {shown(name)} is, and torch reads the first, Python the last")
         file.seek(info.header_offset)
         header = file.read(30)
         if len(header) < 30 or header[:4] != ZIP_START:
@@ -57,6 +61,16 @@ def members_of(file: BinaryIO, size: int) -> list[Member]:
         start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
         stored = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1 and info.file_size == info.compress_size
         found.append(Member(name, range(start, start + info.compress_size), stored))
+    return found
+
+
+def long_fields(extra: bytes) -> int:
+    """How many of the extra fields of a member in the directory say how long it is, and where."""
+    found = 0
+    while len(extra) >= 4:
+        kind, length = struct.unpack("<HH", extra[:4])
+        found += kind == 1
+        extra = extra[4 + length :]
     return found
 
 
@@ -105,7 +119,7 @@ def named_directory(file: BinaryIO, size: int) -> tuple[int, int]:
     tail = file.read()
     end = tail.rfind(b"PK\x05\x06")
     record = tail[end : end + 22]
-    if end < 0 or len(record) < 22 or end + 22 + int.from_bytes(record[20:], "little") != len(tail):
+    if end < 0 or len(record) < 22 or end + 22 + int.from_bytes(record[20:], "little") < len(tail):
         raise PickleError(f"{CUT}: it has no end record of a zip file, or bytes after it")
     locator = tail[max(0, end - 20) : end]
     if locator[:4] != b"PK\x06\x07":

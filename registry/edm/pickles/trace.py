@@ -7,7 +7,7 @@ import pickletools
 import struct
 from typing import Any, BinaryIO, NamedTuple
 
-from registry.edm.pickles.allowlist import ENCODE, LOAD_FROM_BYTES, Global
+from registry.edm.pickles.allowlist import DICTIONARIES, ENCODE, LOAD_FROM_BYTES, Global
 from registry.edm.pickles.instructions import (
     ALLOWED_INSTRUCTIONS,
     BLOBS,
@@ -146,6 +146,11 @@ def _check(name: str, items: list[Any]) -> None:
     # Arguments are copied, and the same long tuple could be the argument of a great many calls.
     if name in CALLS and not (type(items[1]) is tuple and len(items[1]) <= MAX_ARGUMENTS):
         raise PickleError(f"calls something with more than {MAX_ARGUMENTS} arguments, or not with a tuple, which no pickler does")
+    # So could the same long tuple in the arguments, or the dictionary that another one is made from.
+    if name in CALLS and any(type(of) is tuple and len(of) > MAX_ARGUMENTS for of in items[1]):
+        raise PickleError(f"calls something with a tuple of more than {MAX_ARGUMENTS} values, which no pickler does")
+    if name in CALLS and items[0] in DICTIONARIES and items[1]:
+        raise PickleError("makes a dictionary from another one, which no pickler does")
 
 
 def _index(op: Op, argument: bytes) -> int:
