@@ -18,7 +18,6 @@ import pytest
 from torch import Tensor
 
 from ipfm_plugin.loss import IPFMLoss
-from registry.cli.process_commands import from_the_newest, states_beside
 from registry.core.errors import Interrupted, UserError
 from registry.core.interruption import Interruption, undisturbed
 from registry.files.formats import save_network
@@ -127,15 +126,6 @@ def test_a_state_in_a_folder_of_the_users_goes_on_in_a_new_run(finished: Path, r
         again(finished, run, project, "generator.steps=2")
     assert not (run.parent / "00003-short").exists()
     assert all(path.is_file() for path in last)
-
-
-def test_what_starts_again_goes_on_though_its_state_was_deleted(run: Path) -> None:
-    state = run / "training-state-000001.pt"
-    words = ("--recipe", "r", "--resume", str(state))
-    before = states_beside(words)
-    state.unlink()
-    (run / "training-state-000004.pt").touch()
-    assert from_the_newest(words, before) == ("--recipe", "r", "--resume", str(run))
 
 
 @pytest.mark.parametrize("answer", [errno.ENOSYS, errno.ENOLCK])

@@ -19,7 +19,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from ipfm_plugin.loss import IPFMLoss
-from registry.cli.process_commands import from_the_newest, states_beside
+from registry.cli.process_commands import from_the_newest
 from registry.core.errors import UserError
 from registry.edm.image_files import files_below
 from registry.files.bounds import STATE
@@ -63,22 +63,20 @@ def test_the_exit_code_is_the_same_where_torchrun_cannot_be_told(recipe_file: Wr
 
 
 def test_what_starts_again_goes_on_from_the_newest_state(tmp_path: Path) -> None:
-    state, named = tmp_path / "training-state-000001.pt", ("--recipe", "r", "--resume", "auto", "--resume")
-    state.touch()
-    (tmp_path / "recipe.toml").touch()
-    before = states_beside((*named, str(state)))
-    os.utime(state, (100, 100))  # by a disk whose clock is late
-    assert from_the_newest((*named, str(state)), before) == (*named, str(tmp_path))
-    assert from_the_newest(("--recipe", "r", f"--resume={state}"), before) == ("--recipe", "r", f"--resume={tmp_path}")
-    before = states_beside((*named, str(state)))
-    assert from_the_newest((*named, str(state)), before) == (*named, str(state)), "nothing was saved since"
-    (tmp_path / "training-state-000002.pt").touch()
-    assert from_the_newest((*named, str(state)), before) == (*named, str(tmp_path))
-    (tmp_path / "training-state-000002.pt").unlink()
-    (tmp_path / "recipe.toml").unlink()
-    assert from_the_newest((*named, str(state)), before) == (*named, "auto"), "the run has a folder of its own"
-    for words in (("--recipe", "r", "--resume", "auto"), (*named, str(tmp_path)), ("generate", "--seeds", "1")):
-        assert from_the_newest(words, {}) == words
+    run, note = tmp_path / "00001-run", tmp_path / "note"
+    run.mkdir()
+    for named in ("old/training-state-000001.pt", "elsewhere"):
+        words = ("--recipe", "r", "--resume", "auto", "--resume", named)
+        assert from_the_newest(words, note) == words, "the run has not begun"
+        note.write_text(str(run))
+        assert from_the_newest(words, note) == words, "nothing was saved since"
+        (run / "training-state-000002.pt").touch()
+        assert from_the_newest(words, note) == (*words[:5], str(run))
+        assert from_the_newest(("--recipe", "r", f"--resume={named}"), note) == ("--recipe", "r", f"--resume={run}")
+        for others in (("--recipe", "r", "--resume", "auto"), ("generate", "--seeds", "1")):
+            assert from_the_newest(others, note) == others
+        note.unlink()
+        (run / "training-state-000002.pt").unlink()
 
 
 def test_what_would_begin_anew_is_not_started_again(here: Here) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import lzma
 import os
 import pickle
 import struct
@@ -26,13 +25,13 @@ from registry.core import seal
 from registry.core.errors import UserError
 from registry.edm.datasets import load_images, readable_labels
 from registry.edm.image_files import open_picture
-from registry.edm.pickles import PickleError, disguised_program
+from registry.edm.pickles import PickleError, disguised_program, list_globals
 from registry.edm.snapshots import SnapshotPickler, persistent
 from registry.files.bounds import STATE
 from registry.files.describe import describe
 from registry.files.formats import convert_network, save_network
 from registry.files.npz import read_npz
-from registry.files.plain import load
+from registry.files.plain import FORMAT, load, save
 from tests.conftest import tiny_network
 from tests.test_disguise import disguised, named_and_refused
 
@@ -146,6 +145,51 @@ def test_a_network_of_torch_jit_at_the_end_of_another_file_is_found(here: Here, 
     assert mark.exists(), "the test's file is no program"
 
 
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_zip_file_at_the_end_of_a_file_of_safetensors_is_found(relative: bool, here: Here, tmp_path: Path) -> None:
+    """By the place that its end record names, or right before that record."""
+    path, written = tmp_path / "net.safetensors", io.BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:
+        archive.writestr("x/data.pkl", b"N.")
+    path.write_bytes(bytes(100) + (written.getvalue() if relative else moved(written.getvalue(), 100)))
+    found = disguised_program(path)
+    assert found is not None and found.name == "the pickle in the zip archive that it is, too"
+
+
+@pytest.mark.parametrize("comment", [0, 65_000, 65_535])
+def test_a_long_comment_hides_no_end_record(comment: int, tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    entries = [("archive/data.pkl", pickle.dumps({"a": 1}, 2)), ("archive/version", b"3\n")]
+    before, listed = members(entries), directory(entries)
+    wrong = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 2, 2, len(listed), len(before) + 1)
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, len(before) + len(listed), 1)
+    end = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 2, 2, len(listed), len(before), comment)
+    path.write_bytes(before + listed + wrong + locator + end + bytes(comment))
+    with pytest.raises(UserError):
+        list_globals(path)
+
+
+def test_shapes_and_parameters_are_written_as_plain_values(tmp_path: Path) -> None:
+    """A plugin's network may have a shape among its arguments; and files that hold such things as they are can still be read."""
+    content = {
+        "parts": {},
+        "networks": {},
+        "nimg": 0,
+        "rng": [],
+        "recipe": {},
+        "x": torch.Size((1, 8)),
+        "y": torch.nn.Parameter(torch.ones(2)),
+    }
+    save(tmp_path / "new.pt", STATE, content)
+    assert [name for _, name, _ in list_globals(tmp_path / "new.pt")] == ["_rebuild_tensor_v2", "FloatStorage", "OrderedDict"]
+    with open(tmp_path / "old.pt", "w+b") as file:
+        torch.save({"format": FORMAT, "kind": STATE, **content}, file)
+        seal.seal(file)
+    for path in (tmp_path / "new.pt", tmp_path / "old.pt"):
+        found = load(path, STATE)
+        assert tuple(found["x"]) == (1, 8) and found["y"].tolist() == [1, 1]
+
+
 def test_an_array_of_objects_in_a_file_of_tensors_is_refused(tmp_path: Path) -> None:
     """numpy.load would unpickle it."""
     path, written = tmp_path / "net.pt", io.BytesIO()
@@ -160,9 +204,8 @@ def test_an_array_of_objects_in_a_file_of_tensors_is_refused(tmp_path: Path) -> 
         describe(str(path))
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress, lzma.compress])
-def test_what_is_compressed_is_no_file_of_another_format(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(pack(pickle.dumps(list(range(1000)))))
+def test_what_is_compressed_is_no_file_of_another_format(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(gzip.compress(pickle.dumps(list(range(1000)))))
     found = disguised_program(tmp_path / "file")
     assert found is not None and found.name == "the pickle that is compressed in it"
 
@@ -267,7 +310,7 @@ def rezipped(path: Path, more: dict[str, bytes], method: int = zipfile.ZIP_STORE
         seal.seal(file)
 
 
-@pytest.mark.parametrize("name", [".data/extern_modules", "data/model.pkl", "data/evil.py", ".data/x", ".x"])
+@pytest.mark.parametrize("name", [".data/extern_modules", "data/model.pkl", "data/evil.py", ".data/x"])
 def test_a_package_of_torch_is_no_file_of_ours(name: str, tmp_path: Path) -> None:
     path = tmp_path / "net.pt"
     save_network(path, "generator", tiny_network(), {"D": 128.0})

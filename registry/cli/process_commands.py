@@ -7,8 +7,8 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -17,6 +17,7 @@ from registry.cli.again import LAUNCHER, SAFE, takes_working_folder, typed
 from registry.cli.group import PARENT, main
 from registry.core.errors import Diverged, Lost, SettingError
 from registry.core.interruption import heeded
+from registry.core.joining import FOLDER_NOTE
 
 SHARED = ("pretrain", "generate", "evaluate")
 """The commands of which processes share the work; so does distilling."""
@@ -81,14 +82,16 @@ def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
 
     If a process is lost, all start again, at most so often. A mistake, and a run that has diverged, would only come again.
     """
-    before = states_beside(arguments)
-    for again in range(restarts + 1):
-        if again:
-            click.echo(f"distill: starting again ({again} of {restarts})", err=True)
-            arguments = from_the_newest(arguments, before)
-        code, stopped = run_once(count, arguments)
-        if stopped or code in FINAL or code - 128 in heeded():  # one process was told to stop, and saved a state
-            break
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        note = Path(place) / "folder"
+        os.environ[FOLDER_NOTE] = str(note)
+        for again in range(restarts + 1):
+            if again:
+                click.echo(f"distill: starting again ({again} of {restarts})", err=True)
+                arguments = from_the_newest(arguments, note)
+            code, stopped = run_once(count, arguments)
+            if stopped or code in FINAL or code - 128 in heeded():  # one process was told to stop, and saved a state
+                break
     return code
 
 
@@ -102,37 +105,16 @@ def resumed(arguments: Sequence[str]) -> tuple[int, str] | None:
     return None
 
 
-def states_beside(arguments: Sequence[str]) -> dict[Path, int]:
-    """The state that is named to go on from and the others in its folder, and when each was written. The clock is that of their
-    disk, so two of these say whether one was written meanwhile, and no more."""
-    named, times = named_state(arguments), dict[Path, int]()
-    for state in (named, *named.parent.glob("training-state-*.pt")) if named else ():
-        if state.is_file():
-            with suppress(OSError):  # it has just been deleted
-                times[state] = state.stat().st_mtime_ns
-    return times
-
-
-def named_state(arguments: Sequence[str]) -> Path | None:
-    """What a run's command says that it goes on from, as a file's path."""
+def from_the_newest(arguments: tuple[str, ...], note: Path) -> tuple[str, ...]:
+    """The same command, but a run that goes on from a state or a folder that was named goes on from the newest state in its own
+    folder, if it has said in the `note` which that is, and has saved one. (One that goes on by itself finds it.)"""
     found = resumed(arguments)
-    return None if found is None or found[1] == "auto" else Path(os.path.realpath(os.path.expanduser(found[1])))
-
-
-def from_the_newest(arguments: tuple[str, ...], before: Mapping[Path, int]) -> tuple[str, ...]:
-    """The same command, but if a state was named, it goes on from what the run has saved since there were those states `before`: in
-    the folder of that state, or in a new one if that is another project's."""
-    found, named = resumed(arguments), named_state(arguments)
-    if found is None or named is None or named not in before:  # no file was named
+    if found is None or found[1] == "auto" or not note.is_file():
         return arguments
-    (i, file), folder = found, named.parent
-    if states_beside(arguments).items() - before.items():
-        newest = str(folder)
-    elif (folder / "recipe.toml").is_file():
-        return arguments  # nothing was saved, and later states are perhaps not yet set aside
-    else:
-        newest = "auto"
-    return (*arguments[:i], newest if arguments[i] == file else f"--resume={newest}", *arguments[i + 1 :])
+    (i, named), folder = found, Path(os.fsdecode(note.read_bytes()))
+    if not any(folder.glob("training-state-*.pt")):
+        return arguments
+    return (*arguments[:i], str(folder) if arguments[i] == named else f"--resume={folder}", *arguments[i + 1 :])
 
 
 def run_once(count: int, arguments: tuple[str, ...]) -> tuple[int, bool]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 30.0
 """Minutes that processes wait for each other, unless a recipe says otherwise."""
+FOLDER_NOTE = "DISTILL_LAUNCHER_NOTE"
+"""In the environment of a launched process: the file in which it says where its run is."""
 ASK = timedelta(seconds=5)
 """How long a process that ends tries to learn whether another has told the user."""
 
@@ -117,6 +119,13 @@ def missing_after(patience: timedelta, store: Store, keys: list[str]) -> list[in
         return []
     except DistError:
         return [i for i, key in enumerate(keys) if not store.check([key])]
+
+
+def tell_launcher(folder: Path) -> None:
+    """Say in which folder the run is, so that `distill launch` can go on there when a process is lost."""
+    if file := os.environ.get(FOLDER_NOTE):
+        with suppress(OSError):
+            Path(file).write_bytes(os.fsencode(folder.absolute()))
 
 
 def record(message: str) -> None:

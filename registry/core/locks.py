@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock
 
-UNKNOWN = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+UNKNOWN = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 """What a disk answers that knows no locks."""
 
 

@@ -197,7 +197,7 @@ def check_values(content: Any, source: object) -> None:
         if is_seen_through:
             sizes[id(value)] = size = 1 + sum(sizes.get(id(i), 1 + len(i) // 10 if type(i) is str else 1) for i in inner)
             if size > MOST_VALUES:
-                raise UserError(f"{source}: {UNLIKE}: its lists and tables hold each other too many times")
+                raise UserError(f"{source}: {UNLIKE}: its lists and tables hold each other too many times, or very long texts")
         elif id(value) not in sizes:
             if id(value) in begun or depth > DEEPEST:
                 raise UserError(f"{source}: {UNLIKE}: it is nested too deeply")

@@ -208,7 +208,7 @@ def _continue(url: str, part: Path, sha256: str | None) -> None:
                 bar.advance(task, len(block))
                 if file.tell() > MOST_BYTES:
                     raise _Unwanted(f"it has more than {MOST_BYTES / 2**30:.0f} GiB")
-                if total is None and shutil.disk_usage(part.parent).free < SPARE:
+                if total is None and file.tell() > SPARE // 16 and shutil.disk_usage(part.parent).free < SPARE:
                     raise _Unwanted(
                         f"there is no room for it: {file.tell() / 2**30:.1f} GiB have come, and the disk is nearly full"
                     )

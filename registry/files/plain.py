@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from registry.core import seal
@@ -20,7 +20,7 @@ from registry.core.atomic import write_atomically
 from registry.core.errors import UserError
 from registry.core.interruption import undisturbed
 from registry.core.text import shown
-from registry.edm.pickles import TENSOR, Global, PickleError, disguised_program, list_globals, take_too_much
+from registry.edm.pickles import PARAMETERS, SIZE, TENSOR, Global, PickleError, disguised_program, list_globals, take_too_much
 from registry.files.bounds import SCHEMAS, NetworkFile, check_entries, check_values
 from registry.files.locate import open_path
 
@@ -33,8 +33,9 @@ NOT_PLAIN = "not a plain-tensor file written by distill, or damaged"
 DAMAGED = "is damaged: its content is not what was written"
 UNREADABLE = "cannot be read"
 """What is said of a file that the disk does not give, now: it may be whole."""
-PLAIN = {TENSOR, Global("collections", "OrderedDict")}
-"""What a file of ours refers to, besides kinds of numbers. torch's loader calls more, such as what copies its argument."""
+PLAIN = {TENSOR, Global("collections", "OrderedDict"), SIZE, *PARAMETERS}
+"""What a file of ours refers to, besides kinds of numbers; earlier versions wrote shapes and parameters as such. torch's loader
+calls more, such as what copies its argument."""
 NETWORK_KINDS = ("denoiser", "generator", "classifier")
 
 
@@ -112,8 +113,12 @@ def unshared(value: Any) -> Any:
     """A copy of plain values in which no list is in two places, and equal texts are one: so equal values give equal files."""
     if type(value) is dict:
         return {unshared(key): unshared(inner) for key, inner in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map(unshared, value))
+    if isinstance(value, tuple):  # torch's shapes, too
+        return tuple(map(unshared, value))
+    if type(value) is list:
+        return list(map(unshared, value))
+    if isinstance(value, nn.Parameter):
+        return value.detach()
     return sys.intern(value) if type(value) is str else value
 
 

@@ -47,13 +47,15 @@ def interruptible(start: Callable[[], RunFolder]) -> Iterator[RunFolder]:
 def end(folder: RunFolder, error: Exception | None = None) -> None:
     """Give the folder back, with the page as it is now, and with why the run failed, if it did."""
     writes = folder.writes and folder.is_there()
-    if writes and error is not None:  # before another run may go on here
-        what = shown(error, MOST)
-        if not isinstance(error, UserError | Diverged | Lost):
-            what = f"{type(error).__name__}: {what}"
-        with suppress(OSError, UserError):  # the error itself is told anyway
-            write_atomically(folder.path / ERROR, f"{what}\n".encode())
-    folder.release()
+    try:
+        if writes and error is not None:  # before another run may go on here
+            what = shown(error, MOST)
+            if not isinstance(error, UserError | Diverged | Lost):
+                what = f"{type(error).__name__}: {what}"
+            with suppress(OSError, UserError):  # the error itself is told anyway
+                write_atomically(folder.path / ERROR, f"{what}\n".encode())
+    finally:
+        folder.release()
     if writes:
         draw_page(folder)
 

@@ -17,8 +17,9 @@ from filelock import Timeout
 from registry.core import distributed
 from registry.core.atomic import sweep, unused, write_atomically
 from registry.core.errors import SettingError, UserError
+from registry.core.joining import tell_launcher
 from registry.core.locks import lock_on, taken
-from registry.files.json_lines import STATISTICS, append_line, kimg_of, read_lines, whole_lines
+from registry.files.json_lines import STATISTICS, append_line, kimg_of, readable_lines, whole_lines
 from registry.recipe.resolved import Tables, dumps
 from registry.runs.states import LATER
 from registry.show.journal import Journal
@@ -93,7 +94,7 @@ class RunFolder:
             pass
         except OSError:  # a disk that does not answer at present
             return True
-        again = lock_on(self.path / "run.lock")
+        again = lock_on(self.path / "run.lock", LOOKED_AT)
         try:
             self._lock.release()
             taken(again)
@@ -157,7 +158,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if holds_a_run(self.path):
                 self.path = new_run_folder(self.path.parent, self.path.name.partition("-")[2] or self.path.name)
-            self._lock = lock_on(self.path / "run.lock")
+            self._lock = lock_on(self.path / "run.lock", LOOKED_AT)
             self._take()
             write_atomically(self.path / "recipe.toml", self._recipe)
         except (OSError, UserError):
@@ -166,6 +167,7 @@ class RunFolder:
         gone = "was gone" if self.path == self._home or not self._home.exists() else "is another run's by now"
         where = "a new folder of that name" if self.path == self._home else str(self.path)
         self._home, self._known = self.path, self._place()
+        tell_launcher(self.path)
         self.journal.open(self.path)
         self.journal.log(f"WARNING the folder of this run {gone}; the run goes on in {where}")
 
@@ -197,8 +199,8 @@ class RunFolder:
             self.trackers.line(round(1000 * kimg_of(entry)), entry)
 
     def lines(self, name: str = STATISTICS) -> list[dict[str, Any]]:
-        """All lines so far, including those from before a resumption."""
-        return read_lines(self.path / name) if (self.path / name).is_file() else []
+        """All lines so far, including those from before a resumption; none if the disk does not give them now."""
+        return readable_lines(self.path / name)
 
     def forget_after(self, kimg: float, snapshot_due: bool = False, keep: bool = False) -> None:
         """Drop lines of statistics that a resumed run will write again: later ones, and those of a snapshot that is still due. To

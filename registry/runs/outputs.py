@@ -148,9 +148,12 @@ def keep_best(folder: RunFolder, choice: Choice, metric: Metric) -> None:
     snapshot, note = folder.path / first["snapshot_pkl"], folder.path / "best.json"
     best = {"kimg": first["kimg"], "metric": first["metric"], "column": column, "value": first["results"][column]}
     content = (json.dumps(best | {"file": snapshot.name}) + "\n").encode()
-    if snapshot.is_file() and not (note.is_file() and note.read_bytes() == content):
-        folder.write(f"network-snapshot-best{snapshot.suffix}", snapshot.read_bytes())
-        folder.write(note.name, content)
+    try:
+        if snapshot.is_file() and not (note.is_file() and note.read_bytes() == content):
+            folder.write(f"network-snapshot-best{snapshot.suffix}", snapshot.read_bytes())
+            folder.write(note.name, content)
+    except OSError as error:  # a disk that does not answer at present
+        folder.journal.log(f"WARNING {snapshot}: {error.strerror}; the best snapshot is not kept this time")
 
 
 def measurements(folder: RunFolder, choice: Choice, column: str) -> list[dict[str, Any]]:

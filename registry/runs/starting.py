@@ -13,6 +13,7 @@ import torch
 from registry.core import distributed
 from registry.core.atomic import check_folder
 from registry.core.errors import SettingError
+from registry.core.joining import tell_launcher
 from registry.edm.sid_states import holds_modules
 from registry.files.json_files import kept
 from registry.measure.saved import QUALITY
@@ -98,6 +99,8 @@ def start_or_resume(
             journal.log(remark)
         folder.write_recipe(saved.tables)
         folder.follow(trackers, saved.tables, run.nimg)
+        if folder.writes:
+            tell_launcher(folder.path)
     return folder
 
 

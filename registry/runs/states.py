@@ -100,7 +100,8 @@ def newest_whole(folder: Path) -> Found:
         reason = problem(path) or misnamed(path)
         if reason is None:
             return Found(path, tuple(remarks))
-        renamed = "stays where it is" if reason.startswith(UNREADABLE) else set_aside(path)
+        stays = reason.startswith(UNREADABLE) or not is_a_run(folder)
+        renamed = "stays where it is" if stays else set_aside(path)
         reasons.append(f"{path.name} {reason}, and {renamed}")
         remarks.append(f"WARNING {path} {reason}; it {renamed}, and the state before it is taken")
     if remarks:
@@ -120,7 +121,9 @@ def set_aside(path: Path) -> str:
 
 def unreadable(path: Path) -> bool:
     """Whether the disk does not give a state now."""
-    return (problem(path) or "").startswith(UNREADABLE)
+    with suppress(UserError):  # it may not be read by this user, who may rename it all the same
+        return (problem(path) or "").startswith(UNREADABLE)
+    return False
 
 
 def misnamed(path: Path) -> str | None:
@@ -150,8 +153,8 @@ def set_later_aside(folder: Path, state: Path, nimg: int, changed: bool) -> list
 
 
 def is_a_run(folder: Path) -> bool:
-    """Whether a folder that holds a state is a run's, which others than that run's files need not fear: its lock or its complete
-    recipe is there. In any other folder a state was put by hand."""
+    """Whether a folder that holds a state is a run's: its lock or its complete recipe is there. Into any other folder somebody has
+    put the state, and perhaps other files."""
     return (folder / "run.lock").is_file() or complete_tables(folder / "recipe.toml") is not None
 
 

@@ -212,7 +212,7 @@ def going_on(folder: RunFolder, end: bool) -> Iterator[None]:
     try:
         yield
     except (UserError, OSError) as error:
-        if end:
+        if end or (isinstance(error, OSError) and distributed.world_size() > 1):  # the others wait for this process
             raise
         what = f"{error.filename or folder.path}: {error.strerror}" if isinstance(error, OSError) else str(error)
         folder.journal.log(f"WARNING {what}; {TRIES_AGAIN}")

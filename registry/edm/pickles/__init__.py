@@ -34,7 +34,7 @@ edm_network.py   `network_of`: a network of ours from a record
 
 from __future__ import annotations
 
-from registry.edm.pickles.allowlist import RUNS_SOURCE, TENSOR, Global
+from registry.edm.pickles.allowlist import PARAMETERS, RUNS_SOURCE, SIZE, TENSOR, Global
 from registry.edm.pickles.contents import read_pickle
 from registry.edm.pickles.disguise import disguised_program
 from registry.edm.pickles.edm_network import NEWEST_VERSION, network_of
@@ -47,7 +47,9 @@ from registry.edm.pickles.tensors import take_too_much
 __all__ = [
     "MAX_PARTS",
     "NEWEST_VERSION",
+    "PARAMETERS",
     "RUNS_SOURCE",
+    "SIZE",
     "TENSOR",
     "UNKNOWN",
     "Global",

@@ -6,15 +6,11 @@ instructions are gone through one by one, whatever they would do, up to the firs
 
 from __future__ import annotations
 
-import bz2
 import io
-import lzma
 import mmap
 import pickletools
 import re
 import tarfile
-import zlib
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,6 +28,8 @@ NAME = re.compile(rb"[\w.<>\-\x80-\xff]+")
 TARBALL = Global("", "the pickles in the tar archive that it is, too")
 ZIPPED = Global("", "the pickle in the zip archive that it is, too")
 PACKED = Global("", "the pickle that is compressed in it")
+GZIP_START = b"\x1f\x8b"
+"""joblib unpacks such a file before it unpickles it. No file of safetensors begins with what other kinds of compression do."""
 LAST_BYTES = 2**17
 """The end record of a zip file is looked for in so many, twice as many as its longest comment has."""
 ZIP_START = b"PK\x03\x04"
@@ -56,26 +54,18 @@ def ends_as_zip(file: BinaryIO) -> bool:
     tail = file.read()
     at = tail.rfind(b"PK\x05\x06")
     while at >= 0:
-        directories = [int.from_bytes(tail[at + 16 : at + 20], "little")]
+        length, place = (int.from_bytes(tail[at + i : at + i + 4], "little") for i in (12, 16))
+        directories = [place, begin + at - length]  # where the record says, for torch; right before the record, for Python
         if tail[max(0, at - 20) : max(0, at - 16)] == b"PK\x06\x07":
             file.seek(min(int.from_bytes(tail[at - 12 : at - 4], "little"), size))
-            directories.append(int.from_bytes(file.read(56)[48:], "little"))
+            found = file.read(56)
+            length, place = int.from_bytes(found[40:48], "little"), int.from_bytes(found[48:], "little")
+            directories += [place, begin + at - 76 - length]
         for directory in directories:
-            file.seek(min(directory, size))
+            file.seek(min(max(directory, 0), size))
             if file.read(4) == b"PK\x01\x02":
                 return True
         at = tail.rfind(b"PK\x05\x06", 0, at)
-    return False
-
-
-def unpacks(start: bytes) -> bool:
-    """Whether what begins so is compressed; joblib unpacks it before it unpickles it. (gzip's header may be longer than this.)"""
-    if start.startswith(b"\x1f\x8b"):
-        return True
-    for unpacker in (zlib.decompressobj(47), bz2.BZ2Decompressor(), lzma.LZMADecompressor()):
-        with suppress(zlib.error, OSError, lzma.LZMAError, EOFError):
-            if unpacker.decompress(start):
-                return True
     return False
 
 
@@ -92,7 +82,7 @@ def disguised_program(path: Path) -> Global | None:
             return TARBALL
         if ends_as_zip(file):
             return ZIPPED
-        if unpacks(start):
+        if start.startswith(GZIP_START):
             return PACKED
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _named(content)

@@ -17,7 +17,7 @@ from registry.edm.pickles.torch_files import members_of, zip_members
 from registry.edm.pickles.trace import Trace, trace_pickle
 
 UNPACKED = 2**20
-"""So many bytes of members that torch could take for its pickle are looked through, but the first of them whole."""
+"""So many bytes of members that torch could take for its pickle are looked through: of each, and about as many of all."""
 MOST_MEMBERS = 100
 """And at most so many."""
 PICKLES = 5

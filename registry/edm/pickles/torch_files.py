@@ -17,9 +17,7 @@ from registry.edm.pickles.unpickle import unpickle
 STREAM_MARK = 0x1950A86A20F9469CFC6C
 """An older stream begins with this number, pickled."""
 
-NAMES = re.compile(
-    r"[^/\\]+/(data\.pkl|version|byteorder|data/[0-9]+|\.(format_version|storage_alignment|data/serialization_id))", re.DOTALL
-)
+NAMES = re.compile(r"[^/\\]+/(data\.pkl|version|byteorder|data/[0-9]+|\.[a-z_]+|\.data/serialization_id)", re.DOTALL)
 """How torch.save names the members of a zip file. (A package of torch.package has others.)"""
 
 ARRAY_START = b"\x93NUMPY"
@@ -114,7 +112,7 @@ def named_directory(file: BinaryIO, size: int) -> tuple[int, int]:
     Python takes the directory that lies right before that record, and the end record of a long file that lies right before the
     text that says where it is; so these must be the same.
     """
-    start = max(0, size - 2**16 - 22)
+    start = max(0, size - 2**16 - 98)  # the longest comment, and the records before it
     file.seek(start)
     tail = file.read()
     end = tail.rfind(b"PK\x05\x06")
