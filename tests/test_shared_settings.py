@@ -40,23 +40,29 @@ class Changes(IPFMLoss):
         return values
 
 
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder beside the runs of the working folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    return tmp_path / "elsewhere"
+
+
 def shared() -> tuple[object, ...]:
     return os.getcwd(), torch.get_default_dtype(), torch.get_default_device(), sys.getrecursionlimit()
 
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_loss_that_changes_what_all_share_is_told_so(
-    what: str, recipe_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, elsewhere: Path, recipe_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "elsewhere").mkdir()
     before = shared()
-    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: Changes(CHANGES[what], tmp_path / "elsewhere"))
+    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: Changes(CHANGES[what], elsewhere))
     with pytest.raises(UserError, match=f"the loss, the noise or the teacher has changed {what}"):
         distill(str(recipe_file()), outdir="runs")
     assert shared() == before
     (folder,) = (tmp_path / "runs").iterdir()
-    assert what in (folder / "error.txt").read_text() and not any((tmp_path / "elsewhere").iterdir())
+    assert what in (folder / "error.txt").read_text() and not any(elsewhere.iterdir())
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert distill(str(recipe_file()), outdir="runs", resume="auto").folder.name == folder.name
@@ -64,17 +70,15 @@ def test_a_loss_that_changes_what_all_share_is_told_so(
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_what_changes_while_a_component_is_built_is_put_back(
-    what: str, recipe_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, elsewhere: Path, recipe_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the import of a library may do."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "elsewhere").mkdir()
     before = shared()
 
     def build(config: Any, domain: Any) -> IPFMLoss:
-        CHANGES[what](tmp_path / "elsewhere")
+        CHANGES[what](elsewhere)
         return IPFMLoss()
 
     monkeypatch.setattr("ipfm_plugin.loss.build", build)
     assert distill(str(recipe_file()), outdir="runs").folder.is_dir()
-    assert shared() == before and not any((tmp_path / "elsewhere").iterdir())
+    assert shared() == before and not any(elsewhere.iterdir())

@@ -77,7 +77,7 @@ def surroundings_restored() -> Iterator[None]:
 @contextmanager
 def settings_restored() -> Iterator[None]:
     """The same, but for random numbers."""
-    before = Settings.now()
+    before = ProcessSettings.now()
     with working_folder_restored(), torch.set_grad_enabled(torch.is_grad_enabled()):
         try:
             yield
@@ -101,7 +101,7 @@ def working_folder_restored() -> Iterator[None]:
         os.close(folder)
 
 
-class Settings(NamedTuple):
+class ProcessSettings(NamedTuple):
     """What all code in this process shares."""
 
     working_folder: tuple[int, int] | None
@@ -114,7 +114,7 @@ class Settings(NamedTuple):
     """How many calls deep Python goes."""
 
     @classmethod
-    def now(cls) -> Settings:
+    def now(cls) -> ProcessSettings:
         try:
             found = os.stat(".")
             folder = (found.st_dev, found.st_ino)
@@ -135,7 +135,7 @@ class Settings(NamedTuple):
 
     def changed(self) -> str | None:
         """What is no longer as it was and would mislead whatever follows, in words; None if nothing is."""
-        now = Settings.now()
+        now = ProcessSettings.now()
         if None not in (self.working_folder, now.working_folder) and now.working_folder != self.working_folder:
             return "the working folder"
         if now.default_type != self.default_type:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from registry.core import distributed
 from registry.core.errors import Diverged, UserError
 from registry.core.sharding import is_split, local
-from registry.core.surroundings import Settings
+from registry.core.surroundings import ProcessSettings
 from registry.files.finite import not_finite
 from registry.runs.checkpoints import Stateful
 from registry.train.step import Learner
@@ -59,7 +59,7 @@ def changed_types(learners: Mapping[str, Learner]) -> UserError | None:
     return None
 
 
-def check_settings(before: Settings) -> None:
+def check_process_settings(before: ProcessSettings) -> None:
     """Check that no component has changed what all code shares; it is then as it was again, but for the working folder. Raises
     UserError."""
     if changed := before.changed():

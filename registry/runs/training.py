@@ -20,14 +20,14 @@ import torch
 from registry.core import distributed
 from registry.core.errors import Diverged, Interrupted, UserError
 from registry.core.interruption import signalled
-from registry.core.surroundings import Settings, working_folder_restored
+from registry.core.surroundings import ProcessSettings, working_folder_restored
 from registry.recipe.resolved import PretrainRecipe, Recipe
 from registry.recipe.tables import PretrainConfig, TrainConfig
 from registry.runs.background import Background
 from registry.runs.checkpoints import Stateful, read_state, restore_state, save_state
 from registry.runs.clock import Clock
 from registry.runs.folder import RunFolder
-from registry.runs.health import changed_types, check_agreement, check_health, check_settings
+from registry.runs.health import changed_types, check_agreement, check_health, check_process_settings
 from registry.runs.schedule import Schedule
 from registry.runs.states import newest_whole, states
 from registry.runs.threads import Threads, with_fastest_threads, with_known_threads
@@ -134,7 +134,7 @@ def train(
     bars = folder.journal.progress(f"{recipe.name}, kimg", length, lines=False)
     answered = distributed.answered(nothing_else=False)  # split networks have messages of their own
     with working_folder_restored(), bars as bar, saved.background, answered:
-        before = Settings.now()
+        before = ProcessSettings.now()
         if saved.snapshot_due:
             with going_on(folder, run.nimg >= run.total):
                 make(snapshot, saved, folder, run)
@@ -144,7 +144,7 @@ def train(
             saved.clock.start()
             try:
                 for i, _ in enumerate(with_fastest_threads(ahead, saved.threads, run.device, folder.journal)):
-                    check_settings(before)
+                    check_process_settings(before)
                     bar.at(round(run.nimg / 1000, 1), f"{ticks.speed(run.nimg):.0f} img/s  {ticks.note}")
                     after_iteration(run, recipe.train, folder, learners, saved, snapshot, schedule, ticks)
                     if i == 0:
