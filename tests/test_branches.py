@@ -283,8 +283,10 @@ def test_a_lock_that_is_removed_is_taken_again_or_the_run_goes_on_elsewhere(
 
 def test_numbers_of_folders_have_no_end(recipe_file: Write, tmp_path: Path) -> None:
     (tmp_path / "runs" / "999999999-mine").mkdir(parents=True)
-    (tmp_path / "runs" / ("9" * 30 + "-mine")).mkdir()
     assert [new_run_folder(tmp_path / "runs", "short").name for _ in range(2)] == ["1000000000-short", "1000000001-short"]
     folder = distill(str(recipe_file())).folder
     assert folder.name == "1000000002-short"
     assert distill(str(recipe_file()), resume="auto").folder == folder
+    (tmp_path / "runs" / ("9" * 30 + "-mine")).mkdir()
+    folder = distill(str(recipe_file())).folder
+    assert folder.name == f"{10**30}-short" and distill(str(recipe_file()), resume="auto").folder == folder

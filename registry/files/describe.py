@@ -31,7 +31,7 @@ from registry.files.plain import (
     load_safetensors,
     plain_globals,
     without_dtypes,
-)  # fmt: skip
+)
 
 MOST_NETWORKS = 50
 """Of a file, that are shown."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import glob
-import itertools
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,7 +19,7 @@ from registry.core.joining import tell_launcher
 from registry.core.locks import lock_on, taken
 from registry.files.json_lines import STATISTICS, append_line, kimg_of, readable_lines, whole_lines
 from registry.recipe.resolved import Tables, dumps
-from registry.runs.states import LATER
+from registry.runs.states import LATER, NUMBERED
 from registry.show.journal import Journal
 from registry.show.trackers import Trackers
 
@@ -33,17 +31,21 @@ def new_run_folder(outdir: Path, description: str) -> Path:
     """Make {id:05d}-{description} under outdir, id = highest existing + 1 (EDM). Raises SettingError."""
     try:
         outdir.mkdir(parents=True, exist_ok=True)
-        ids = [int(m[1]) for p in outdir.iterdir() if (m := re.match(r"(\d{5,12})-", p.name, re.ASCII))]
-        for number in itertools.count(max(ids, default=-1) + 1):  # another run may begin at the same time
-            folder = outdir / f"{number:05d}-{description}"
-            try:
-                folder.mkdir()
-                return folder
-            except FileExistsError:
-                continue
+        number = 1 + max((int(m[1]) for p in outdir.iterdir() if (m := NUMBERED.fullmatch(p.name))), default=-1)
+        while not made(folder := outdir / f"{number:05d}-{description}"):
+            number += 1
+        return folder
     except OSError as error:
         raise SettingError("outdir", f"cannot be written: {error.strerror}", str(outdir)) from None
-    raise AssertionError("there are numbers without end")
+
+
+def made(folder: Path) -> bool:
+    """Make a folder; False if another run has made it at the same time. Raises OSError."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def holds_a_run(folder: Path) -> bool:

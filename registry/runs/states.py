@@ -22,6 +22,8 @@ from registry.runs.checkpoints import differences, identity
 
 STATES = "training-state-*.pt"
 NAME = re.compile(r"training-state-[0-9]{6,}\.pt")
+NUMBERED = re.compile(r"(\d{5,})-(.+)", re.ASCII | re.DOTALL)
+"""The name of a run's folder: its number, and what the run is called."""
 SET_ASIDE, LATER = ".damaged", ".later"
 NONE_IS_WHOLE = "none of its training states is whole"
 MOST_REMARKS = 5
@@ -62,9 +64,8 @@ def find_state(resume: str | None, outdir: Path, description: str, tables: Mappi
 
 def newest_run(outdir: Path, description: str, tables: Mapping[str, Any]) -> Found:
     """The newest whole state of the newest run of this name and identity; of all newer ones it is said why they were not taken."""
-    name = re.compile(rf"\d{{5,12}}-{re.escape(description)}", re.ASCII)
-    there = [p for p in outdir.iterdir() if name.fullmatch(p.name)] if os.path.isdir(outdir) else []
-    runs = sorted(there, key=lambda p: int(p.name.partition("-")[0]), reverse=True)
+    there = [(m, p) for p in outdir.iterdir() if (m := NUMBERED.fullmatch(p.name))] if os.path.isdir(outdir) else []
+    runs = [path for _, path in sorted((int(m[1]), path) for m, path in there if m[2] == description)][::-1]
     wanted, remarks = identity(tables), list[str]()
     for folder in runs:
         if not os.access(folder, os.R_OK | os.X_OK):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
 import signal
 from collections import Counter
@@ -29,6 +28,7 @@ from registry.recipe.resolved import Recipe, Tables, dumps
 from registry.recipe.tables import StudyConfig
 from registry.recipe.texts import read_tables
 from registry.runs.checkpoints import differences
+from registry.runs.states import NUMBERED
 from registry.study.definition import Study
 from registry.study.grid import Combination, combinations
 
@@ -107,7 +107,7 @@ class Cell:
 
 def run_folder(folder: Path) -> Path | None:
     """The newest run folder in a cell's folder."""
-    runs = [p for p in folder.glob("*-*") if re.match(r"\d{5,12}-", p.name, re.ASCII) and p.is_dir() and any(p.iterdir())]
+    runs = [p for p in folder.glob("*-*") if NUMBERED.fullmatch(p.name) and p.is_dir() and any(p.iterdir())]
     return max(runs, key=lambda p: int(p.name.partition("-")[0]), default=None)
 
 
