@@ -15,6 +15,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -347,16 +348,44 @@ def test_an_archive_with_two_members_of_one_name_is_refused(tmp_path: Path) -> N
 
 
 def test_a_signal_while_images_are_read_is_not_taken_for_a_bad_image(tmp_path: Path) -> None:
+    def interrupted_reading(delay: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, delay)
+        for _ in range(1000):
+            load_images(str(tmp_path))
+
     for i in range(300):
         Image.new("L", (8, 8), i % 255).save(tmp_path / f"{i}.png")
+    load_images(str(tmp_path))  # what it imports is loaded: in the middle of an import a signal ends the process
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for delay in (0.002, 0.005, 0.01, 0.02, 0.03):
-            signal.setitimer(signal.ITIMER_REAL, delay)
             with pytest.raises(Interrupted):
-                [load_images(str(tmp_path)) for _ in range(1000)]
+                interrupted_reading(delay)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_signal_while_loaded_modules_are_named_again_ends_a_command_in_order(tmp_path: Path) -> None:
+    """PIL imports from itself for each image. That loads nothing, so nothing is left half-loaded: what was begun can be removed."""
+
+    def at_the_import(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_name == "_handle_fromlist":
+            sys.setprofile(None)
+            signal.raise_signal(signal.SIGALRM)
+
+    def interrupted_reading() -> None:
+        sys.setprofile(at_the_import)
+        load_images(str(tmp_path))
+
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    load_images(str(tmp_path))
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(Interrupted):
+            interrupted_reading()
+    finally:
+        sys.setprofile(None)
         signal.signal(signal.SIGALRM, before)
 
 

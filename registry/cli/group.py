@@ -137,9 +137,9 @@ def interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def is_importing(frame: FrameType | None) -> bool:
-    """Whether a frame is inside of an import."""
+    """Whether a module is being loaded. PIL imports from itself for each image: that passes through importlib but loads nothing."""
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+        if frame.f_code.co_filename.startswith("<frozen importlib") and frame.f_code.co_name == "_find_and_load":
             return True
         frame = frame.f_back
     return False
