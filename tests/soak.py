@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -427,17 +427,23 @@ def in_turn(chosen: dict[str, int], minutes: float, seed: int, each: int | None)
 
 
 def soak(chosen: dict[str, int], minutes: float, seed: int, each: int | None, console: Console) -> int:
-    """Trials until the time is over. Returns the number of those that failed."""
+    """Trials until the time is over, or until Ctrl-C. Returns the number of those that failed."""
     tried, failed, start = Counter[str](), Counter[str](), time.monotonic()
+
+    def so_far() -> str:
+        return f"{tried.total()} trials in {(time.monotonic() - start) / 60:.0f} minutes, {failed.total()} failed"
+
     with soaking(seed) as here:
-        for name in in_turn(chosen, minutes, seed, each):
-            problem = here.trial(name, tried.total())
-            tried[name] += 1
-            if problem:
-                failed[name] += 1
-                console.print(f"{name}: {problem}", markup=False, soft_wrap=True)
-            if tried.total() % 50 == 0:
-                console.print(f"{tried.total()} trials in {(time.monotonic() - start) / 60:.0f} minutes, {failed.total()} failed")
+        with suppress(KeyboardInterrupt), console.status(so_far()) as status:
+            for name in in_turn(chosen, minutes, seed, each):
+                problem = here.trial(name, tried.total())
+                tried[name] += 1
+                if problem:
+                    failed[name] += 1
+                    console.print(f"{name}: {problem}", markup=False, soft_wrap=True)
+                status.update(so_far())
+                if tried.total() % 25 == 0:
+                    console.print(so_far())
         took = (time.monotonic() - start) / 60
         table = Table(
             "what happened", "trials", "as if nothing had", title=f"seed {seed}, {took:.0f} minutes", title_justify="left"
