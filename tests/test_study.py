@@ -179,6 +179,14 @@ def test_a_run_that_another_study_has_made_is_copied(
     content = json.loads(note.read_text())
     content["made_with"]["code"] = "0123456789ab"
     note.write_text(json.dumps(content))
+    seeds = tmp_path / "third" / "cells" / "glr-0.001"
+    (seeds / ".seed-5.0123abcd.distill").mkdir(parents=True)  # of a copy that was killed
+    dangling = tmp_path / "again" / "cells" / "glr-0.001" / "seed-5" / "elsewhere"
+    dangling.symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"elsewhere: cannot be copied: .*No such file"):
+        reuse(cells, tmp_path / "again")
+    assert not list(seeds.iterdir())
+    dangling.unlink()
     assert [cell.combination.slug for cell in reuse(cells, tmp_path / "again")] == ["glr-0.001"]  # the other is by other code
     assert [cell.combination.slug for cell in reuse(cells, toys)] == ["glr-0.01"]  # the one that diverged is not copied
 

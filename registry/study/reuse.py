@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from registry.core.errors import SettingError
+from registry.core.atomic import new_folder
+from registry.core.errors import SettingError, UserError
 from registry.recipe.resolved import dumps
 from registry.recipe.texts import read_tables
 from registry.study.attempts import write_note
@@ -44,12 +44,11 @@ def recorded(source: Path) -> Iterator[tuple[str, Path]]:
 
 
 def copy(folder: Path, target: Path) -> None:
-    """Copy a cell's folder, whole or not at all, and note in it which study it came from."""
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        shutil.copytree(folder, part)
+    """Copy a cell's folder, whole or not at all, and note in it which study it came from. Raises UserError."""
+    with new_folder(target) as part:
+        try:
+            shutil.copytree(folder, part, dirs_exist_ok=True)
+        except shutil.Error as error:
+            source, _, reason = error.args[0][0]
+            raise UserError(f"{source}: cannot be copied: {reason}") from None
         write_note(part, {**read_attempt(part), "copied_from": folder.parents[2].as_posix()})
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
