@@ -27,7 +27,7 @@ from registry.cli.group import interrupt
 from registry.core.errors import Interrupted, UserError
 from registry.edm.archive import make_dataset
 from registry.edm.datasets import grey_or_rgb, load_images
-from registry.edm.image_files import PIXELS_A_BYTE, open_picture, scans
+from registry.edm.image_files import MOST_PIXELS_A_BYTE, PIXELS_A_BYTE, open_picture, scans
 from registry.show import journal
 from registry.show.images import read_images
 from tests.conftest import ROOT, environment, error_line
@@ -549,13 +549,17 @@ def test_a_picture_that_is_gone_over_too_often_is_refused(tmp_path: Path) -> Non
                     open_picture(given)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "P", "CMYK"])
+@pytest.mark.parametrize("mode", ["RGBA", "P", "CMYK", "WEBP"])
 def test_a_small_file_does_not_fill_the_memory(mode: str, tmp_path: Path) -> None:
     """Of a picture of as many pixels as are read from a file below 1 MB."""
-    side = math.isqrt(PIXELS_A_BYTE * 2**20)
+    side = math.isqrt(PIXELS_A_BYTE.get(mode, MOST_PIXELS_A_BYTE) * 2**20)
     (tmp_path / "in").mkdir()
-    image = Image.new(mode, (side, side), 7)
-    path = tmp_path / "in" / ("a.jpg" if mode == "CMYK" else "a.png")
-    image.save(path, progressive=True, compress_level=9)
-    path.write_bytes(path.read_bytes().ljust(10**6, b"\0"))  # not so small that it would be called empty
+    image = Image.new("RGB" if mode == "WEBP" else mode, (side, side), 7)
+    path = tmp_path / "in" / {"CMYK": "a.jpg", "WEBP": "a.webp"}.get(mode, "a.png")
+    image.save(path, progressive=True, compress_level=9, lossless=True, method=0)
+    content = path.read_bytes()
+    if mode == "WEBP":  # its length is in its head, and it holds chunks
+        content += b"JUNK" + (10**6 - len(content) - 8).to_bytes(4, "little") + bytes(10**6 - len(content) - 8)
+        content = content[:4] + (len(content) - 8).to_bytes(4, "little") + content[8:]
+    path.write_bytes(content.ljust(10**6, b"\0"))  # not so small that it would be called empty
     assert peak("archive", "make_dataset('in', 'o.zip', 8, crop=True)", tmp_path) < 2 * 10**6 + 512 * 2**20

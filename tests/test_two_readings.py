@@ -13,6 +13,7 @@ import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from registry.files.describe import describe
 from registry.files.formats import convert_network, save_network
 from registry.files.npz import read_npz
 from registry.files.plain import FORMAT, load, save
+from registry.measure.inception import read_statistics
 from tests.conftest import tiny_network
 from tests.test_disguise import disguised, named_and_refused
 
@@ -156,6 +158,24 @@ def test_a_zip_file_at_the_end_of_a_file_of_safetensors_is_found(relative: bool,
     assert found is not None and found.name == "the pickle in the zip archive that it is, too"
 
 
+def test_a_zip_file_whose_end_leads_nowhere_is_found(here: Here, tmp_path: Path) -> None:
+    """Python's zipfile does not go where the locator says: it takes the record right before it."""
+    path, mark = tmp_path / "net.pkl", tmp_path / "ran"
+    head = b"\x80\x04}\x8c\x01zB" + bytes(4)
+    entry = ("p.pkl", b"cos\nsystem\n(S'touch " + os.fsencode(mark) + b"'\ntR.")
+    before, listed = members([entry]), directory([entry])
+    record = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, len(listed), len(before))
+    end = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 1, 1, 2**32 - 1, 2**32 - 1, 2)
+    content = before + listed + record + struct.pack("<4sIQI", b"PK\6\7", 0, 7, 1) + end
+    path.write_bytes(head[:-4] + struct.pack("<I", len(content)) + content + b"s.")
+    done = here("inspect", path)
+    assert done.returncode == 3 and "the pickle in the zip archive that it is, too" in done.stdout
+    assert list(pickle.loads(path.read_bytes())) == ["z"] and not mark.exists()
+    with zipfile.ZipFile(path) as archive:
+        pickle.loads(archive.read("p.pkl"))
+    assert mark.exists(), "the test's file is no program"
+
+
 @pytest.mark.parametrize("comment", [0, 65_000, 65_535])
 def test_a_long_comment_hides_no_end_record(comment: int, tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
@@ -202,6 +222,31 @@ def test_an_array_of_objects_in_a_file_of_tensors_is_refused(tmp_path: Path) -> 
         seal.seal(file)
     with pytest.raises(UserError, match="is an array of numpy's, which may hold a pickle"):
         describe(str(path))
+
+
+def test_no_flipped_bit_hides_what_an_npz_file_holds(tmp_path: Path) -> None:
+    """In its directory: Python counts no entries, so a longer one swallows the next."""
+    written = io.BytesIO()
+    np.savez(written, mu=np.zeros(2), sigma=np.eye(2), inception=np.array("0123"), num_images=np.array(5))
+    whole, hidden = written.getvalue(), 0
+    for place in range(whole.index(b"PK\1\2"), len(whole)):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            (tmp_path / "a.npz").write_bytes(damaged)
+            with suppress(zipfile.BadZipFile, UserError, NotImplementedError):
+                hidden += len(zipfile.ZipFile(io.BytesIO(damaged)).infolist()) < 4
+                found = read_npz(tmp_path / "a.npz", "a.npz", 2**20)
+                assert found.keys() == {"mu", "sigma", "inception", "num_images"}, (place, bit)
+    assert hidden, "no flipped bit hides anything"
+
+
+def test_bytes_that_are_no_text_are_told_so(tmp_path: Path) -> None:
+    strange = np.frombuffer(b"\xff" * 8, "<U2").reshape(())
+    mu, sigma = np.zeros(4), np.eye(4)
+    np.savez(tmp_path / "a.npz", mu=mu, sigma=sigma, inception=strange)
+    with pytest.raises(UserError, match="its inception is no hash of a file"):
+        read_statistics(str(tmp_path / "a.npz"), 4)
 
 
 def test_what_is_compressed_is_no_file_of_another_format(tmp_path: Path) -> None:

@@ -25,8 +25,10 @@ MOST_PIXELS = 2**26
 """The most pixels of a picture: 8192 × 8192."""
 MOST_RATIO, SMALL = 500, 2**22
 """A picture of more bytes than SMALL, and of more than so many times those of its file, only fills the memory."""
-PIXELS_A_BYTE = 38
-"""And so does one of more pixels for each byte of its file, or of 1 MiB: decoding and conversion take up to 12 bytes each."""
+PIXELS_A_BYTE = {"WEBP": 26}
+MOST_PIXELS_A_BYTE = 38
+"""And so does one of more pixels for each byte of its file, or of 1 MiB: decoding and conversion take up to 12 bytes each, those of
+WebP, which may move, up to 18."""
 MOST_SCANS = 100
 """Of a JPEG: each goes over the whole picture. Progressive ones have about ten."""
 
@@ -45,7 +47,8 @@ def open_picture(content: bytes | Path) -> Image.Image:
     size = image.width * image.height
     if size > MOST_PIXELS:
         raise ValueError(f"it has {image.width}×{image.height} pixels; at most {MOST_PIXELS:,} are read")
-    if 3 * size > max(SMALL, MOST_RATIO * length) or size > PIXELS_A_BYTE * max(2**20, length):
+    most = PIXELS_A_BYTE.get(image.format or "", MOST_PIXELS_A_BYTE)
+    if 3 * size > max(SMALL, MOST_RATIO * length) or size > most * max(2**20, length):
         raise ValueError(f"it has {image.width}×{image.height} pixels in a file of {length:,} bytes: it holds nothing but its size")
     if image.format == "BMP" and image.info.get("compression") in (1, 2):  # whose lines Pillow fills byte by byte
         raise ValueError("it is a compressed BMP; save it as PNG")

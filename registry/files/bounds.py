@@ -189,11 +189,11 @@ MOST_VALUES, DEEPEST = 10**6, 100
 def check_values(content: Any, source: object) -> None:
     """Check that a file holds plain values and tensors alone, none of them beyond all bounds, and how large its lists and tables
     are when they are written out: those that hold others twice, which hold others twice again, are few bytes in a file, and would
-    take forever to print or compare. Raises UserError."""
+    take forever to print or compare. No method of theirs is called that a file could have hidden. Raises UserError."""
     sizes, begun, path = dict[int, int](), set[int](), [(content, 0, False)]
     while path:
         value, depth, is_seen_through = path.pop()
-        inner = [*value, *value.values()] if isinstance(value, Mapping) else list(value)
+        inner = [*dict.keys(value), *dict.values(value)] if isinstance(value, dict) else list(value)
         if is_seen_through:
             sizes[id(value)] = size = 1 + sum(sizes.get(id(i), 1 + len(i) // 10 if type(i) is str else 1) for i in inner)
             if size > MOST_VALUES:
@@ -204,7 +204,7 @@ def check_values(content: Any, source: object) -> None:
             begun.add(id(value))
             path.append((value, depth, True))
             for i in inner:
-                if isinstance(i, Mapping | list | tuple):
+                if isinstance(i, dict | list | tuple):
                     path.append((i, depth + 1, False))
                 elif not (i is None or isinstance(i, Tensor) or type(i) in (bool, int, float, str)):
                     raise UserError(f"{source}: {UNLIKE}: it holds a {type(i).__name__}")

@@ -11,7 +11,7 @@ from numpy.lib import format as npy
 
 from registry.core.errors import UserError
 from registry.core.text import shown
-from registry.core.zips import check_packing
+from registry.core.zips import check_packing, named_directory
 
 MOST_ENTRIES = 1000
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -20,8 +20,10 @@ HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 def read_npz(path: Path, source: object, most: int) -> dict[str, np.ndarray]:
     """All arrays of an .npz file that hold numbers or texts, of at most so many bytes together. Raises UserError."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open(path, "rb") as whole, zipfile.ZipFile(whole) as archive:
             entries = archive.infolist()
+            if (archive.start_dir, len(entries)) != named_directory(whole, path.stat().st_size):
+                raise ValueError("its end record names another directory")
             if len(entries) > MOST_ENTRIES or sum(entry.file_size for entry in entries) > most:
                 raise UserError(f"{source}: its arrays would take more than the {most / 2**20:.0f} MiB that are allowed")
             for entry in entries:

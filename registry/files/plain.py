@@ -20,7 +20,17 @@ from registry.core.atomic import write_atomically
 from registry.core.errors import UserError
 from registry.core.interruption import undisturbed
 from registry.core.text import shown
-from registry.edm.pickles import PARAMETERS, SIZE, TENSOR, Global, PickleError, disguised_program, list_globals, take_too_much
+from registry.edm.pickles import (
+    PARAMETER,
+    SIZE,
+    TENSOR,
+    UNTYPED,
+    Global,
+    PickleError,
+    disguised_program,
+    list_globals,
+    take_too_much,
+)
 from registry.files.bounds import SCHEMAS, NetworkFile, check_entries, check_values
 from registry.files.locate import open_path
 
@@ -33,9 +43,14 @@ NOT_PLAIN = "not a plain-tensor file written by distill, or damaged"
 DAMAGED = "is damaged: its content is not what was written"
 UNREADABLE = "cannot be read"
 """What is said of a file that the disk does not give, now: it may be whole."""
-PLAIN = {TENSOR, Global("collections", "OrderedDict"), SIZE, *PARAMETERS}
+PLAIN = {TENSOR, Global("collections", "OrderedDict"), SIZE, PARAMETER}
 """What a file of ours refers to, besides kinds of numbers; earlier versions wrote shapes and parameters as such. torch's loader
-calls more, such as what copies its argument."""
+calls more, such as what copies its argument, or gives parameters attributes that hide their methods."""
+HARMLESS = {
+    UNTYPED, Global("builtins", "complex"), Global("__builtin__", "complex"), Global("torch.serialization", "_get_layout"),
+    *(Global("torch._utils", f"_rebuild_{name}") for name in ("tensor_v3", "sparse_tensor", "meta_tensor_no_storage")),
+}  # fmt: skip
+"""What tensors of newer types refer to, sparse ones, and ones without numbers, which nothing of ours reads. It executes nothing."""
 NETWORK_KINDS = ("denoiser", "generator", "classifier")
 
 
@@ -129,7 +144,8 @@ def plain_globals(path: Path) -> list[tuple[str, str, bool]]:
 
 def without_dtypes(names: list[tuple[str, str, bool]]) -> list[tuple[str, str, bool]]:
     """The same globals, of which torch's kinds of numbers execute nothing, whether this package knows them or not."""
-    return [(module, name, executes and not is_dtype(module, name)) for module, name, executes in names]
+    numbers = {(module, name) for module, name, _ in names if is_dtype(module, name) or Global(module, name) in HARMLESS}
+    return [(module, name, executes and (module, name) not in numbers) for module, name, executes in names]
 
 
 def is_dtype(module: str, name: str) -> bool:
@@ -149,6 +165,16 @@ def check_plain(path: Path, source: object) -> None:
         raise UserError(f"{source}: cannot be read: {error.strerror}") from None
     if strange:
         raise UserError(f"{source}: {NOT_PLAIN} (it refers to {shown('.'.join(filter(None, strange[0])))})")
+
+
+def bare(value: Any) -> Any:
+    """The same values in plain tables, lists and tuples, and tensors without hooks: an OrderedDict of a file may have attributes
+    that hide its methods."""
+    if isinstance(value, dict):
+        return {key: bare(inner) for key, inner in dict.items(value)}
+    if isinstance(value, list | tuple):
+        return (tuple if isinstance(value, tuple) else list)(map(bare, value))
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def check_tensors(content: Any, size: int, source: object) -> None:
@@ -177,6 +203,7 @@ def load(source: str | Path, *kinds: str, sealed: bool | None = None) -> dict[st
         raise UserError(f"{source}: {NOT_PLAIN}") from None
     content = content if isinstance(content, dict) else {}
     check_values(content, source)
+    content = {key: bare(value) for key, value in dict.items(content)}
     check_tensors(content, path.stat().st_size, source)
     check_mark(content, sealed, source)
     if content.get("kind") not in kinds:

@@ -149,6 +149,8 @@ def read_statistics(source: str, dimension: int = DIMENSION) -> Statistics:
             if found[fact].dtype.kind not in letters or found[fact].shape or (what == "number" and found[fact] < 1):
                 raise UserError(f"{source}: its {fact} must be one {what}{' above 0' * (what == 'number')}")
             known[fact] = found[fact].item()
+            if what == "text" and not known[fact].isascii():  # its bytes may be no characters at all
+                raise UserError(f"{source}: its {fact} is no hash of a file")
     if mu.shape != (dimension,) or sigma.shape != (dimension, dimension):
         raise UserError(
             f"{source}: statistics of another network: mu is {list(mu.shape)}, sigma {list(sigma.shape)}; "

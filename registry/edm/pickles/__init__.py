@@ -34,7 +34,7 @@ edm_network.py   `network_of`: a network of ours from a record
 
 from __future__ import annotations
 
-from registry.edm.pickles.allowlist import PARAMETERS, RUNS_SOURCE, SIZE, TENSOR, Global
+from registry.edm.pickles.allowlist import PARAMETER, RUNS_SOURCE, SIZE, TENSOR, UNTYPED, Global
 from registry.edm.pickles.contents import read_pickle
 from registry.edm.pickles.disguise import disguised_program
 from registry.edm.pickles.edm_network import NEWEST_VERSION, network_of
@@ -47,11 +47,12 @@ from registry.edm.pickles.tensors import take_too_much
 __all__ = [
     "MAX_PARTS",
     "NEWEST_VERSION",
-    "PARAMETERS",
+    "PARAMETER",
     "RUNS_SOURCE",
     "SIZE",
     "TENSOR",
     "UNKNOWN",
+    "UNTYPED",
     "Global",
     "Inert",
     "Persistent",

@@ -42,7 +42,8 @@ EMPTY_BYTES = {Global("builtins", "bytes"), Global("__builtin__", "bytes")}
 # Tensors and parameters. Snapshots keep the numbers in a stream inside the pickle, which LOAD_FROM_BYTES reads.
 # Training states keep them outside the pickle.
 TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
-PARAMETERS = {Global("torch._utils", name) for name in ("_rebuild_parameter", "_rebuild_parameter_with_state")}
+PARAMETER = Global("torch._utils", "_rebuild_parameter")
+PARAMETERS = {PARAMETER, Global("torch._utils", "_rebuild_parameter_with_state")}
 LOAD_FROM_BYTES = Global("torch.storage", "_load_from_bytes")
 
 # Shapes and devices, which may be among a module's attributes or an optimizer's settings.
@@ -61,6 +62,9 @@ STORAGES = {
     Global("torch", "ByteStorage"): torch.uint8,
     Global("torch", "BoolStorage"): torch.bool,
 }
+
+# The storage of numbers of any type, which tensors of newer types have. No file of EDM's has one, so it is not allowed.
+UNTYPED = Global("torch.storage", "UntypedStorage")
 
 # Types of numbers (torch.float32 and so on) as plain values. They are mentioned but never called.
 DTYPES = {Global("torch", str(dtype).removeprefix("torch.")): dtype for dtype in STORAGES.values()}

@@ -34,6 +34,8 @@ LAST_BYTES = 2**17
 """The end record of a zip file is looked for in so many, twice as many as its longest comment has."""
 ZIP_START = b"PK\x03\x04"
 """The first bytes of a zip file and of each of its members."""
+ZIP_ENTRY, ZIP_END = b"PK\x01\x02", b"PK\x05\x06"
+"""The first bytes of an entry of its directory, and of its end record."""
 
 
 def is_tarball(start: bytes) -> bool:
@@ -46,27 +48,14 @@ def is_tarball(start: bytes) -> bool:
 
 
 def ends_as_zip(file: BinaryIO) -> bool:
-    """Whether a file has the end record of a zip file with members: torch.jit.load looks for no more, whatever the file begins
-    with. Raises OSError."""
+    """Whether a file has the end record of a zip file, and an entry of its directory somewhere: torch.jit.load and Python's zipfile
+    look for no more, whatever the file begins with, and each has its own ways from the one to the other. Raises OSError."""
     size = file.seek(0, io.SEEK_END)
-    begin = max(0, size - LAST_BYTES)
-    file.seek(begin)
-    tail = file.read()
-    at = tail.rfind(b"PK\x05\x06")
-    while at >= 0:
-        length, place = (int.from_bytes(tail[at + i : at + i + 4], "little") for i in (12, 16))
-        directories = [place, begin + at - length]  # where the record says, for torch; right before the record, for Python
-        if tail[max(0, at - 20) : max(0, at - 16)] == b"PK\x06\x07":
-            file.seek(min(int.from_bytes(tail[at - 12 : at - 4], "little"), size))
-            found = file.read(56)
-            length, place = int.from_bytes(found[40:48], "little"), int.from_bytes(found[48:], "little")
-            directories += [place, begin + at - 76 - length]
-        for directory in directories:
-            file.seek(min(max(directory, 0), size))
-            if file.read(4) == b"PK\x01\x02":
-                return True
-        at = tail.rfind(b"PK\x05\x06", 0, at)
-    return False
+    file.seek(max(0, size - LAST_BYTES))
+    if ZIP_END not in file.read():
+        return False
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(ZIP_ENTRY) >= 0
 
 
 def disguised_program(path: Path) -> Global | None:

@@ -13,6 +13,7 @@ from registry.edm.pickles.allowlist import (
     NUMPY_DTYPE,
     NUMPY_NDARRAY,
     STORAGES,
+    UNTYPED,
     Global,
 )
 from registry.edm.pickles.instructions import CALLS, FILLS
@@ -21,7 +22,7 @@ UNKNOWN = Global("?", "?")
 """Stands for a global that only executing the file would reveal."""
 DICTIONARY = object()
 """Stands for a dictionary that is no object of a class."""
-NEVER_CALLED = {NUMPY_NDARRAY, *STORAGES, *DTYPES}
+NEVER_CALLED = {NUMPY_NDARRAY, UNTYPED, *STORAGES, *DTYPES}
 """Picklers only mention these; called, some of them show any place in memory."""
 TAKE_STATE = MODULE_CONTAINERS | NUMPY_ARRAYS | {NUMPY_DTYPE, Global("collections", "OrderedDict")}
 """Picklers give a state to what these make, as the last thing that is done to it."""

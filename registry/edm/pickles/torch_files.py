@@ -9,6 +9,7 @@ import zipfile
 from typing import Any, BinaryIO, NamedTuple
 
 from registry.core.text import shown
+from registry.core.zips import named_directory
 from registry.edm.pickles.disguise import ZIP_START
 from registry.edm.pickles.notes import Storage
 from registry.edm.pickles.refusals import CUT, PickleError
@@ -45,7 +46,11 @@ def members_of(file: BinaryIO, size: int) -> list[Member]:
     """The members of a zip file. Names are as in the file: Python would cut them, or take others from an extra field."""
     with zipfile.ZipFile(file) as archive:
         infos, start = archive.infolist(), archive.start_dir
-    if (start, len(infos)) != named_directory(file, size):
+    try:
+        named = named_directory(file, size)
+    except zipfile.BadZipFile as error:
+        raise PickleError(str(error)) from None
+    if (start, len(infos)) != named:
         raise PickleError("has another directory than the one that its end record names, which torch would read")
     found: list[Member] = []
     for info in infos:
@@ -104,30 +109,6 @@ def zip_members(file: BinaryIO, size: int) -> tuple[range, dict[str, range]]:
         raise PickleError("was not written on a little-endian machine")
     data = f"{root}data/"
     return spans[pickles[0]], {name.removeprefix(data): span for name, span in spans.items() if name.startswith(data)}
-
-
-def named_directory(file: BinaryIO, size: int) -> tuple[int, int]:
-    """Where the directory of a zip file is, and how many members it has, by its end record, as torch finds it. Raises PickleError.
-
-    Python takes the directory that lies right before that record, and the end record of a long file that lies right before the
-    text that says where it is; so these must be the same.
-    """
-    start = max(0, size - 2**16 - 98)  # the longest comment, and the records before it
-    file.seek(start)
-    tail = file.read()
-    end = tail.rfind(b"PK\x05\x06")
-    record = tail[end : end + 22]
-    if end < 0 or len(record) < 22 or end + 22 + int.from_bytes(record[20:], "little") < len(tail):
-        raise PickleError(f"{CUT}: it has no end record of a zip file, or bytes after it")
-    locator = tail[max(0, end - 20) : end]
-    if locator[:4] != b"PK\x06\x07":
-        return int.from_bytes(record[16:20], "little"), int.from_bytes(record[10:12], "little")
-    position = start + end - 20 - 56
-    file.seek(max(0, position))
-    record = file.read(56)
-    if int.from_bytes(locator[8:16], "little") != position or record[:4] != b"PK\x06\x06":
-        raise PickleError("has another end record than the one that its end names, which torch would read")
-    return int.from_bytes(record[48:], "little"), int.from_bytes(record[32:40], "little")
 
 
 def read_stream(file: BinaryIO, span: range) -> tuple[Any, dict[str, range]]:

@@ -22,7 +22,7 @@ from registry.edm.pickles.instructions import (
     Op,
     instructions,
 )
-from registry.edm.pickles.refusals import FEW_PARTS, MAX_ARGUMENTS, MAX_PARTS, PickleError
+from registry.edm.pickles.refusals import CALL_BYTES, FEW_CALLS, FEW_PARTS, MAX_ARGUMENTS, MAX_PARTS, PickleError
 from registry.edm.pickles.stack import DICTIONARY, UNKNOWN, Latin, Made, would_run
 
 
@@ -47,9 +47,10 @@ def trace_pickle(file: BinaryIO, span: range, names: list[Global], strict: bool,
     Globals are added to `names` as they appear. With `strict`, anything that stage 2 must not see is refused; with
     `careful`, what would crash or stall an unpickler although it executes nothing. Raises PickleError.
     """
+    most_calls = max(FEW_CALLS, len(span) // CALL_BYTES) if careful and not strict else MAX_PARTS
     careful = careful or strict
     most = min(MAX_PARTS, max(FEW_PARTS, len(span) * 2 // 3))
-    code, blobs, streams = bytearray(), list[range](), list[range | Latin]()
+    code, blobs, streams, calls = bytearray(), list[range](), list[range | Latin](), 0
     stack, marks, memo = list[Any](), list[int](), dict[str, Any]()  # well-chosen numbers would collide
     for count, (op, argument, text) in enumerate(instructions(file, span), 1):
         name = op.name
@@ -83,6 +84,9 @@ def trace_pickle(file: BinaryIO, span: range, names: list[Global], strict: bool,
             if bottom < (marks[-1] if marks else 0):
                 raise PickleError(f"is damaged: its instruction {name} finds too few values")
             items = stack[bottom:]
+            calls += name in CALLS
+            if calls > most_calls:
+                raise PickleError(f"calls something more than {most_calls:,} times, more often than files of its size need")
             if careful:
                 _check(name, items)
             stack[bottom:] = pushed = _pushed(op, argument, text, items)
@@ -149,7 +153,7 @@ def _check(name: str, items: list[Any]) -> None:
     # So could the same long tuple in the arguments, or the dictionary that another one is made from.
     if name in CALLS and any(type(of) is tuple and len(of) > MAX_ARGUMENTS for of in items[1]):
         raise PickleError(f"calls something with a tuple of more than {MAX_ARGUMENTS} values, which no pickler does")
-    if name in CALLS and items[0] in DICTIONARIES and items[1]:
+    if name in CALLS and type(items[0]) is Global and items[0] in DICTIONARIES and items[1]:
         raise PickleError("makes a dictionary from another one, which no pickler does")
 
 
