@@ -239,13 +239,19 @@ def test_launched_processes_start_again_when_one_is_lost(recipe_file: Write, tmp
     recipe = recipe_file(("duration_kimg = 0.048", "duration_kimg = 0.8"))
     run = launch("--max-restarts", "1", "--recipe", recipe, "--outdir", tmp_path / "runs", "--resume", "auto", cwd=tmp_path)
     wait_for(tmp_path / "runs", "training-state-*.pt", [run])
+    (folder,) = (tmp_path / "runs").iterdir()
+    newer = folder.with_name(folder.name.replace("00000", "00001"))  # of another seed, say
+    newer.mkdir()
+    for path in (max(folder.glob("training-state-*.pt")), folder / "recipe.toml"):
+        shutil.copy(path, newer)
+    before = {path.name: path.read_bytes() for path in newer.iterdir()}
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     out, errors = run.communicate(timeout=300)
     assert run.returncode == 0, errors
     assert errors.count("distill: starting again (1 of 1)") == 1 and "resuming at " in out, (out, errors)
-    (folder,) = (tmp_path / "runs").iterdir()
     assert "kimg 0.8 " in (folder / "log.txt").read_text()
+    assert {path.name: path.read_bytes() for path in newer.iterdir()} == before
 
 
 def wait_for(outdir: Path, pattern: str, processes: list[subprocess.Popen[str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ CHANGES = {
     "torch's default type to torch.float64": lambda _: torch.set_default_dtype(torch.float64),
     "torch's default device to meta": lambda _: torch.set_default_device("meta"),
     "Python's limit of recursion to 700": lambda _: sys.setrecursionlimit(700),
+    "what is done at the signal SIGTERM": lambda _: signal.signal(signal.SIGTERM, signal.SIG_IGN),
 }
 
 
@@ -49,7 +51,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def shared() -> tuple[object, ...]:
-    return os.getcwd(), torch.get_default_dtype(), torch.get_default_device(), sys.getrecursionlimit()
+    handler = signal.getsignal(signal.SIGTERM)
+    return os.getcwd(), torch.get_default_dtype(), torch.get_default_device(), sys.getrecursionlimit(), handler
 
 
 @pytest.mark.parametrize("what", CHANGES)

@@ -191,6 +191,22 @@ def test_a_run_that_another_study_has_made_is_copied(
     assert [cell.combination.slug for cell in reuse(cells, toys)] == ["glr-0.01"]  # the one that diverged is not copied
 
 
+def test_a_run_that_was_resumed_by_hand_with_other_settings_is_no_result(
+    copied: Path, plugins: Plugins, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copied.parents[1])
+    done = next(path for path in sorted(copied.glob("cells/*/seed-*/0*-*/recipe.toml")) if (path.parent / "quality.json").is_file())
+    recipe = done.read_text()
+    assert "lr = 0.002\n" in recipe
+    done.write_text(recipe.replace("lr = 0.002\n", "lr = 0.003\n", 1))
+    line = error_line(here("study", str(copied), "--report-only"))
+    assert "outdir" in line and "lr: 0.003 -> 0.002 (1 cell)" in line
+    study = read_study(str(copied))
+    cells = prepare(study, tmp_path / "third", plugins, cell_command)
+    reused = {cell.folder.relative_to(tmp_path / "third") for cell in reuse(cells, copied)}
+    assert reused and done.parents[1].relative_to(copied) not in reused
+
+
 def test_a_changed_study_is_refused_with_what_differs(copied: Path, here: Here, monkeypatch: Any) -> None:
     monkeypatch.chdir(copied.parents[1])
     line = error_line(here("study", str(copied), "--set", "train.lr=1e-3", "--report-only"))

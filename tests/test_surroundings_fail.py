@@ -62,19 +62,33 @@ def test_the_exit_code_is_the_same_where_torchrun_cannot_be_told(recipe_file: Wr
     assert done.returncode == 1 and "Traceback" not in done.stderr
 
 
+def test_a_thread_that_a_plugin_has_left_behind_is_told_of(tmp_path: Path) -> None:
+    script = (
+        "import threading, time\nfrom registry.cli import group\ngroup.PATIENCE = 0.5\n"
+        "threading.Thread(target=time.sleep, args=(3,), name='uploads').start()\ngroup.leave(0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0 and done.stderr.count("\n") == 1 and "(uploads)" in done.stderr
+
+
 def test_what_starts_again_goes_on_from_the_newest_state(tmp_path: Path) -> None:
     run, note = tmp_path / "00001-run", tmp_path / "note"
     run.mkdir()
     for named in ("old/training-state-000001.pt", "elsewhere"):
         words = ("--recipe", "r", "--resume", "auto", "--resume", named)
-        assert from_the_newest(words, note) == words, "the run has not begun"
+        assert from_the_newest(words, note) == (words, ""), "the run has not begun"
         note.write_text(str(run))
-        assert from_the_newest(words, note) == words, "nothing was saved since"
+        assert from_the_newest(words, note) == (words, ""), "nothing was saved since"
+        for auto in (("--resume", "auto"), ("--resume=auto",)):  # another run may be newer
+            begun, how = from_the_newest(("--recipe", "r", *auto, "--seed", "1"), note)
+            assert begun == ("--recipe", "r", "--seed", "1") and how == f"; anew, for there is no training state in {run}"
         (run / "training-state-000002.pt").touch()
-        assert from_the_newest(words, note) == (*words[:5], str(run))
-        assert from_the_newest(("--recipe", "r", f"--resume={named}"), note) == ("--recipe", "r", f"--resume={run}")
-        for others in (("--recipe", "r", "--resume", "auto"), ("generate", "--seeds", "1")):
-            assert from_the_newest(others, note) == others
+        assert from_the_newest(words, note) == ((*words[:5], str(run)), "")
+        for last in (f"--resume={named}", "--resume=auto"):
+            assert from_the_newest(("--recipe", "r", last), note) == (("--recipe", "r", f"--resume={run}"), "")
+        assert from_the_newest(("generate", "--seeds", "1"), note) == (("generate", "--seeds", "1"), "")
         note.unlink()
         (run / "training-state-000002.pt").unlink()
 

@@ -36,6 +36,8 @@ from registry.plugins.faults import fault_of, raised_by_a_plugin
 PR_SET_PDEATHSIG = 1
 BUG = 70
 """The exit code if the fault is ours (EX_SOFTWARE)."""
+PATIENCE = 3.0
+"""Seconds that threads have to end after all is done, until it is said that they are waited for."""
 NO_MEMORY = re.compile("out of memory|can't allocate memory|failed to map segment")
 COMPLETION = "_DISTILL_COMPLETE"
 """In the environment when a shell asks how a word may go on (click's name for it)."""
@@ -203,7 +205,18 @@ def leave(code: int) -> NoReturn:
         os._exit(code)
     if several() or any(thread.name == WRITER for thread in threading.enumerate()):
         os._exit(code)
+    told = threading.Timer(PATIENCE, say_who_stays)
+    told.daemon = True
+    told.start()
     sys.exit(code)
+
+
+def say_who_stays() -> None:
+    """Print which threads Python waits for at its end: those that a plugin has begun and not ended."""
+    names = [t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
+    if names:
+        left = printable(", ".join(names))
+        os.write(2, f"distill: done, but for a thread that a plugin has left behind ({left}); Ctrl-C leaves at once\n".encode())
 
 
 def tell(error: BaseException, message: str, code: int, debug: bool) -> None:

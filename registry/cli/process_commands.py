@@ -87,8 +87,8 @@ def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
         os.environ[FOLDER_NOTE] = str(note)
         for again in range(restarts + 1):
             if again:
-                click.echo(f"distill: starting again ({again} of {restarts})", err=True)
-                arguments = from_the_newest(arguments, note)
+                arguments, how = from_the_newest(arguments, note)
+                click.echo(f"distill: starting again ({again} of {restarts}){how}", err=True)
             code, stopped = run_once(count, arguments)
             if stopped or code in FINAL or code - 128 in heeded():  # one process was told to stop, and saved a state
                 break
@@ -105,16 +105,19 @@ def resumed(arguments: Sequence[str]) -> tuple[int, str] | None:
     return None
 
 
-def from_the_newest(arguments: tuple[str, ...], note: Path) -> tuple[str, ...]:
-    """The same command, but a run that goes on from a state or a folder that was named goes on from the newest state in its own
-    folder, if it has said in the `note` which that is, and has saved one. (One that goes on by itself finds it.)"""
+def from_the_newest(arguments: tuple[str, ...], note: Path) -> tuple[tuple[str, ...], str]:
+    """The same command, but a run goes on from the newest state in its own folder, if it has said in the `note` which that is: a
+    newer run of the recipe is none of its business. And words that say so if it has no state there yet, and begins anew."""
     found = resumed(arguments)
-    if found is None or found[1] == "auto" or not note.is_file():
-        return arguments
+    if found is None or not note.is_file():
+        return arguments, ""
     (i, named), folder = found, Path(os.fsdecode(note.read_bytes()))
-    if not any(folder.glob("training-state-*.pt")):
-        return arguments
-    return (*arguments[:i], str(folder) if arguments[i] == named else f"--resume={folder}", *arguments[i + 1 :])
+    alone = arguments[i] == named  # behind --resume, and not --resume=named
+    if any(folder.glob("training-state-*.pt")):
+        return (*arguments[:i], str(folder) if alone else f"--resume={folder}", *arguments[i + 1 :]), ""
+    if named != "auto":
+        return arguments, ""
+    return (*arguments[: i - alone], *arguments[i + 1 :]), f"; anew, for there is no training state in {folder}"
 
 
 def run_once(count: int, arguments: tuple[str, ...]) -> tuple[int, bool]:

@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
+
+from registry.core.interruption import SIGNALS
 
 
 @contextmanager
@@ -66,7 +69,7 @@ def torch_left_alone() -> Iterator[None]:
 @contextmanager
 def surroundings_restored() -> Iterator[None]:
     """What a plugin does that measures or tells of a run changes nothing of what follows: random numbers, default type and device,
-    gradients, autocast, number of threads, recursion, and the working folder are as before afterwards."""
+    gradients, autocast, number of threads, recursion, the working folder, and what signals do are as before afterwards."""
     with ExitStack() as stack:
         stack.enter_context(settings_restored())
         used = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
@@ -112,6 +115,8 @@ class ProcessSettings(NamedTuple):
     threads: int
     recursion: int
     """How many calls deep Python goes."""
+    handlers: dict[signal.Signals, Any]
+    """What is done at signals that ask a run to stop."""
 
     @classmethod
     def now(cls) -> ProcessSettings:
@@ -121,7 +126,8 @@ class ProcessSettings(NamedTuple):
         except OSError:
             folder = None
         device, threads = torch.get_default_device(), torch.get_num_threads()
-        return cls(folder, torch.get_default_dtype(), device, autocasts(), threads, sys.getrecursionlimit())
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        return cls(folder, torch.get_default_dtype(), device, autocasts(), threads, sys.getrecursionlimit(), handlers)
 
     def restore(self) -> None:
         """Set all but the working folder to what it was."""
@@ -132,6 +138,10 @@ class ProcessSettings(NamedTuple):
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
         sys.setrecursionlimit(self.recursion)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self.handlers.items():
+                if handler is not None and handler != signal.getsignal(number):  # None: it is of C's, and Python cannot set it
+                    signal.signal(number, handler)
 
     def changed(self) -> str | None:
         """What is no longer as it was and would mislead whatever follows, in words; None if nothing is."""
@@ -144,6 +154,8 @@ class ProcessSettings(NamedTuple):
             return f"torch's default device to {now.default_device}"
         if now.recursion < self.recursion:
             return f"Python's limit of recursion to {now.recursion}"
+        if others := [number.name for number in SIGNALS if now.handlers[number] != self.handlers[number]]:
+            return f"what is done at the signal {others[0]}"
         return None
 
 

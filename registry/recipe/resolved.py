@@ -200,9 +200,13 @@ class FeaturesRecipe:
 AnyRecipe = Recipe | PretrainRecipe | FeaturesRecipe
 
 
+UNTRAINED = ("log", "eval", "swap")
+"""The tables that say where a run is logged and how it is measured, and which were swapped in."""
+
+
 def training_tables(recipe: Recipe | PretrainRecipe) -> Tables:
     """The part of the recipe that a network's file holds: all but where the run was logged and how it was measured."""
-    return {name: table for name, table in recipe.tables().items() if name not in ("log", "eval", "swap")}
+    return {name: table for name, table in recipe.tables().items() if name not in UNTRAINED}
 
 
 def name_of(path: Path) -> str:

@@ -204,11 +204,14 @@ class RunFolder:
         """All lines so far, including those from before a resumption; none if the disk does not give them now."""
         return readable_lines(self.path / name)
 
-    def forget_after(self, kimg: float, snapshot_due: bool = False, keep: bool = False) -> None:
-        """Drop lines of statistics that a resumed run will write again: later ones, and those of a snapshot that is still due. To
-        `keep` those of a branch that the run leaves, they get a file of their own."""
+    def forget_after(
+        self, kimg: float, written: Sequence[str] | None = None, snapshot_due: bool = False, keep: bool = False
+    ) -> None:
+        """Drop lines of statistics that a resumed run will write again: later ones, and those of a snapshot that is still due. Of
+        metrics only in the files that are `written` again (by default in all). To `keep` those of a branch that the run leaves,
+        they get a file of their own."""
         for path in (self.path / STATISTICS, *self.path.glob("metric-*.jsonl")) if self.writes else ():
-            if not path.is_file():
+            if not path.is_file() or not (keep or path.name == STATISTICS or written is None or path.name in written):
                 continue
             again = [kimg] if snapshot_due and path.name != STATISTICS else []
             lines = whole_lines(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import math
 import time
@@ -135,7 +136,8 @@ def measure_snapshot(
 def keep_best(folder: RunFolder, choice: Choice, metric: Metric) -> None:
     """Copy the snapshot with the best first number to network-snapshot-best, unless it is there already.
 
-    The choice is made from the lines in the folder, so a resumed run forgets a best one that came after its state.
+    The choice is made from the lines in the folder, so a resumed run forgets a best one that came after its state. A run may have
+    been killed before it had written down which snapshot the copy is of, and somebody may have removed it: so both are compared.
     """
     if not folder.writes:
         return
@@ -148,10 +150,13 @@ def keep_best(folder: RunFolder, choice: Choice, metric: Metric) -> None:
     snapshot, note = folder.path / first["snapshot_pkl"], folder.path / "best.json"
     best = {"kimg": first["kimg"], "metric": first["metric"], "column": column, "value": first["results"][column]}
     content = (json.dumps(best | {"file": snapshot.name}) + "\n").encode()
+    copy = folder.path / f"network-snapshot-best{snapshot.suffix}"
     try:
-        if snapshot.is_file() and not (note.is_file() and note.read_bytes() == content):
-            folder.write(f"network-snapshot-best{snapshot.suffix}", snapshot.read_bytes())
-            folder.write(note.name, content)
+        if snapshot.is_file():
+            if not (copy.is_file() and filecmp.cmp(snapshot, copy, shallow=False)):
+                folder.write(copy.name, snapshot.read_bytes())
+            if not (note.is_file() and note.read_bytes() == content):
+                folder.write(note.name, content)
     except OSError as error:  # a disk that does not answer at present
         folder.journal.log(f"WARNING {snapshot}: {error.strerror}; the best snapshot is not kept this time")
 

@@ -31,6 +31,7 @@ from registry.runs.ending import interruptible
 from registry.runs.health import check_images
 from registry.runs.outputs import draw_curves, draw_fakes, draw_real, measure_snapshot, snapshot_name, write_network, write_table
 from registry.runs.starting import prepare, start_or_resume
+from registry.runs.states import TEACHER
 from registry.runs.training import Saved, train
 from registry.sample.heun import heun_samples
 from registry.show.journal import Journal
@@ -93,7 +94,7 @@ def pretrain(
             draw_real(folder, recipe)
         train(partial(pretraining.iterations, run), run, recipe, folder, lambda: {"denoiser": run.denoiser}, saved, snapshot)
 
-        target = target or folder.path / "teacher.pt"
+        target = target or folder.path / TEACHER
         with run.average.averaged() as averaged, sampling(averaged):
             check_images(heun_samples(averaged, noise, domain, range(8), STEPS), "denoiser", run.nimg)
             if folder.writes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from registry.edm.sid_states import holds_modules
 from registry.files.json_files import kept
 from registry.measure.saved import QUALITY
 from registry.recipe.doubts import doubts
-from registry.recipe.resolved import PretrainRecipe, Recipe, settings_of
+from registry.recipe.resolved import UNTRAINED, PretrainRecipe, Recipe, settings_of
 from registry.recipe.tables import PretrainConfig, TrainConfig
 from registry.runs.checkpoints import (
     check_same_networks,
@@ -32,7 +32,7 @@ from registry.runs.checkpoints import (
 )
 from registry.runs.folder import RunFolder
 from registry.runs.foreign import adopt
-from registry.runs.states import Found, find_state, is_a_run, set_later_aside
+from registry.runs.states import Found, find_state, is_a_run, set_later_aside, set_table_aside
 from registry.runs.training import Saved, Training, newest_state
 from registry.show.journal import Journal
 from registry.show.trackers import Trackers
@@ -125,14 +125,25 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
     changed = [*differences(content["recipe"], saved.tables), *other_networks(content["networks"], saved.parts)]
     otherwise = learns_otherwise(content, saved.tables, saved.parts)
     journal = folder.journal
-    if later := set_later_aside(folder.path, begun, run.nimg, otherwise) if folder.writes else []:
-        journal.log(f"later files of another branch were set aside: {', '.join(path.name for path in later)}")
-    folder.forget_after(run.nimg / 1000, saved.snapshot_due, keep=bool(later))
+    later = set_later_aside(folder.path, begun, run.nimg, otherwise) if folder.writes else []
+    if aside := [*later, *(set_table_aside(folder.path, run.nimg) if folder.writes else [])]:
+        journal.log(f"later files of another branch were set aside: {', '.join(path.name for path in aside)}")
+    written = [f"metric-{name}.jsonl" for name in saved.tables["eval"]["metrics"]]
+    folder.forget_after(run.nimg / 1000, written, saved.snapshot_due, keep=bool(later))
     journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {begun}")
     if run.nimg >= run.total:
         journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
+        keep_as_trained(saved, content["recipe"])
     for difference in changed:
         journal.log(f"changed since that state was written: {difference}")
+
+
+def keep_as_trained(saved: Saved, recorded: Mapping[str, Any]) -> None:
+    """A finished run learns nothing more, whatever the recipe says by now: its recipe stays the one that it was trained with, but
+    for where it is logged and how it is measured."""
+    saved.tables = {**recorded, **{name: saved.tables[name] for name in UNTRAINED if name in saved.tables}}
+    if "recipe" in saved.facts:
+        saved.facts["recipe"] = {name: table for name, table in recorded.items() if name not in UNTRAINED}
 
 
 def locked_state(folder: RunFolder, state: Path, resume: str | None, saved: Saved) -> tuple[Path, dict[str, Any]]:

@@ -24,6 +24,8 @@ STATES = "training-state-*.pt"
 NAME = re.compile(r"training-state-[0-9]{6,}\.pt")
 NUMBERED = re.compile(r"(\d{5,})-(.+)", re.ASCII | re.DOTALL)
 """The name of a run's folder: its number, and what the run is called."""
+TEACHER = "teacher.pt"
+"""What a run of `distill pretrain` ends with."""
 SET_ASIDE, LATER = ".damaged", ".later"
 NONE_IS_WHOLE = "none of its training states is whole"
 MOST_REMARKS = 5
@@ -138,7 +140,7 @@ def misnamed(path: Path) -> str | None:
 
 def set_later_aside(folder: Path, state: Path, nimg: int, changed: bool) -> list[Path]:
     """Rename the folder's states that come after the one that a run goes on from: they are of a branch that it leaves. And then, or
-    if it has `changed` so that it learns otherwise, the later snapshots and their grids, too."""
+    if it has `changed` so that it learns otherwise, the later snapshots and their grids, and a later teacher, too."""
     later = [path for path in states(folder) if kimg_of(path) > nimg // 1000 and path != state and not unreadable(path)]
     if later or changed:
         of_snapshots = [*folder.glob("network-snapshot-*"), *folder.glob("fakes_*.png")]
@@ -147,10 +149,25 @@ def set_later_aside(folder: Path, state: Path, nimg: int, changed: bool) -> list
         best = kept(folder / "best.json", BEST)
         if best is not None and best.kimg > nimg / 1000:
             later += [folder / "best.json", *(path for path in of_snapshots if path.stem == "network-snapshot-best")]
-        table = kept(folder / "quality.json", QUALITY)
-        if table is not None and (table.nimg or 0) > nimg:
-            later += [path for name in ("quality.json", "quality.txt") if (path := folder / name).is_file()]
+        if images_of(folder / TEACHER) > nimg:
+            later += [path for name in (TEACHER, "teacher.quality.json") if (path := folder / name).is_file()]
     return [path.rename(unused(path.with_name(path.name + LATER))) for path in later]
+
+
+def set_table_aside(folder: Path, nimg: int) -> list[Path]:
+    """Rename a table of more images than the run that goes on has seen: what is due before its end would be taken for done."""
+    table = kept(folder / "quality.json", QUALITY)
+    if table is None or (table.nimg or 0) <= nimg:
+        return []
+    found = [path for name in ("quality.json", "quality.txt") if (path := folder / name).is_file()]
+    return [path.rename(unused(path.with_name(path.name + LATER))) for path in found]
+
+
+def images_of(teacher: Path) -> int:
+    """How many images a teacher of ours was trained with; 0 if there is none, or the file does not say."""
+    with suppress(UserError):
+        return int(load(teacher, "denoiser")["about"].get("nimg") or 0)
+    return 0
 
 
 def is_a_run(folder: Path) -> bool:

@@ -166,9 +166,13 @@ def check_unchanged(cells: tuple[Cell, ...], outdir: Path, plugins: Plugins) -> 
     """Check that the runs in the study's folder are those of these cells. Raises SettingError with what differs."""
     found: Counter[str] = Counter()
     for cell in cells:
-        if (cell.folder / RECIPE).is_file():
-            old = expect(resolve(str(cell.folder / RECIPE), plugins), Recipe).tables()
-            found.update(differences(identity(old), identity(cell.tables), ignore=()))
+        run = cell.run_folder()
+        for folder in (cell.folder, *([run] if run is not None else [])):  # somebody may have resumed the run by hand
+            if (folder / RECIPE).is_file():
+                old = expect(resolve(str(folder / RECIPE), plugins), Recipe).tables()
+                if other := differences(identity(old), identity(cell.tables), ignore=()):
+                    found.update(other)
+                    break
     if found:
         changes = "; ".join(f"{change} ({n} cell{'s' * (n > 1)})" for change, n in found.items())
         raise SettingError(

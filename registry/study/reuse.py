@@ -11,7 +11,7 @@ from registry.core.errors import SettingError, UserError
 from registry.recipe.resolved import dumps
 from registry.recipe.texts import read_tables
 from registry.study.attempts import write_note
-from registry.study.cells import RECIPE, Cell, Status, identity, read_attempt, status
+from registry.study.cells import RECIPE, Cell, Status, identity, read_attempt, run_folder, status
 from registry.study.machine import code, made_with
 
 
@@ -28,7 +28,9 @@ def reuse(cells: Sequence[Cell], source: Path) -> list[Cell]:
     copied = []
     for cell in cells:
         folder = finished.get(dumps(identity(cell.tables)))
-        if folder is not None and not cell.folder.exists() and status(cell, folder)[0] is Status.DONE:
+        if folder is None or cell.folder.exists() or status(cell, folder)[0] is not Status.DONE:
+            continue
+        if (run := run_folder(folder)) is not None and recipe_in(run) == recipe_in(folder):  # nobody has resumed it by hand
             copy(folder, cell.folder)
             copied.append(cell)
     return copied
@@ -37,10 +39,16 @@ def reuse(cells: Sequence[Cell], source: Path) -> list[Cell]:
 def recorded(source: Path) -> Iterator[tuple[str, Path]]:
     """The recipes of all cells in or below a folder, without where they are, and the cells' folders."""
     for path in sorted(source.rglob(f"cells/*/seed-*/{RECIPE}")):
-        try:
-            yield dumps(identity(read_tables(path))), path.parent
-        except Exception:  # cut off, or not written by a study: whatever it holds, it is no cell of one
-            continue
+        if (recipe := recipe_in(path.parent)) is not None:
+            yield recipe, path.parent
+
+
+def recipe_in(folder: Path) -> str | None:
+    """The recipe in a folder, without where the run is; None if it is cut off, or none that a study has written."""
+    try:
+        return dumps(identity(read_tables(folder / RECIPE)))
+    except Exception:  # whatever it holds
+        return None
 
 
 def copy(folder: Path, target: Path) -> None:

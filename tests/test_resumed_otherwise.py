@@ -1,0 +1,104 @@
+"""A run is resumed from elsewhere than its end, or with other settings: what its folder says is true of what it holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from registry.core.errors import Interrupted
+from registry.files.formats import load_network
+from registry.recipe.texts import read_tables
+from registry.runs.folder import RunFolder
+from registry.runs.outputs import measure_snapshot
+from registry.runs.pretrain import pretrain
+from tests.test_branches import again, finished, run
+
+__all__ = ["finished", "run"]
+BOTH = 'eval.metrics=["sliced_wasserstein", "frechet"]'
+PRETRAINED = {
+    "train.duration_kimg": 2.048, "train.batch": 256, "log.tick_kimg": 1.024, "log.state_ticks": 1, "log.keep_states": 0, "eval.samples": 64,
+    "eval.repeats": 1, "eval.snapshot_samples": 64, "network.model_channels": 16, "network.num_blocks": 1,
+}  # fmt: skip
+
+
+def kimgs(run: Path, metric: str = "sliced_wasserstein") -> list[int]:
+    return [round(json.loads(line)["kimg"]) for line in (run / f"metric-{metric}.jsonl").read_text().splitlines()]
+
+
+def test_a_last_snapshot_is_measured_though_an_older_table_is_there(
+    finished: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last state was damaged, and the run was then stopped while it measured the snapshot of its end again."""
+    best = [path.read_bytes() for path in (run / "best.json", run / "network-snapshot-best.pkl")]
+
+    def stopped(folder: RunFolder, metrics: Any, sample: Any, config: Any, file: Path, nimg: int, trained: float) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        measure_snapshot(folder, metrics, sample, config, file, nimg, trained)
+
+    (run / "training-state-000003.pt").write_bytes(b"")
+    monkeypatch.setattr("registry.runs.distill.measure_snapshot", stopped)
+    with pytest.raises(Interrupted):
+        again(finished, run, "auto")
+    assert (run / "quality.json.later").is_file() and not (run / "quality.json").exists()
+    monkeypatch.undo()
+    again(finished, run, "auto", BOTH)
+    assert kimgs(run) == [1, 2, 3] and kimgs(run, "frechet") == [2, 3]
+    assert best == [path.read_bytes() for path in (run / "best.json", run / "network-snapshot-best.pkl")]
+
+
+@pytest.mark.parametrize("how", ["removed", "another"])
+def test_the_best_snapshot_is_the_one_that_is_noted(how: str, finished: Path, run: Path) -> None:
+    """Whoever was killed between the two files left the one of another snapshot."""
+    metric, copy = run / "metric-sliced_wasserstein.jsonl", run / "network-snapshot-best.pkl"
+    first, *others = map(json.loads, metric.read_text().splitlines())
+    first["results"]["sliced_w2"] = 0.0  # no later one will be better
+    metric.write_text("".join(json.dumps(line) + "\n" for line in (first, *others)))
+    again(finished, run, "auto", "train.duration_kimg=4.096")
+    assert json.loads((run / "best.json").read_text())["kimg"] == first["kimg"]
+    assert copy.read_bytes() == (run / first["snapshot_pkl"]).read_bytes()
+    if how == "removed":
+        copy.unlink()
+    else:
+        copy.write_bytes((run / others[0]["snapshot_pkl"]).read_bytes())
+    again(finished, run, "auto", "train.duration_kimg=5.12")
+    assert json.loads((run / "best.json").read_text())["kimg"] == first["kimg"]
+    assert copy.read_bytes() == (run / first["snapshot_pkl"]).read_bytes()
+
+
+def test_a_finished_run_keeps_the_recipe_that_it_was_trained_with(finished: Path, run: Path) -> None:
+    before = read_tables(run / "recipe.toml")
+    sets = ("train.seed=9", "train.glr=0.3", "train.duration_kimg=1", "loss.alpha=0.7", "eval.samples=50", BOTH)
+    again(finished, run, "auto", *sets)
+    now = read_tables(run / "recipe.toml")
+    assert {name: table for name, table in now.items() if name not in ("log", "eval")} == {
+        name: table for name, table in before.items() if name not in ("log", "eval")
+    }
+    assert now["eval"]["samples"] == 50 and before["eval"]["samples"] != 50
+    assert "glr: 0.001 -> 0.3" in (run / "log.txt").read_text()
+    state = torch.load(run / "training-state-000003.pt", weights_only=True)
+    assert state["recipe"]["train"] == now["train"]
+
+
+def test_lines_of_a_metric_that_is_not_measured_again_stay(finished: Path, run: Path) -> None:
+    again(finished, run, run / "training-state-000001.pt", BOTH)
+    assert kimgs(run, "frechet") == [1, 2, 3]
+    (run / "training-state-000003.pt").unlink()
+    again(finished, run, "auto", "eval.samples=60")
+    assert kimgs(run, "frechet") == kimgs(run) == [1, 2, 3]
+
+
+def test_the_teacher_of_a_branch_that_is_left_stays(tmp_path: Path) -> None:
+    target = pretrain("teachers/digits_d128", sets=PRETRAINED, outdir=tmp_path)
+    run, before = target.parent, target.read_bytes()
+    other = pretrain(
+        "teachers/digits_d128", sets=PRETRAINED | {"train.lr": 1e-5}, outdir=tmp_path, resume=run / "training-state-000001.pt"
+    )
+    assert other == target and target.read_bytes() != before
+    assert (run / "teacher.pt.later").read_bytes() == before and (run / "teacher.quality.json.later").is_file()
+    assert load_network(str(target), "denoiser")[1].table("train")["lr"] == 1e-5
