@@ -71,6 +71,14 @@ def test_the_best_snapshot_is_the_one_that_is_noted(how: str, finished: Path, ru
     assert copy.read_bytes() == (run / first["snapshot_pkl"]).read_bytes()
 
 
+def test_a_last_snapshot_that_is_gone_is_made_again(finished: Path, run: Path) -> None:
+    before = {path.name: path.read_bytes() for path in run.glob("network-snapshot-*")}
+    last = max(name for name in before if "best" not in name)
+    (run / last).unlink()
+    again(finished, run, "auto")
+    assert {path.name: path.read_bytes() for path in run.glob("network-snapshot-*")} == before and kimgs(run) == [1, 2, 3]
+
+
 def test_a_finished_run_keeps_the_recipe_that_it_was_trained_with(finished: Path, run: Path) -> None:
     before = read_tables(run / "recipe.toml")
     sets = ("train.seed=9", "train.glr=0.3", "train.duration_kimg=1", "loss.alpha=0.7", "eval.samples=50", BOTH)

@@ -18,7 +18,7 @@ from registry.edm.sid_states import holds_modules
 from registry.files.json_files import kept
 from registry.measure.saved import QUALITY
 from registry.recipe.doubts import doubts
-from registry.recipe.resolved import UNTRAINED, PretrainRecipe, Recipe, settings_of
+from registry.recipe.resolved import UNTRAINED, PretrainRecipe, Recipe, Tables, settings_of
 from registry.recipe.tables import PretrainConfig, TrainConfig
 from registry.runs.checkpoints import (
     check_same_networks,
@@ -32,6 +32,7 @@ from registry.runs.checkpoints import (
 )
 from registry.runs.folder import RunFolder
 from registry.runs.foreign import adopt
+from registry.runs.outputs import snapshot_name
 from registry.runs.states import Found, find_state, is_a_run, set_later_aside, set_table_aside
 from registry.runs.training import Saved, Training, newest_state
 from registry.show.journal import Journal
@@ -120,7 +121,8 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
     run.nimg = restore_state(begun, content, saved.parts)
     run.rollbacks, saved.threads.chosen = content.get("rollbacks", 0), content.get("threads")
     saved.clock.seconds = content.get("seconds", 0.0)  # 0: states of version 0.1 do not say
-    saved.snapshot_due = content.get("snapshot_due", False) and not distributed.from_rank0(has_table(folder.path, run.nimg))
+    ended = distributed.by_rank0(lambda: has_ended(folder.path, run.nimg, content["recipe"]))
+    saved.snapshot_due = content.get("snapshot_due", False) and not ended
     folder.sweep()
     changed = [*differences(content["recipe"], saved.tables), *other_networks(content["networks"], saved.parts)]
     otherwise = learns_otherwise(content, saved.tables, saved.parts)
@@ -177,10 +179,10 @@ def released_if_it_fails(folder: RunFolder) -> Iterator[None]:
         raise
 
 
-def has_table(folder: Path, nimg: int) -> bool:
-    """Whether the run has its final table of this number of images, which comes after the last snapshot."""
+def has_ended(folder: Path, nimg: int, tables: Tables) -> bool:
+    """Whether the run has its final table of this number of images, which comes after the last snapshot, and that snapshot."""
     quality = kept(folder / "quality.json", QUALITY)
-    return quality is not None and quality.nimg == nimg
+    return quality is not None and quality.nimg == nimg and any(folder.glob(f"{snapshot_name(nimg, tables)}.*"))
 
 
 def start_from_foreign(recipe: Recipe | PretrainRecipe, run: Training, saved: Saved, state: Path, journal: Journal) -> RunFolder:
