@@ -124,6 +124,12 @@ def test_a_file_calls_nothing_more_often_than_its_size_needs(tmp_path: Path) -> 
         load(path, "denoiser")
 
 
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_many_small_tensors_are_not_called_too_many(protocol: int, tmp_path: Path) -> None:
+    torch.save([torch.zeros(1) for _ in range(11_000)], tmp_path / "a.pt", pickle_protocol=protocol)
+    assert plain_globals(tmp_path / "a.pt")
+
+
 @pytest.mark.parametrize("form", ["pkl", "pt"])
 def test_a_call_of_deeply_nested_tuples_is_refused(form: str, here: Here, tmp_path: Path) -> None:
     """To hash them would overflow C's stack, and end the process."""
