@@ -207,7 +207,8 @@ def leave(code: int) -> NoReturn:
         os._exit(code)
     told = threading.Timer(PATIENCE, say_who_stays)
     told.daemon = True
-    told.start()
+    with suppress(RuntimeError):  # no more threads may be begun
+        told.start()
     sys.exit(code)
 
 
