@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ipfm_plugin.loss import IPFMLoss
 from registry.core.errors import Interrupted, UserError
-from registry.core.interruption import Interruption, undisturbed
+from registry.core.interruption import Interruption, heeded, undisturbed
 from registry.files.formats import save_network
 from registry.files.plain import save
 from registry.report.history import is_locked
@@ -205,7 +205,7 @@ def test_every_signal_of_several_in_a_write_counts() -> None:
 
 
 def test_a_study_notes_every_signal_that_asks_it_to_stop() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    for number in heeded():  # under nohup not SIGHUP
         with Signals() as signals:
             os.kill(os.getpid(), number)
             assert signals.number == number
