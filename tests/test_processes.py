@@ -236,20 +236,32 @@ def test_a_launched_process_that_is_killed_ends_all(recipe_file: Write, tmp_path
 
 
 def test_launched_processes_start_again_when_one_is_lost(recipe_file: Write, tmp_path: Path) -> None:
-    recipe = recipe_file(("duration_kimg = 0.048", "duration_kimg = 0.8"))
-    run = launch("--max-restarts", "1", "--recipe", recipe, "--outdir", tmp_path / "runs", "--resume", "auto", cwd=tmp_path)
-    wait_for(tmp_path / "runs", "training-state-*.pt", [run])
-    (folder,) = (tmp_path / "runs").iterdir()
-    newer = folder.with_name(folder.name.replace("00000", "00001"))  # of another seed, say
+    """The first time before there is a state, the second time beside another run of the recipe that is newer."""
+
+    def lose_one() -> None:
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+
+    recipe, runs = (
+        recipe_file(("duration_kimg = 0.048", "duration_kimg = 0.8"), ("state_ticks = 1", "state_ticks = 10")),
+        tmp_path / "runs",
+    )
+    run = launch("--max-restarts", "2", "--recipe", recipe, "--outdir", runs, "--resume", "auto", cwd=tmp_path)
+    wait_for(runs, "stats.jsonl", [run])
+    lose_one()
+    wait_for(runs, "training-state-*.pt", [run])
+    (folder,) = {path.parent for path in runs.glob("*/training-state-*.pt")}
+    newer = folder.with_name(folder.name.replace("00001", "00002"))  # of another seed, say
     newer.mkdir()
     for path in (max(folder.glob("training-state-*.pt")), folder / "recipe.toml"):
         shutil.copy(path, newer)
     before = {path.name: path.read_bytes() for path in newer.iterdir()}
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
+    lose_one()
     out, errors = run.communicate(timeout=300)
     assert run.returncode == 0, errors
-    assert errors.count("distill: starting again (1 of 1)") == 1 and "resuming at " in out, (out, errors)
+    anew, again = [line for line in errors.splitlines() if "starting again" in line]
+    assert anew.endswith(f"(1 of 2); anew, for there is no training state in {runs / newer.name.replace('00002', '00000')}")
+    assert again == "distill: starting again (2 of 2)" and "resuming at " in out, (out, errors)
     assert "kimg 0.8 " in (folder / "log.txt").read_text()
     assert {path.name: path.read_bytes() for path in newer.iterdir()} == before
 

@@ -85,11 +85,12 @@ def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         note = Path(place) / "folder"
         os.environ[FOLDER_NOTE] = str(note)
+        words = arguments
         for again in range(restarts + 1):
             if again:
-                arguments, how = from_the_newest(arguments, note)
+                words, how = from_the_newest(arguments, note)
                 click.echo(f"distill: starting again ({again} of {restarts}){how}", err=True)
-            code, stopped = run_once(count, arguments)
+            code, stopped = run_once(count, words)
             if stopped or code in FINAL or code - 128 in heeded():  # one process was told to stop, and saved a state
                 break
     return code

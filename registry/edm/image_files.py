@@ -25,10 +25,9 @@ MOST_PIXELS = 2**26
 """The most pixels of a picture: 8192 × 8192."""
 MOST_RATIO, SMALL = 500, 2**22
 """A picture of more bytes than SMALL, and of more than so many times those of its file, only fills the memory."""
-PIXELS_A_BYTE = {"WEBP": 26}
-MOST_PIXELS_A_BYTE = 38
-"""And so does one of more pixels for each byte of its file, or of 1 MiB: decoding and conversion take up to 12 bytes each, those of
-WebP, which may move, up to 18."""
+MOST_PIXELS_A_BYTE, PIXELS_A_BYTE = 38, {"WEBP": 26}
+"""And so does one of more pixels for each byte of its file, or of 1 MiB: decoding and conversion take up to 12 bytes each; of some
+formats, whose pictures may move, up to 18."""
 MOST_SCANS = 100
 """Of a JPEG: each goes over the whole picture. Progressive ones have about ten."""
 
