@@ -262,3 +262,8 @@ def test_a_recipe_of_thousands_of_settings_is_none(here: Callable[..., subproces
         assert done.returncode == 1 and "settings, and no recipe has more than 2,000" in done.stderr.splitlines()[0]
     path.write_text("[train]\nbatch = " + "1" * 5000)
     assert "it has a whole number of more than 64 bits" in here("check", path).stderr
+
+
+def test_a_metric_is_named_once(recipe_file: Callable[..., Path], plugins: Plugins) -> None:
+    with pytest.raises(UserError, match=r"\[eval\] metrics names 'frechet' more than once"):
+        resolve(str(recipe_file()), plugins, ('eval.metrics=["frechet", "sliced_wasserstein", "frechet"]',))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import pytest
 import torch
 
 from registry.core.errors import Interrupted
-from registry.files.formats import load_network
+from registry.files.formats import load_network, save_network
 from registry.recipe.texts import read_tables
+from registry.runs.distill import distill
 from registry.runs.folder import RunFolder
 from registry.runs.outputs import measure_snapshot
 from registry.runs.pretrain import pretrain
-from tests.test_branches import again, finished, run
+from tests.conftest import tiny_network
+from tests.test_branches import METRICS, again, finished, run
 
 __all__ = ["finished", "run"]
 BOTH = 'eval.metrics=["sliced_wasserstein", "frechet"]'
@@ -93,12 +96,65 @@ def test_a_finished_run_keeps_the_recipe_that_it_was_trained_with(finished: Path
     assert state["recipe"]["train"] == now["train"]
 
 
+def test_a_run_that_ends_before_its_time_says_so(finished: Path, run: Path) -> None:
+    again(finished, run, run / "training-state-000002.pt", "train.duration_kimg=1")
+    assert read_tables(run / "recipe.toml")["train"]["duration_kimg"] == 2.048
+    assert json.loads((run / "quality.json").read_text())["nimg"] == 2048 and (run / "quality.json.later").is_file()
+
+
+def test_what_was_learned_otherwise_stands_in_the_table_for_good(finished: Path, run: Path) -> None:
+    again(finished, run, run / "training-state-000001.pt", "train.glr=0.01", "train.duration_kimg=2.048")
+    first = json.loads((run / "quality.json").read_text())["changed"]
+    assert first == ["at 1.024 kimg: [train] glr: 0.001 -> 0.01"]
+    again(finished, run, "auto")
+    both = [*first, "at 2.048 kimg: [train] glr: 0.01 -> 0.001"]
+    assert json.loads((run / "quality.json").read_text())["changed"] == both
+    assert read_tables(run / "recipe.toml") == read_tables(finished / "runs" / run.name / "recipe.toml") | {
+        "log": read_tables(run / "recipe.toml")["log"]
+    }
+    again(finished, run, "auto", "train.seed=3")
+    assert json.loads((run / "quality.json").read_text())["changed"] == both, "a finished run learns nothing more"
+    again(finished, run, run / "training-state-000001.pt")
+    assert "changed" not in json.loads((run / "quality.json").read_text())
+
+
+def test_another_length_is_another_branch_if_the_rates_fall_towards_its_end(finished: Path, run: Path) -> None:
+    again(finished, run, run / "training-state-000002.pt", "train.lr_decay=1", "train.duration_kimg=4.096")
+    (run / "training-state-000004.pt").unlink()
+    before = (run / "network-snapshot-1.000000-000004.pkl").read_bytes()
+    again(finished, run, "auto", "train.lr_decay=1", "train.duration_kimg=5.12")
+    assert (run / "network-snapshot-1.000000-000004.pkl.later").read_bytes() == before
+    assert (run / "network-snapshot-1.000000-000004.pkl").read_bytes() != before
+
+
+def test_a_users_teacher_in_the_folder_of_a_generator_stays(finished: Path, run: Path) -> None:
+    save_network(run / "teacher.pt", "denoiser", tiny_network(), {"D": 128.0, "nimg": 200_000})
+    before = (run / "teacher.pt").read_bytes()
+    again(finished, run, run / "training-state-000001.pt", "train.glr=0.01")
+    assert (run / "teacher.pt").read_bytes() == before
+
+
+def test_the_best_of_snapshots_of_one_name_stays(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    """They share a name within a thousand images, and a worse one has taken the place of the best."""
+    recipe = recipe_file(METRICS)
+    run = distill(str(recipe), sets=["train.glr=0.05", "log.snapshot_ticks=1"], outdir=str(tmp_path / "runs")).folder
+    lines = [json.loads(line) for line in (run / "metric-sliced_wasserstein.jsonl").read_text().splitlines()]
+    values = [line["results"]["sliced_w2"] for line in lines]
+    best = json.loads((run / "best.json").read_text())
+    assert len({line["snapshot_pkl"] for line in lines}) == 1 < len(lines) and best["value"] == min(values)
+    assert values[-1] > best["value"], "the last one is the best: the test shows nothing"
+    (copy,) = run.glob("network-snapshot-best.*")
+    assert copy.read_bytes() != (run / lines[-1]["snapshot_pkl"]).read_bytes()
+
+
 def test_lines_of_a_metric_that_is_not_measured_again_stay(finished: Path, run: Path) -> None:
     again(finished, run, run / "training-state-000001.pt", BOTH)
     assert kimgs(run, "frechet") == [1, 2, 3]
     (run / "training-state-000003.pt").unlink()
     again(finished, run, "auto", "eval.samples=60")
     assert kimgs(run, "frechet") == kimgs(run) == [1, 2, 3]
+    again(finished, run, run / "training-state-000002.pt", "train.glr=0.01", 'eval.metrics=["frechet"]')
+    assert kimgs(run, "frechet") == [1, 2, 3] and kimgs(run) == [1, 2]
 
 
 def test_the_teacher_of_a_branch_that_is_left_stays(tmp_path: Path) -> None:

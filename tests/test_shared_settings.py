@@ -24,6 +24,7 @@ CHANGES = {
     "torch's default device to meta": lambda _: torch.set_default_device("meta"),
     "Python's limit of recursion to 700": lambda _: sys.setrecursionlimit(700),
     "what is done at the signal SIGTERM": lambda _: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+    "what is done at the signal SIGUSR1": lambda _: signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]),
 }
 
 
@@ -51,8 +52,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def shared() -> tuple[object, ...]:
-    handler = signal.getsignal(signal.SIGTERM)
-    return os.getcwd(), torch.get_default_dtype(), torch.get_default_device(), sys.getrecursionlimit(), handler
+    handler, blocked = signal.getsignal(signal.SIGTERM), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    return os.getcwd(), torch.get_default_dtype(), torch.get_default_device(), sys.getrecursionlimit(), handler, blocked
 
 
 @pytest.mark.parametrize("what", CHANGES)

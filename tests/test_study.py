@@ -206,6 +206,14 @@ def test_a_run_that_was_resumed_by_hand_with_other_settings_is_no_result(
     reused = {cell.folder.relative_to(tmp_path / "third") for cell in reuse(cells, copied)}
     assert reused and done.parents[1].relative_to(copied) not in reused
 
+    done.write_text(recipe)  # as it was in the end, but not all the time
+    quality = json.loads((done.parent / "quality.json").read_text())
+    (done.parent / "quality.json").write_text(json.dumps(quality | {"changed": ["at 1 kimg: [train] lr: 0.002 -> 0.003"]}))
+    assert here("study", str(copied), "--report-only").returncode == 0
+    told = "was resumed by hand with other settings (at 1 kimg: [train] lr: 0.002 -> 0.003)"
+    assert told in (copied / "study.json").read_text() and told in (copied / "index.html").read_text().replace("&gt;", ">")
+    assert done.parents[1].relative_to(copied) not in {c.folder.relative_to(tmp_path / "third") for c in reuse(cells, copied)}
+
 
 def test_a_changed_study_is_refused_with_what_differs(copied: Path, here: Here, monkeypatch: Any) -> None:
     monkeypatch.chdir(copied.parents[1])

@@ -216,7 +216,7 @@ def say_who_stays() -> None:
     """Print which threads Python waits for at its end: those that a plugin has begun and not ended."""
     names = [t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
     if names:
-        left = printable(", ".join(names))
+        left = shown(", ".join(names), 200)
         os.write(2, f"distill: done, but for a thread that a plugin has left behind ({left}); Ctrl-C leaves at once\n".encode())
 
 

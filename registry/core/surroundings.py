@@ -117,6 +117,8 @@ class ProcessSettings(NamedTuple):
     """How many calls deep Python goes."""
     handlers: dict[signal.Signals, Any]
     """What is done at signals that ask a run to stop."""
+    blocked: frozenset[int]
+    """Those of them that do not reach this thread."""
 
     @classmethod
     def now(cls) -> ProcessSettings:
@@ -127,7 +129,8 @@ class ProcessSettings(NamedTuple):
             folder = None
         device, threads = torch.get_default_device(), torch.get_num_threads()
         handlers = {number: signal.getsignal(number) for number in SIGNALS}
-        return cls(folder, torch.get_default_dtype(), device, autocasts(), threads, sys.getrecursionlimit(), handlers)
+        recursion, blocked = sys.getrecursionlimit(), frozenset(signal.pthread_sigmask(signal.SIG_BLOCK, ())) & {*SIGNALS}
+        return cls(folder, torch.get_default_dtype(), device, autocasts(), threads, recursion, handlers, blocked)
 
     def restore(self) -> None:
         """Set all but the working folder to what it was."""
@@ -142,6 +145,7 @@ class ProcessSettings(NamedTuple):
             for number, handler in self.handlers.items():
                 if handler is not None and handler != signal.getsignal(number):  # None: it is of C's, and Python cannot set it
                     signal.signal(number, handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {*SIGNALS} - self.blocked)
 
     def changed(self) -> str | None:
         """What is no longer as it was and would mislead whatever follows, in words; None if nothing is."""
@@ -154,8 +158,9 @@ class ProcessSettings(NamedTuple):
             return f"torch's default device to {now.default_device}"
         if now.recursion < self.recursion:
             return f"Python's limit of recursion to {now.recursion}"
-        if others := [number.name for number in SIGNALS if now.handlers[number] != self.handlers[number]]:
-            return f"what is done at the signal {others[0]}"
+        for number in SIGNALS:
+            if now.handlers[number] != self.handlers[number] or number in now.blocked - self.blocked:
+                return f"what is done at the signal {number.name}"
         return None
 
 

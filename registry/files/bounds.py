@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from registry.core.errors import UserError
 from registry.core.text import shown
+from registry.files.json_files import MOST_CHANGES
 
 UNLIKE = "is no file as distill writes them"
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -96,6 +97,7 @@ class About(Entries):
     recipe: Tables | None = None
     nimg: Count | None = None
     assumed: list[Any] | None = Field(None, max_length=10)
+    changed: Annotated[list[Texts], FailFast()] = Field([], max_length=MOST_CHANGES)
 
 
 class Network(Entries):

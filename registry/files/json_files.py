@@ -14,6 +14,8 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 MOST_BYTES = 64 * 2**20
+MOST_CHANGES = 1000
+"""Of a run's settings while it learned, the last that its records name."""
 LARGEST = 1e150
 """Of finite numbers in a record; the mean and the variance of several are finite, too."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, FailFast, Field, TypeAdapter
 
-from registry.files.json_files import STRICT, Number
+from registry.files.json_files import MOST_CHANGES, STRICT, Number
 
 Values = Annotated[list[Number], Field(min_length=1, max_length=1000), FailFast()]
 MOST_ROWS, MOST_COLUMNS, MOST_CELLS = 200, 200, 10_000
@@ -61,6 +61,8 @@ class Quality(Saved):
     rows: Annotated[list[SavedRow], FailFast(), AfterValidator(few_columns)] = Field(min_length=1, max_length=MOST_ROWS)
     nimg: Annotated[int, Field(ge=0, le=10**15)] | None = None
     """Images of the run when it was measured; earlier versions did not say."""
+    changed: Annotated[list[str], FailFast()] = Field([], max_length=MOST_CHANGES)
+    """What it learned otherwise from some number of images on, if it was resumed with other settings."""
     columns: dict[Name, Annotated[list[Name], Field(min_length=1, max_length=MOST_COLUMNS), FailFast()]] = Field(
         {}, max_length=MOST_COLUMNS
     )

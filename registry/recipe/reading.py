@@ -222,8 +222,10 @@ class Reading:
     def choices(self, kind: str, names: Iterable[str], own: Mapping[str, Tables]) -> tuple[Choice, ...]:
         """The components of a kind that a table names, each with its own settings."""
         table, known, found = LISTS[kind], self.plugins.names(kind), list[Choice | None]()
-        for name in names:
-            if self.plugins.owners(kind, name):
+        for i, name in enumerate(names := tuple(names)):
+            if name in names[:i]:
+                self.wrong(table, (f"{kind}s",), f"names {name!r} more than once")
+            elif self.plugins.owners(kind, name):
                 found.append(self.choice(kind, f"{table}.{name}", use=name, values=dict(own.get(name, {}))))
             else:
                 what = f"= [{name!r}]: no {kind} is called {name!r}{near(name, known)}; known: {', '.join(known)}"

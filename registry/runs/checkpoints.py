@@ -185,13 +185,18 @@ def other_networks(networks: Mapping[str, Any], parts: Mapping[str, Stateful]) -
     return [f"the {name}'s {key}: {before} -> {now}" for name, key, before, now in changes(networks, parts)]
 
 
-def learns_otherwise(content: Mapping[str, Any], tables: Mapping[str, Any], parts: Mapping[str, Stateful]) -> bool:
-    """Whether a run that goes on from this state learns otherwise than the one that wrote it, and not only for longer."""
+def falling(tables: Mapping[str, Any]) -> bool:
+    """Whether the rates depend on how long the run is."""
+    return bool(tables.get("train", {}).get("lr_decay"))
+
+
+def learned_otherwise(content: Mapping[str, Any], tables: Mapping[str, Any], parts: Mapping[str, Stateful]) -> list[str]:
+    """What a run that goes on from this state learns otherwise than the one that wrote it, and not only for longer."""
     old, new = (
-        {**each, "train": {key: value for key, value in each.get("train", {}).items() if key != "duration_kimg"}}
+        {**each, "train": {key: value for key, value in each.get("train", {}).items() if key != "duration_kimg" or falling(each)}}
         for each in (content["recipe"], tables)
     )
-    return bool(differences(old, new, ignore=("swap", "log", "eval", "metrics")) or other_networks(content["networks"], parts))
+    return [*differences(old, new, ignore=("swap", "log", "eval", "metrics")), *other_networks(content["networks"], parts)]
 
 
 def check_same_run(state: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

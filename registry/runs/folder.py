@@ -63,6 +63,7 @@ class RunFolder:
         self.path, self.journal, self._home = path, journal, path
         self.writes = distributed.rank() == 0
         self._reported: set[str] = set()
+        self.changed: list[str] = []  # what was learned otherwise from some number of images on, in words
         self._recipe = b""
         self._locks, self._locked = False, -1  # whether the disk knows locks, and the inode of the lock's file
         self._known: int | None = None
@@ -211,9 +212,10 @@ class RunFolder:
         metrics only in the files that are `written` again (by default in all). To `keep` those of a branch that the run leaves,
         they get a file of their own."""
         for path in (self.path / STATISTICS, *self.path.glob("metric-*.jsonl")) if self.writes else ():
-            if not path.is_file() or not (keep or path.name == STATISTICS or written is None or path.name in written):
+            rewritten = path.name == STATISTICS or written is None or path.name in written
+            if not path.is_file() or not (keep or rewritten):
                 continue
-            again = [kimg] if snapshot_due and path.name != STATISTICS else []
+            again = [kimg] if snapshot_due and rewritten and path.name != STATISTICS else []
             lines = whole_lines(path)
             kept = [line for line, entry in lines if kimg_of(entry) <= kimg and kimg_of(entry) not in again]
             if keep and (left := [line for line, entry in lines if kimg_of(entry) > kimg]):

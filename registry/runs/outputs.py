@@ -148,11 +148,12 @@ def keep_best(folder: RunFolder, choice: Choice, metric: Metric) -> None:
     sign = -1 if column in metric.higher else 1
     first = min(found, key=lambda e: sign * float(e["results"][column]))
     snapshot, note = folder.path / first["snapshot_pkl"], folder.path / "best.json"
+    of_this_file = [e for e in folder.lines(f"metric-{choice.name}.jsonl") if e.get("snapshot_pkl") == first["snapshot_pkl"]]
     best = {"kimg": first["kimg"], "metric": first["metric"], "column": column, "value": first["results"][column]}
     content = (json.dumps(best | {"file": snapshot.name}) + "\n").encode()
     copy = folder.path / f"network-snapshot-best{snapshot.suffix}"
     try:
-        if snapshot.is_file():
+        if snapshot.is_file() and of_this_file[-1:] == [first]:  # a later one within the same thousand takes its place
             if not (copy.is_file() and filecmp.cmp(snapshot, copy, shallow=False)):
                 folder.write(copy.name, snapshot.read_bytes())
             if not (note.is_file() and note.read_bytes() == content):
@@ -194,7 +195,9 @@ def course(stats: list[dict[str, Any]], key: str) -> tuple[list[float], list[flo
 
 
 def write_table(folder: RunFolder, rows: list[Row], metrics: Metrics, config: EvalConfig, nimg: int) -> None:
-    """The final table, printed and kept as quality.txt and quality.json."""
+    """The final table, printed and kept as quality.txt and quality.json; the best snapshot is there, too, from then on."""
+    if metrics:
+        keep_best(folder, *metrics[0])
     spread = f"mean ± standard deviation of {config.repeats} sampling seeds" if config.repeats > 1 else "one sampling seed"
     title = f"{nimg / 1000:g} kimg: {config.samples} samples, {spread}"
     measured_like = protocols(metrics, config)
@@ -208,6 +211,7 @@ def write_table(folder: RunFolder, rows: list[Row], metrics: Metrics, config: Ev
         "columns": {choice.name: list(metric.columns) for choice, metric in metrics},
         "rows": [vars(row) | {"summary": {column: summary(row.values[column]) for column in row.values}} for row in rows],
         "protocols": measured_like,
+        **({"changed": folder.changed} if folder.changed else {}),
         "higher_is_better": [column for _, metric in metrics for column in metric.higher],
         "versions": versions(),
     }

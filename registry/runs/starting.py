@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from registry.core import distributed
 from registry.core.atomic import check_folder
 from registry.core.errors import SettingError
 from registry.core.joining import tell_launcher
+from registry.core.text import shown
 from registry.edm.sid_states import holds_modules
-from registry.files.json_files import kept
+from registry.files.json_files import MOST_CHANGES, kept
 from registry.measure.saved import QUALITY
 from registry.recipe.doubts import doubts
 from registry.recipe.resolved import UNTRAINED, PretrainRecipe, Recipe, Tables, settings_of
@@ -25,7 +26,7 @@ from registry.runs.checkpoints import (
     check_same_run,
     check_same_sources,
     differences,
-    learns_otherwise,
+    learned_otherwise,
     other_networks,
     read_state,
     restore_state,
@@ -125,9 +126,10 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
     saved.snapshot_due = content.get("snapshot_due", False) and not ended
     folder.sweep()
     changed = [*differences(content["recipe"], saved.tables), *other_networks(content["networks"], saved.parts)]
-    otherwise = learns_otherwise(content, saved.tables, saved.parts)
+    otherwise = learned_otherwise(content, saved.tables, saved.parts)
     journal = folder.journal
-    later = set_later_aside(folder.path, begun, run.nimg, otherwise) if folder.writes else []
+    teacher = "network" in saved.tables
+    later = set_later_aside(folder.path, begun, run.nimg, bool(otherwise), teacher) if folder.writes else []
     if aside := [*later, *(set_table_aside(folder.path, run.nimg) if folder.writes else [])]:
         journal.log(f"later files of another branch were set aside: {', '.join(path.name for path in aside)}")
     written = [f"metric-{name}.jsonl" for name in saved.tables["eval"]["metrics"]]
@@ -135,14 +137,21 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
     journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {begun}")
     if run.nimg >= run.total:
         journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
-        keep_as_trained(saved, content["recipe"])
+        keep_as_trained(saved, content["recipe"], run.nimg)
+        otherwise = []
+    before = content.get("about", {}).get("changed") or []
+    folder.changed = [*before, *(f"at {run.nimg / 1000:g} kimg: {shown(each, 500)}" for each in otherwise)][-MOST_CHANGES:]
+    if folder.changed:
+        saved.facts["changed"] = folder.changed
     for difference in changed:
         journal.log(f"changed since that state was written: {difference}")
 
 
-def keep_as_trained(saved: Saved, recorded: Mapping[str, Any]) -> None:
+def keep_as_trained(saved: Saved, recorded: Tables, nimg: int) -> None:
     """A finished run learns nothing more, whatever the recipe says by now: its recipe stays the one that it was trained with, but
-    for where it is logged and how it is measured."""
+    for where it is logged and how it is measured, and for its length, if it ends here before its time."""
+    train = recorded["train"] | {"duration_kimg": min(recorded["train"]["duration_kimg"], nimg / 1000)}
+    recorded = {**recorded, "train": train}
     saved.tables = {**recorded, **{name: saved.tables[name] for name in UNTRAINED if name in saved.tables}}
     if "recipe" in saved.facts:
         saved.facts["recipe"] = {name: table for name, table in recorded.items() if name not in UNTRAINED}

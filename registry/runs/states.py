@@ -138,9 +138,10 @@ def misnamed(path: Path) -> str | None:
     return None if nimg // 1000 == kimg_of(path) else f"is a state at {nimg / 1000:.3f} kimg under another name"
 
 
-def set_later_aside(folder: Path, state: Path, nimg: int, changed: bool) -> list[Path]:
+def set_later_aside(folder: Path, state: Path, nimg: int, changed: bool, teacher: bool = False) -> list[Path]:
     """Rename the folder's states that come after the one that a run goes on from: they are of a branch that it leaves. And then, or
-    if it has `changed` so that it learns otherwise, the later snapshots and their grids, and a later teacher, too."""
+    if it has `changed` so that it learns otherwise, the later snapshots and their grids, too, and a later `teacher`, if the run
+    makes one."""
     later = [path for path in states(folder) if kimg_of(path) > nimg // 1000 and path != state and not unreadable(path)]
     if later or changed:
         of_snapshots = [*folder.glob("network-snapshot-*"), *folder.glob("fakes_*.png")]
@@ -149,7 +150,7 @@ def set_later_aside(folder: Path, state: Path, nimg: int, changed: bool) -> list
         best = kept(folder / "best.json", BEST)
         if best is not None and best.kimg > nimg / 1000:
             later += [folder / "best.json", *(path for path in of_snapshots if path.stem == "network-snapshot-best")]
-        if images_of(folder / TEACHER) > nimg:
+        if teacher and images_of(folder / TEACHER) > nimg:
             later += [path for name in (TEACHER, "teacher.quality.json") if (path := folder / name).is_file()]
     return [path.rename(unused(path.with_name(path.name + LATER))) for path in later]
 

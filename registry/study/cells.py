@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 from registry.core.atomic import write_atomically
 from registry.core.errors import Diverged, Mistakes, SettingError, UserError
 from registry.core.interruption import SIGNALS
+from registry.core.text import shown
 from registry.files.json_files import kept
 from registry.files.json_lines import STATISTICS, readable_lines
 from registry.files.locate import locate_recipe
@@ -202,6 +203,9 @@ def status(cell: Cell, folder: Path | None = None) -> tuple[Status, str]:
     quality = kept(run / "quality.json", QUALITY) if run else None
     if run is None or quality is None:
         return Status.FAILED, "its quality.json cannot be read" if finished else "the run left no numbers"
+    if quality.changed:
+        what = shown(quality.changed[0], 200)
+        return Status.FAILED, f"was resumed by hand with other settings ({what}); remove {folder} to run it again"
     reason = divergence(run, quality, cell.tables["train"]["batch"])
     return (Status.DIVERGED, reason) if reason else (Status.DONE, "")
 
