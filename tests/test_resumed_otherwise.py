@@ -15,6 +15,7 @@ import torch
 from registry.core.errors import Interrupted
 from registry.files.formats import load_network, save_network
 from registry.recipe.texts import read_tables
+from registry.runs.checkpoints import learned_otherwise
 from registry.runs.distill import distill
 from registry.runs.folder import RunFolder
 from registry.runs.outputs import measure_snapshot
@@ -166,3 +167,25 @@ def test_the_teacher_of_a_branch_that_is_left_stays(tmp_path: Path) -> None:
     assert other == target and target.read_bytes() != before
     assert (run / "teacher.pt.later").read_bytes() == before and (run / "teacher.quality.json.later").is_file()
     assert load_network(str(target), "denoiser")[1].table("train")["lr"] == 1e-5
+
+
+TRAIN = {"glr": 1e-3, "duration_kimg": 3.0, "memory": "full", "rollbacks": 3, "timeout_minutes": 30.0, "lr_decay": 0.0, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        (TRAIN, TRAIN | {"memory": "lean", "duration_kimg": 5.0, "threads": 4, "batch_gpu": 2}, []),
+        ({"glr": 1e-3, "duration_kimg": 3.0, "lr_decay": 0.0}, TRAIN, []),  # of a version that did not know some settings
+        (TRAIN, TRAIN | {"seed": 1, "precision": "bf16"}, ["[train] precision: None -> bf16", "[train] seed: 0 -> 1"]),
+        (
+            TRAIN | {"lr_decay": 0.5},
+            TRAIN | {"lr_decay": 0.5, "duration_kimg": 5.0},
+            ["[train] duration_kimg: 3.0 -> 5.0"],
+        ),
+        ({"lr": 1.0, "lr_rampup_kimg": 1.0}, {"lr": 1.0, "lr_rampup_kimg": 2.0}, []),
+        ({"lr": 1.0, "lr_rampup_kimg": 1.0}, {"lr": 1.0, "lr_rampup_kimg": 3.0}, ["[train] lr_rampup_kimg: 2.048 -> 3.0"]),
+    ],
+)
+def test_what_counts_as_learned_otherwise(before: dict[str, Any], now: dict[str, Any], told: list[str]) -> None:
+    assert learned_otherwise({"recipe": {"train": before}, "networks": {}, "nimg": 2048}, {"train": now}, {}) == told

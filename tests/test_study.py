@@ -213,6 +213,11 @@ def test_a_run_that_was_resumed_by_hand_with_other_settings_is_no_result(
     told = "was resumed by hand with other settings (at 1 kimg: [train] lr: 0.002 -> 0.003)"
     assert told in (copied / "study.json").read_text() and told in (copied / "index.html").read_text().replace("&gt;", ">")
     assert done.parents[1].relative_to(copied) not in {c.folder.relative_to(tmp_path / "third") for c in reuse(cells, copied)}
+    of_study = prepare(study, copied, plugins, cell_command)
+    cell = next(cell for cell in of_study if cell.folder == done.parents[1])
+    forget_failures(of_study)
+    assert status(cell)[0] is Status.UNFINISHED and cell.run_folder() is None
+    assert (cell.folder / f"changed-{done.parent.name}").is_dir()
 
 
 def test_a_changed_study_is_refused_with_what_differs(copied: Path, here: Here, monkeypatch: Any) -> None:

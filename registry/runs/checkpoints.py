@@ -16,6 +16,7 @@ from registry.core.text import shown, text_of
 from registry.files.bounds import STATE
 from registry.files.formats import blueprint
 from registry.files.plain import load, save
+from registry.recipe.tables import PretrainConfig, TrainConfig
 from registry.runs.background import Background, in_main_memory
 from registry.train.step import Learner
 
@@ -103,6 +104,10 @@ NO_EFFECT = {("generator", "init"): " (which has no effect on a run that goes on
 """Settings that count at the start of a run only."""
 
 
+UNLEARNED = ("batch_gpu", "memory", "compile", "shard", "device", "threads", "rollbacks", "timeout_minutes")
+"""Settings of [train] that change how the same is learned."""
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: tuple[str, ...] = ("swap",)) -> list[str]:
     """What a resumed run does differently from the one that wrote its state."""
     found = []
@@ -185,18 +190,28 @@ def other_networks(networks: Mapping[str, Any], parts: Mapping[str, Stateful]) -
     return [f"the {name}'s {key}: {before} -> {now}" for name, key, before, now in changes(networks, parts)]
 
 
-def falling(tables: Mapping[str, Any]) -> bool:
-    """Whether the rates depend on how long the run is."""
-    return bool(tables.get("train", {}).get("lr_decay"))
-
-
 def learned_otherwise(content: Mapping[str, Any], tables: Mapping[str, Any], parts: Mapping[str, Stateful]) -> list[str]:
     """What a run that goes on from this state learns otherwise than the one that wrote it, and not only for longer."""
-    old, new = (
-        {**each, "train": {key: value for key, value in each.get("train", {}).items() if key != "duration_kimg" or falling(each)}}
-        for each in (content["recipe"], tables)
-    )
+    old, new = (what_is_learned(each, content["nimg"]) for each in (content["recipe"], tables))
+    fields = (TrainConfig if "glr" in new["train"] else PretrainConfig).model_fields
+    for key in new["train"].keys() - old["train"].keys():
+        if key in fields and new["train"][key] == fields[key].default:  # an older version did not know it, and did just that
+            del new["train"][key]
     return [*differences(old, new, ignore=("swap", "log", "eval", "metrics")), *other_networks(content["networks"], parts)]
+
+
+def what_is_learned(tables: Mapping[str, Any], nimg: int) -> dict[str, dict[str, Any]]:
+    """A recipe without the settings that teach nothing, or nothing more from so many images on. How long the run is counts where
+    rates fall towards its end."""
+    train = dict(tables.get("train", {}))
+    idle = {*UNLEARNED, *(() if train.get("lr_decay") else ("duration_kimg",))}
+    if "lr_rampup_kimg" in train:
+        train["lr_rampup_kimg"] = max(train["lr_rampup_kimg"], nimg / 1000)
+    found = {name: dict(table) for name, table in tables.items() if isinstance(table, Mapping)}
+    found["train"] = {key: value for key, value in train.items() if key not in idle}
+    if "generator" in found:
+        found["generator"].pop("init", None)
+    return found
 
 
 def check_same_run(state: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -132,7 +133,8 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
     later = set_later_aside(folder.path, begun, run.nimg, bool(otherwise), teacher) if folder.writes else []
     if aside := [*later, *(set_table_aside(folder.path, run.nimg) if folder.writes else [])]:
         journal.log(f"later files of another branch were set aside: {', '.join(path.name for path in aside)}")
-    written = [f"metric-{name}.jsonl" for name in saved.tables["eval"]["metrics"]]
+    measured = saved.tables["eval"]["metrics"] if saved.tables["eval"]["snapshot_samples"] else ()
+    written = [f"metric-{name}.jsonl" for name in measured]
     folder.forget_after(run.nimg / 1000, written, saved.snapshot_due, keep=bool(later))
     journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {begun}")
     if run.nimg >= run.total:
@@ -150,7 +152,7 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
 def keep_as_trained(saved: Saved, recorded: Tables, nimg: int) -> None:
     """A finished run learns nothing more, whatever the recipe says by now: its recipe stays the one that it was trained with, but
     for where it is logged and how it is measured, and for its length, if it ends here before its time."""
-    train = recorded["train"] | {"duration_kimg": min(recorded["train"]["duration_kimg"], nimg / 1000)}
+    train = recorded["train"] | {"duration_kimg": min(recorded["train"].get("duration_kimg", math.inf), nimg / 1000)}
     recorded = {**recorded, "train": train}
     saved.tables = {**recorded, **{name: saved.tables[name] for name in UNTRAINED if name in saved.tables}}
     if "recipe" in saved.facts:

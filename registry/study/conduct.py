@@ -114,14 +114,18 @@ def alone(outdir: Path) -> Iterator[None]:
 
 
 def forget_failures(cells: Sequence[Cell]) -> None:
-    """Make failed and diverged cells run again: a failed run continues where it was, a diverged one begins anew."""
+    """Make failed and diverged cells run again: a failed run continues where it was; a diverged one, and one that has learned with
+    other settings for a while, begin anew."""
     for cell in cells:
         state, _ = status(cell)
         run = cell.run_folder()
         if state is Status.DIVERGED and run is not None:
             run.rename(unused(run.with_name(f"diverged-{run.name}")))
         table = run / "quality.json" if run is not None else None
-        if state is Status.FAILED and table and table.is_file() and kept(table, QUALITY) is None:
+        quality = kept(table, QUALITY) if table else None
+        if state is Status.FAILED and run is not None and quality and quality.changed:
+            run.rename(unused(run.with_name(f"changed-{run.name}")))
+        elif state is Status.FAILED and table and table.is_file() and quality is None:
             table.rename(unused(table.with_name("quality.json.damaged")))  # with it, the run would be taken for finished
         if state in (Status.FAILED, Status.DIVERGED):
             write_note(cell.folder, cell.attempt() | {"exit": None, "error": ""})

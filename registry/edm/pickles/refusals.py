@@ -16,9 +16,9 @@ FEW_PARTS = 300_000
 """The most instructions in a file that has less than one and a half times as many bytes: it would be read for longer than its size
 lets one expect. Training states have 2.5 bytes an instruction, besides their tensors."""
 
-FEW_CALLS, CALL_BYTES = 20_000, 20
+FEW_CALLS, CALL_BYTES = 20_000, 15
 """The most calls in a file of torch.save, or one for so many of its bytes: torch's loader is written in Python, and takes 0.1 ms
-for each. A tensor takes two, and 42 bytes and more."""
+for each. A tensor takes two, and 36 bytes and more."""
 
 MAX_DEPTH = 100
 """How deeply values may be nested. A network snapshot needs about 20 levels."""
