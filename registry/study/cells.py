@@ -205,7 +205,7 @@ def status(cell: Cell, folder: Path | None = None) -> tuple[Status, str]:
         return Status.FAILED, "its quality.json cannot be read" if finished else "the run left no numbers"
     if quality.changed:
         what = shown(quality.changed[0], 200)
-        return Status.FAILED, f"was resumed by hand with other settings ({what}); --retry runs it again"
+        return Status.FAILED, f"was resumed by hand with other settings ({what}); if failed runs are retried, it begins anew"
     reason = divergence(run, quality, cell.tables["train"]["batch"])
     return (Status.DIVERGED, reason) if reason else (Status.DONE, "")
 
