@@ -105,7 +105,7 @@ NO_EFFECT = {("generator", "init"): " (which has no effect on a run that goes on
 
 
 UNLEARNED = ("batch_gpu", "memory", "compile", "shard", "device", "threads", "rollbacks", "timeout_minutes")
-"""Settings of [train] that change how the same is learned."""
+"""Settings of the training that change how the same is learned."""
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: tuple[str, ...] = ("swap",)) -> list[str]:
