@@ -149,11 +149,12 @@ def keep_best(folder: RunFolder, choice: Choice, metric: Metric) -> None:
     first = min(found, key=lambda e: sign * float(e["results"][column]))
     snapshot, note = folder.path / first["snapshot_pkl"], folder.path / "best.json"
     of_this_file = [e for e in folder.lines(f"metric-{choice.name}.jsonl") if e.get("snapshot_pkl") == first["snapshot_pkl"]]
+    replaced = of_this_file[-1]["kimg"] != first["kimg"]  # by a later snapshot within the same thousand images
     best = {"kimg": first["kimg"], "metric": first["metric"], "column": column, "value": first["results"][column]}
     content = (json.dumps(best | {"file": snapshot.name}) + "\n").encode()
     copy = folder.path / f"network-snapshot-best{snapshot.suffix}"
     try:
-        if snapshot.is_file() and of_this_file[-1:] == [first]:  # a later one within the same thousand takes its place
+        if snapshot.is_file() and not replaced:
             if not (copy.is_file() and filecmp.cmp(snapshot, copy, shallow=False)):
                 folder.write(copy.name, snapshot.read_bytes())
             if not (note.is_file() and note.read_bytes() == content):
