@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from registry.cli import main
@@ -23,6 +25,9 @@ from tests.warm import Warm
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+
+settings.register_profile("same", derandomize=True, deadline=None)  # no test is decided by chance, or by a busy machine
+settings.load_profile("same")
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 TINY = dict(
@@ -71,6 +76,14 @@ def lively(net: Network) -> Network:
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.3 / max(1, p[0].numel()) ** 0.5) if p.ndim > 1 else p.data.add_(0.1 * torch.randn_like(p))
     return net.eval()
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """The same random numbers in a test whichever tests ran before it in its process."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(autouse=True, scope="session")

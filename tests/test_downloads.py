@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -31,7 +31,7 @@ X, SIGMA = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), 
 class Server(ThreadingHTTPServer):
     """Serves one content, misbehaving as given by `behaviours`, and records the requests."""
 
-    content = b"\x80" + os.urandom(299_999)
+    content = b"\x80" + Random(0).randbytes(299_998) + b"\x80"  # no web page, from the front and from the back
     daemon_threads = True
 
     def __init__(self, *behaviours: str) -> None:

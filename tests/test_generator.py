@@ -200,7 +200,7 @@ def test_last_trains_one_application_of_the_chain_per_image() -> None:
     assert calls == [(False, False), (False, False), (False, True)]
 
 
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 2**31))
 def test_parts_of_a_batch_give_the_gradient_of_the_whole_batch(seed: int) -> None:
     for gradient in ("all", "last"):

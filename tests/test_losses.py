@@ -60,7 +60,7 @@ def test_golden_objective_and_weight(alpha: float, suffix: str, dtype: torch.dty
 
 
 @given(alpha=st.floats(-1, 2), closeness=st.floats(1e-6, 1), seed=st.integers(0, 1000))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_float32_agrees_with_float64_at_every_alpha(alpha: float, closeness: float, seed: int) -> None:
     """Even where the student is close to the teacher, and a difference of squares would lose most digits."""
     draw = torch.Generator().manual_seed(seed)
@@ -119,7 +119,7 @@ def test_golden_images_with_nan_are_dropped_from_the_sum(kind: str, loss: Denois
 elements = st.floats(-10, 10, width=32)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(elements, elements, elements)
 def test_ipfm_is_twice_sid_at_one_half(x: float, f_star: float, f: float) -> None:
     """|f* − x|² − |f − x|² = 2[(f* − f)(f* − x) − ½|f* − f|²], element by element (IPFM Prop. 3.4)."""
@@ -127,7 +127,7 @@ def test_ipfm_is_twice_sid_at_one_half(x: float, f_star: float, f: float) -> Non
     torch.testing.assert_close((b - a) ** 2 - (c - a) ** 2, 2 * sid_objective(a, b, c, 0.5), rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(elements, elements, elements, st.floats(-2, 3))
 def test_ipfm_is_sid_for_every_alpha(x: float, f_star: float, f: float, alpha: float) -> None:
     a, b, c = (torch.tensor(v, dtype=torch.float64) for v in (x, f_star, f))
