@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from registry.core import seal
 from registry.core.errors import UserError
-from registry.edm.pickles import PickleError, disguised_program
+from registry.edm.pickles import PickleError, begins_a_pickle, disguised_program
 from registry.files.formats import load_network, save_network
 from tests.conftest import tiny_network
 from tests.pickle_assembler import LOAD, ORDERED, PARAMETER, archive, call, data, dictionary, networks, pickled
@@ -100,6 +101,48 @@ def test_a_program_in_a_file_of_safetensors_is_found(case: str, here: Here, tmp_
     path, mark = tmp_path / "net.safetensors", tmp_path / "ran"
     disguised(path, make(program(mark)))
     assert "DANGEROUS" in named_and_refused(path, mark, load, here, "opened as a pickle it would run")
+
+
+MODULES = {
+    "a name that nothing has": (lambda module: b"c" + module + b"\n \n", pickle.loads),
+    "a module within it": (lambda module: b"c" + module + b"." + b"a" * 20_000 + b"\nx\n", pickle.loads),
+    "behind a text in UTF-8": (lambda module: b"S'\xc3\xa9'\nc" + module + b"\n \n", lambda raw: pickle.loads(raw, encoding="latin1")),
+    "no name": (lambda module: b"c" + module + b"\n\n", pickle._loads),  # type: ignore[attr-defined]
+    "cut off in the middle": (lambda module: b"c" + module + b"\n", pickle._loads),  # type: ignore[attr-defined]
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MODULES)
+def test_what_is_only_imported_is_found(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loader imports a module before it looks for the name in it."""
+    make, load = MODULES[case]
+    mark, module = tmp_path / "ran", f"module_{len(case)}"
+    (tmp_path / f"{module}.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    header = b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    header += b" " * ((ord("V") - len(header) - 2) % 256) + b"\n}"
+    path = tmp_path / "file"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + make(module.encode()))
+    found = disguised_program(path)
+    assert found is not None and found.module.startswith(module) and not mark.exists()
+    with suppress(Exception):
+        load(path.read_bytes())
+    assert mark.exists(), "the test's file is no program"
+
+
+def test_no_pickle_begins_like_our_files_of_safetensors(tmp_path: Path) -> None:
+    """Whatever the length of their headers: their weights are never mistaken for instructions."""
+    first = set[int]()
+    net = tiny_network()
+    for length in range(0, 256, 8):
+        path = tmp_path / "net.safetensors"
+        save_network(path, "generator", net, {"D": 128.0, "teacher": "t" * length})
+        first.add(path.read_bytes()[0])
+        load_network(str(path), "generator")
+        with safe_open(path, framework="pt") as file:
+            assert all(torch.equal(file.get_tensor(name), weight) for name, weight in net.state_dict().items())
+    assert len(first) > 5
+    assert not any(begins_a_pickle(byte) for byte in first)
 
 
 def test_harmless_files_are_no_programs(tmp_path: Path) -> None:

@@ -69,6 +69,13 @@ def overlapping(copies: int, size: int) -> bytes:
     return content
 
 
+def shared_by_long_names() -> bytes:
+    """A module that has one tensor by many names, and is in another one by many names."""
+    tensors = dictionary(t=tensor(blob()) + b"\x94", **{f"t{k}": b"h\x00" for k in range(400)})
+    modules = dictionary(m=record(_parameters=tensors) + b"\x94", **{f"m{k}": b"h\x01" for k in range(100)})
+    return snapshot(record(_modules=dictionary(**{"n" * 900: record(_modules=modules)})))
+
+
 N, COLLIDE = 20_000, 2**61 - 1  # multiples of COLLIDE all have the hash 0
 TUPLES = b")" + b"\x85" * 200_000  # as a key, these crash plain pickle
 KEYS, DEEP, ITSELF = "keys other than text and small whole numbers", "nested more than 100 deep", "a value that contains itself"
@@ -177,6 +184,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "many sets": (lambda: snapshot(many(b"\x8f" * (MAX_PARTS // 5))), "holds a list where"),
     "unknown arguments": (lambda: snapshot(record(_init_kwargs=dictionary(**{f"k{i}": b"N" for i in range(N // 4)}))), "argument"),
     "unknown modules": (lambda: snapshot(record(_modules=dictionary(**{f"k{i}": record() for i in range(N // 99)}))), "argument"),
+    "long names of shared modules": (shared_by_long_names, "names have more than 10,000,000 characters together"),
     "storages in each other": (lambda: overlapping(100, N), "its members lie in each other"),
     "zip bomb": (
         lambda: archive(b"}.", {"data/1": bytes(100 * N)}, zipfile.ZIP_DEFLATED),

@@ -241,6 +241,37 @@ def test_no_flipped_bit_hides_what_an_npz_file_holds(tmp_path: Path) -> None:
     assert hidden, "no flipped bit hides anything"
 
 
+@pytest.mark.parametrize("dimensions", ["1L," + "1," * 4950, "1," * 33, "1L,"])
+def test_a_header_that_numpy_would_go_through_in_python_is_refused(dimensions: str, tmp_path: Path) -> None:
+    header = f"{{'descr':'|u1','fortran_order':False,'shape':({dimensions})}}\n".encode()
+    array = b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header + b"\0"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for i in range(3):
+            archive.writestr(f"a{i}.npy", array)
+    with pytest.raises(UserError, match="whose header is not as numpy writes it"):
+        read_npz(tmp_path / "a.npz", "a.npz", 2**20)
+
+
+def test_arrays_of_all_kinds_are_read(tmp_path: Path) -> None:
+    arrays = {
+        "fortran": np.asfortranarray(np.arange(12.0).reshape(3, 4)), "scalar": np.zeros(()), "text": np.array(["ab", "c"]),
+        "none": np.zeros((0, 3), np.float16), "many": np.zeros((1,) * 32, np.complex64), "truth": np.ones(3, bool),
+        "big": np.arange(5, dtype=">i8"), "when": np.array(["2026-11-30"], "datetime64[ms]"),
+    }  # fmt: skip
+    for write in (np.savez, np.savez_compressed):
+        write(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
+        found = read_npz(tmp_path / "a.npz", "a.npz", 2**20)
+        assert found.keys() == arrays.keys() and all(np.array_equal(found[name], arrays[name]) for name in arrays)
+
+
+def test_an_old_text_that_is_read_in_several_ways_hides_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\x80\x02}S'\xc3\xa9'\n0cos\nsystem\n.")
+    assert ("os", "system", True) in list_globals(path)
+    path.write_bytes(b"\x80\x02}S'\xc3\xa9'\nS'system'\n\x93.")
+    assert any(executes for *_, executes in list_globals(path))
+
+
 def test_bytes_that_are_no_text_are_told_so(tmp_path: Path) -> None:
     strange = np.frombuffer(b"\xff" * 8, "<U2").reshape(())
     mu, sigma = np.zeros(4), np.eye(4)

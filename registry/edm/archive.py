@@ -26,7 +26,7 @@ from PIL import Image
 from registry.core.atomic import new_folder, sweep, sweep_folders, write_atomically
 from registry.core.errors import SettingError, UserError
 from registry.core.interruption import undisturbed
-from registry.core.text import shown
+from registry.core.text import kind, shown
 from registry.edm.datasets import IMAGES, MOST_CLASSES, grey_or_rgb, readable_labels
 from registry.edm.image_files import files_below, open_picture
 
@@ -84,8 +84,8 @@ def make_dataset(
 
     def fill(write: Callable[[str, bytes], object]) -> None:
         nonlocal shape
-        for i, picture in enumerate(_pictures(Path(os.path.expanduser(source)), folder_labels)):
-            image = _square(picture, resolution, crop)
+        for picture in _pictures(Path(os.path.expanduser(source)), folder_labels):
+            i, image = len(labels), _square(picture, resolution, crop)
             if shape is not None and (image.mode, image.size) != shape:
                 what = f"{shown(source)}: {shown(picture.name)} is {_words(image)}, unlike the images before it"
                 if image.size == shape[1]:
@@ -97,6 +97,7 @@ def make_dataset(
             image.save(buffer, format="PNG")
             write(name, buffer.getvalue())
             labels.append([name, picture.label])
+            del picture, image  # so that a large one is not in memory while the next is read
             if progress:
                 progress(i + 1)
         if not labels:
@@ -179,11 +180,14 @@ def _folder(source: Path, folder_labels: bool | None) -> Iterator[Picture]:
     elif folder_labels is not False:
         of = _classes_of_folders(list(map(Path, names)), at_least=1 if folder_labels else 2)
     for path, name in zip(files, names, strict=True):
-        try:
-            image = open_picture(path)
-        except (ValueError, OSError) as error:
-            raise UserError(f"{shown(path)}: not a readable image: {shown(error)}") from None
-        yield Picture(name, image, of.get(name))
+        yield Picture(name, _opened(path), of.get(name))
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return open_picture(path)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{shown(path)}: not a readable image: {shown(error)}") from None
 
 
 def _classes_of_folders(files: list[Path], at_least: int) -> dict[str, int]:
@@ -307,5 +311,6 @@ def _batch(pickled: bytes) -> tuple[np.ndarray[Any, Any], list[int]]:
         raise ValueError("it has no list with a label for each image")
     for label in labels:
         if type(label) is not int or not 0 <= label < MOST_CLASSES:
-            raise ValueError(f"{label!r} is no class number")
+            short = repr(label[:40]) if isinstance(label, bytes | str) else repr(label) if isinstance(label, int | float) else ""
+            raise ValueError(f"{short or f'a {kind(label)}'} is no class number")
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from registry.core.errors import UserError
 from registry.core.text import shown
-from registry.edm.pickles import RUNS_SOURCE, UNKNOWN, Persistent, list_globals, read_pickle
+from registry.edm.pickles import RUNS_SOURCE, UNKNOWN, Persistent, blaming, list_globals, read_pickle
 from registry.edm.snapshots import EXTRA
 from registry.files.bounds import STATE, UNLIKE
 from registry.files.facts import NetworkFacts
@@ -135,7 +135,8 @@ def _pickle(path: Path, source: str, kind: str | None) -> Description:
         record: Persistent = content[key]
         kwargs = dict(record.init_kwargs)
         D = record.state.get("D", kwargs.get("D")) if record.state.get("pfgmpp", kwargs.get("pfgmpp")) else None
-        shapes = {name: list(tensor.shape) for name, tensor in record.tensors().items()}
+        with blaming(source):
+            shapes = {name: list(tensor.shape) for name, tensor in record.tensors().items()}
         levels = [record.state.get(name) for name in ("sigma_min", "sigma_max")]
         facts = facts_of_pickle(content, key, source, checked=True)
         facts = facts.told(kind, source) if facts.kind or "kind" in facts.assumed else facts

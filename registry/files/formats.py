@@ -158,6 +158,8 @@ def layout_of(path: Path) -> str:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if head.startswith(b"\x93NUMPY"):
+        raise UserError(f"{path}: is an array of numpy's, and no network")
     if head[8:10] == b'{"':
         return "safetensors"
     if head[:4] == b"PK\x03\x04" and not any(g[:2] == RUNS_SOURCE for g in list_globals(path)):

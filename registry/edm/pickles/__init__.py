@@ -36,11 +36,11 @@ from __future__ import annotations
 
 from registry.edm.pickles.allowlist import PARAMETER, RUNS_SOURCE, SIZE, TENSOR, UNTYPED, Global
 from registry.edm.pickles.contents import read_pickle
-from registry.edm.pickles.disguise import disguised_program
+from registry.edm.pickles.disguise import begins_a_pickle, disguised_program
 from registry.edm.pickles.edm_network import NEWEST_VERSION, network_of
 from registry.edm.pickles.globals_in import list_globals
 from registry.edm.pickles.records import Inert, Persistent
-from registry.edm.pickles.refusals import MAX_PARTS, PickleError
+from registry.edm.pickles.refusals import MAX_PARTS, PickleError, blaming
 from registry.edm.pickles.stack import UNKNOWN
 from registry.edm.pickles.tensors import take_too_much
 
@@ -57,6 +57,8 @@ __all__ = [
     "Inert",
     "Persistent",
     "PickleError",
+    "begins_a_pickle",
+    "blaming",
     "disguised_program",
     "list_globals",
     "network_of",

@@ -6,6 +6,7 @@ instructions are gone through one by one, whatever they would do, up to the firs
 
 from __future__ import annotations
 
+import codecs
 import io
 import mmap
 import pickletools
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from registry.edm.pickles.allowlist import Global
+from registry.edm.pickles.instructions import TEXTS
 
 MOST_INSTRUCTIONS = 100_000
 """A file that holds more before its first bytes that are no instructions is no accident."""
@@ -22,9 +24,10 @@ LENGTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4
            pickletools.TAKEN_FROM_ARGUMENT8U: 8}  # fmt: skip
 """Bytes of the length that stands before an argument."""
 INSTRUCTIONS = {code.code: code for code in pickletools.opcodes}
-LONGEST_NAMES = 10_000
-"""Bytes of a module and a name."""
-NAME = re.compile(rb"[\w.<>\-\x80-\xff]+")
+LONGEST = 10_000
+"""Bytes of a module, or of a name, that are looked at."""
+MODULE = re.compile(rb"[^\0/\n]+")
+"""What a loader may find and import, which it does before it looks for the name in it, whatever that is."""
 TARBALL = Global("", "the pickles in the tar archive that it is, too")
 ZIPPED = Global("", "the pickle in the zip archive that it is, too")
 PACKED = Global("", "the pickle that is compressed in it")
@@ -36,6 +39,11 @@ ZIP_START = b"PK\x03\x04"
 """The first bytes of a zip file and of each of its members."""
 ZIP_ENTRY, ZIP_END = b"PK\x01\x02", b"PK\x05\x06"
 """The first bytes of an entry of its directory, and of its end record."""
+
+
+def begins_a_pickle(byte: int) -> bool:
+    """Whether a file with this first byte may be taken for a pickle."""
+    return chr(byte) in INSTRUCTIONS
 
 
 def is_tarball(start: bytes) -> bool:
@@ -93,15 +101,27 @@ def _named(content: mmap.mmap) -> Global | None:
             length = int.from_bytes(content[at:end], "little")
             if end + length <= len(content):
                 return Global("", "what a frame of a pickle hides")  # one that is cut off is read all the same, as far as it goes
-        names = content[at : min(end, at + LONGEST_NAMES)].split(b"\n")[:2] if lines else []
-        if len(names) == 2 and all(NAME.fullmatch(name.rstrip(b"\r")) for name in names):
-            module, name = (name.decode("latin-1").rstrip("\r") for name in names)
-            return Global(module, name)
-        texts += code.arg is not None and ("string" in code.arg.name or "unicode" in code.arg.name)
+        if lines and (named := _imported(content, at, end)):
+            return named
+        texts += code.name in TEXTS
         if code.name == "STACK_GLOBAL" and texts:
             return Global("", "what its strings name")
         at = end
     return Global("", f"a program of more than {MOST_INSTRUCTIONS:,} instructions")
+
+
+def _imported(content: mmap.mmap, at: int, end: int) -> Global | None:
+    """The module and the name in two lines, if there may be such a module."""
+    middle = content.find(b"\n", at, end)
+    middle = end if middle < 0 else middle
+    module, name = content[at : min(middle, at + LONGEST)], content[middle + 1 : min(end, middle + LONGEST)]
+    try:
+        codecs.utf_8_decode(module, "strict", False)
+    except UnicodeDecodeError:
+        return None
+    if not MODULE.fullmatch(module):
+        return None
+    return Global(*(part.decode(errors="replace").rstrip("\r\n") for part in (module, name)))
 
 
 def _end(content: mmap.mmap, at: int, code: pickletools.OpcodeInfo, lines: int) -> int | None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from registry.core.text import shown
 from registry.edm.pickles.refusals import PickleError
 
-LONGEST = 1000
-"""The most characters of a module's dotted name."""
+LONGEST, MOST_LETTERS = 1000, 10_000_000
+"""The most characters of a module's dotted name, and of the names of all tensors: a large network's have 300,000."""
 
 
 class _Record:
@@ -35,6 +35,7 @@ class _Record:
         In files that distill writes, a network keeps them in one flat dictionary, `_tensors`.
         """
         found: dict[str, Tensor] = {}
+        letters = 0
         for path, module in self.modules():
             if len(path) > LONGEST:
                 raise PickleError(f"its module {shown(path)} has a name of more than {LONGEST} characters")
@@ -44,6 +45,9 @@ class _Record:
             buffers = [(k, v) for k, v in module._part("_buffers") if k not in transient]
             for name, tensor in [*module._part("_parameters"), *buffers, *module._part("_tensors")]:
                 full = f"{path}.{name}" if path else name
+                letters += len(full)
+                if letters > MOST_LETTERS:
+                    raise PickleError(f"has tensors whose names have more than {MOST_LETTERS:,} characters together")
                 if not isinstance(tensor, Tensor):
                     raise PickleError(f"its {shown(full)} is a {type(tensor).__name__}, not a tensor")
                 if full in found:

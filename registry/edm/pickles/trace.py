@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickletools
 import struct
+from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
 from registry.edm.pickles.allowlist import DICTIONARIES, ENCODE, LOAD_FROM_BYTES, Global
@@ -113,7 +114,7 @@ def _pushed(op: Op, argument: Any, text: bytes, items: list[Any]) -> list[Any]:
     if name in GLOBALS:
         return [_global(name, argument, items)]
     if name in TEXTS and op.read:
-        return [op.read(io.BytesIO(text[1:]))]
+        return [_text(op.read, text)]
     if name == "REDUCE" and items[0] == ENCODE:
         match items[1]:
             case (str() as letters, "latin1" | "latin-1"):
@@ -155,6 +156,14 @@ def _check(name: str, items: list[Any]) -> None:
         raise PickleError(f"calls something with a tuple of more than {MAX_ARGUMENTS} values, which no pickler does")
     if name in CALLS and type(items[0]) is Global and items[0] in DICTIONARIES and items[1]:
         raise PickleError("makes a dictionary from another one, which no pickler does")
+
+
+def _text(read: Callable[[BinaryIO], Any], text: bytes) -> Any:
+    """A text, or None where loaders differ in what it is: some read old texts as ASCII, some as UTF-8 or Latin-1."""
+    try:
+        return read(io.BytesIO(text[1:]))
+    except ValueError:
+        return None
 
 
 def _index(op: Op, argument: bytes) -> int:
