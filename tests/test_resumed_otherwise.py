@@ -189,4 +189,78 @@ TRAIN = {"glr": 1e-3, "duration_kimg": 3.0, "memory": "full", "rollbacks": 3, "t
     ],
 )
 def test_what_counts_as_learned_otherwise(before: dict[str, Any], now: dict[str, Any], told: list[str]) -> None:
-    assert learned_otherwise({"recipe": {"train": before}, "networks": {}, "nimg": 2048}, {"train": now}, {}) == told
+    assert learned_otherwise({"train": before}, {"train": now}, 2048) == told
+
+
+def test_a_warm_up_that_is_over_and_what_only_takes_memory_teach_nothing() -> None:
+    before = {
+        "train": TRAIN | {"batch": 1000},
+        "warmup": {"kimg": 0.5, "student_kimg": 1.5, "lr": 1e-4},
+        "generator": {"recompute": False},
+    }
+    now = before | {"warmup": before["warmup"] | {"lr": 2e-4}, "generator": {"recompute": True}}
+    assert learned_otherwise(before, now, 3000) == []  # three batches
+    assert learned_otherwise(before, now, 2999) == ["[warmup] lr: 0.0001 -> 0.0002"]
+    assert learned_otherwise(before | {"warmup": {"kimg": "x", "lr": 1e-4}}, now, 3000) == []  # edited by somebody
+
+
+def test_what_a_branch_left_that_was_killed_before_its_first_state_is_not_taken_for_the_runs(finished: Path, run: Path) -> None:
+    own = {path.name: path.read_bytes() for path in run.glob("network-snapshot-1*")}
+    again(finished, run, run / "training-state-000001.pt", "train.glr=0.05", "train.duration_kimg=2.048")
+    left = (run / "network-snapshot-1.000000-000002.pkl").read_bytes()
+    for path in run.glob("*.later*"):
+        path.unlink()
+    for path in (run / "training-state-000002.pt", run / "quality.json", run / "quality.txt"):
+        path.unlink()
+    again(finished, run, "auto", "eval.snapshot_samples=0")
+    assert (run / "network-snapshot-1.000000-000002.pkl.later").read_bytes() == left
+    assert {path.name: path.read_bytes() for path in run.glob("network-snapshot-1*.pkl")} == own
+    assert kimgs(run) == [1] and (run / "metric-sliced_wasserstein.jsonl.later").is_file()
+    assert json.loads((run / "best.json").read_text())["kimg"] == 1.024 or (run / "best.json.later").is_file()
+    assert "changed" not in json.loads((run / "quality.json").read_text())
+    assert "later files of another branch were set aside" in (run / "log.txt").read_text()
+
+
+def test_lines_of_a_branch_stay_though_the_run_is_killed_while_it_leaves_it(
+    finished: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("registry.runs.starting.set_table_aside", killed)
+    with pytest.raises(KeyboardInterrupt):
+        again(finished, run, run / "training-state-000001.pt", "train.glr=0.05")
+    monkeypatch.undo()
+    again(finished, run, run / "training-state-000001.pt", "train.glr=0.05", "train.duration_kimg=2.048")
+    for name in ("stats.jsonl.later", "metric-sliced_wasserstein.jsonl.later"):
+        assert len((run / name).read_text().splitlines()) == 2
+
+
+def test_the_last_snapshot_of_another_branch_is_not_the_runs(finished: Path, run: Path) -> None:
+    again(finished, run, run / "training-state-000001.pt", "train.glr=0.05")
+    last = run / "network-snapshot-1.000000-000003.pkl"
+    before = last.read_bytes()
+    assert last.with_name(f"{last.name}.later").is_file()
+    last.unlink()
+    again(finished, run, "auto", "train.glr=0.05")
+    assert last.read_bytes() == before
+
+
+def test_a_run_that_ends_before_its_time_has_a_snapshot_of_its_end(
+    finished: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal's state has none of its own."""
+    (run / "network-snapshot-1.000000-000002.pkl").unlink()
+    content = torch.load(run / "training-state-000002.pt", weights_only=True)
+    assert not content["snapshot_due"] or content["nimg"] == 2048
+    again(finished, run, run / "training-state-000002.pt", "train.duration_kimg=1")
+    assert (run / "network-snapshot-1.000000-000002.pkl").is_file()
+
+
+def test_a_best_snapshot_that_cannot_be_copied_costs_no_table(finished: Path, run: Path) -> None:
+    (run / "network-snapshot-best.pkl").unlink()
+    (run / "network-snapshot-best.pkl").mkdir()
+    (run / "quality.json").unlink()
+    again(finished, run, "auto")
+    assert json.loads((run / "quality.json").read_text())["nimg"] == 3072
+    assert "the best snapshot is not kept this time" in (run / "log.txt").read_text()

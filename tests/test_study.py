@@ -220,6 +220,48 @@ def test_a_run_that_was_resumed_by_hand_with_other_settings_is_no_result(
     assert (cell.folder / f"changed-{done.parent.name}").is_dir()
 
 
+def test_a_table_of_another_length_is_not_the_cells(copied: Path, plugins: Plugins, here: Here, monkeypatch: Any) -> None:
+    """Somebody made a table of the run before its end, or has gone on with it, and has then put the settings back."""
+    monkeypatch.chdir(copied.parents[1])
+    cells = prepare(read_study(str(copied)), Path("runs/study-toys"), plugins, cell_command)
+    cell = next(cell for cell in cells if status(cell)[0] is Status.DONE)
+    run = cell.run_folder()
+    assert run is not None
+    quality = json.loads((run / "quality.json").read_text())
+    assert quality["nimg"] == cell.total
+    for nimg, expected in ((cell.total - 32, Status.UNFINISHED), (cell.total + 32, Status.FAILED)):
+        (run / "quality.json").write_text(json.dumps(quality | {"nimg": nimg}))
+        assert status(cell)[0] is expected
+        assert not {c.seed for c in reuse(cells, copied) if c is cell}
+    forget_failures(cells)
+    assert status(cell)[0] is Status.UNFINISHED and (cell.folder / f"changed-{run.name}").is_dir()
+
+
+def test_settings_that_teach_nothing_are_no_other_settings(copied: Path, here: Here, monkeypatch: Any) -> None:
+    monkeypatch.chdir(copied.parents[1])
+    done = next(path for path in sorted(copied.glob("cells/*/seed-*/0*-*/recipe.toml")) if (path.parent / "quality.json").is_file())
+    recipe = done.read_text()
+    assert '\nmemory = "full"\n' in recipe and "\nlr = 0.002\n" in recipe
+    done.write_text(recipe.replace('\nmemory = "full"\n', '\nmemory = "lean"\n', 1))
+    assert here("study", str(copied), "--report-only").returncode == 0
+    done.write_text(recipe.replace("\nlr = 0.002\n", "\nlr = 0.003\n", 1))
+    assert f"move {done.parent.relative_to(copied.parents[1])} away" in error_line(here("study", str(copied), "--report-only"))
+    quality = json.loads((done.parent / "quality.json").read_text())
+    (done.parent / "quality.json").write_text(json.dumps(quality | {"changed": ["at 1 kimg: [train] lr: 0.002 -> 0.003"]}))
+    assert here("study", str(copied), "--report-only").returncode == 0
+    assert "was resumed by hand with other settings (at 1 kimg: [train] lr" in (copied / "study.json").read_text()
+
+
+def test_of_several_runs_that_are_the_same_a_finished_one_is_copied(copied: Path, plugins: Plugins, monkeypatch: Any) -> None:
+    monkeypatch.chdir(copied.parents[1])
+    begun = copied.with_name("study-zzz")
+    shutil.copytree(copied, begun)
+    for folder in begun.glob("cells/*/seed-*/0*-*"):
+        shutil.rmtree(folder)
+    cells = prepare(read_study(str(copied)), Path("runs/third"), plugins, cell_command)
+    assert len(reuse(cells, copied.parent)) == 2
+
+
 def test_a_changed_study_is_refused_with_what_differs(copied: Path, here: Here, monkeypatch: Any) -> None:
     monkeypatch.chdir(copied.parents[1])
     line = error_line(here("study", str(copied), "--set", "train.lr=1e-3", "--report-only"))

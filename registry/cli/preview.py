@@ -10,8 +10,7 @@ import click
 
 from registry.files.locate import whereabouts
 from registry.recipe.doubts import doubts
-from registry.recipe.resolved import PretrainRecipe, Recipe, dumps, plain
-from registry.recipe.tables import whole_batches
+from registry.recipe.resolved import PretrainRecipe, Recipe, dumps, parts, plain
 
 if TYPE_CHECKING:
     from registry.runs.plan import Plan
@@ -23,10 +22,8 @@ def preview(recipe: Recipe | PretrainRecipe) -> None:
     """Print the resolved recipe, and what would run."""
     click.echo(dumps(recipe.tables()).rstrip())
     batch = recipe.train.batch
-    game = whole_batches(recipe.train.duration_kimg, batch)
-    warm_up = whole_batches(recipe.warmup.kimg, batch) if isinstance(recipe, Recipe) else 0
-    if isinstance(recipe, Recipe) and warm_up:
-        warm_up += whole_batches(recipe.warmup.student_kimg, batch)
+    regression, alone, game = (images // batch for images in parts(recipe))
+    if warm_up := regression + alone:
         click.echo(f"\n# {warm_up:,} iterations of the warm-up and {game:,} of the game, of {batch} images", nl=False)
     else:
         click.echo(f"\n# {game:,} iterations of {batch} images", nl=False)

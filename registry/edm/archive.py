@@ -93,9 +93,7 @@ def make_dataset(
                 raise SettingError("resolution", f"{what}; give one resolution for all")
             shape = image.mode, image.size
             name = f"{i // 1000:05d}/img{i:08d}.png"
-            buffer = io.BytesIO()
-            image.save(buffer, format="PNG")
-            write(name, buffer.getvalue())
+            write(name, _as_png(image))
             labels.append([name, picture.label])
             del picture, image  # so that a large one is not in memory while the next is read
             if progress:
@@ -156,6 +154,12 @@ def _square(picture: Picture, resolution: int | None, crop: bool) -> Image.Image
     if resolution and image.size != (resolution, resolution):
         image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
     return image
+
+
+def _as_png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def _pictures(source: Path, folder_labels: bool | None) -> Iterator[Picture]:

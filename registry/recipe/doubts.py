@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from registry.recipe.resolved import PretrainRecipe, Recipe
-from registry.recipe.tables import PretrainConfig, whole_batches
+from registry.recipe.resolved import PretrainRecipe, Recipe, parts
+from registry.recipe.tables import PretrainConfig
 
 
 def length(recipe: Recipe | PretrainRecipe) -> float:
     """Thousands of images of the whole run, the warm-up included."""
-    before = 0
-    if isinstance(recipe, Recipe) and recipe.warmup.kimg:
-        before = sum(whole_batches(kimg, recipe.train.batch) for kimg in (recipe.warmup.kimg, recipe.warmup.student_kimg))
-    return before * recipe.train.batch / 1000 + recipe.train.duration_kimg
+    return sum(parts(recipe)[:2]) / 1000 + recipe.train.duration_kimg
 
 
 def doubts(recipe: Recipe | PretrainRecipe) -> list[str]:

@@ -35,7 +35,7 @@ from registry.recipe.tables import (
     StudyConfig,
     TrainConfig,
     WarmupConfig,
-    whole_batches,
+    lengths,
 )
 from registry.recipe.texts import lay_over, parse_set, read_tables
 
@@ -257,7 +257,7 @@ class Reading:
             elif not isinstance(swaps[name], dict):
                 self.wrong("swap", (name,), f"= {shown(text_of(swaps[name]))}: must be a table")
         self.divides(TrainConfig)
-        if train and warmup and not (round(1000 * train.duration_kimg) or whole_batches(warmup.kimg, train.batch)):
+        if train and warmup and not any(lengths(warmup.kimg, 0, train.duration_kimg, train.batch)):
             nothing = "there is nothing to do without a warm-up ([warmup] kimg)"
             self.wrong("train", ("duration_kimg",), f"= {train.duration_kimg:g}: {nothing}")
         if generator and noise and isinstance(noise.config, NoiseConfig):

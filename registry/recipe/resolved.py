@@ -32,6 +32,7 @@ from registry.recipe.tables import (
     PretrainConfig,
     TrainConfig,
     WarmupConfig,
+    lengths,
 )
 
 Tables = dict[str, Any]
@@ -207,6 +208,13 @@ UNTRAINED = ("log", "eval", "swap")
 def training_tables(recipe: Recipe | PretrainRecipe) -> Tables:
     """The part of the recipe that a network's file holds: all but where the run was logged and how it was measured."""
     return {name: table for name, table in recipe.tables().items() if name not in UNTRAINED}
+
+
+def parts(recipe: Recipe | PretrainRecipe) -> tuple[int, int, int]:
+    """Images of the warm-up's regression, of the student alone after it, and of the rest, in whole batches."""
+    if isinstance(recipe, PretrainRecipe):
+        return lengths(0, 0, recipe.train.duration_kimg, recipe.train.batch)
+    return lengths(recipe.warmup.kimg, recipe.warmup.student_kimg, recipe.train.duration_kimg, recipe.train.batch)
 
 
 def name_of(path: Path) -> str:

@@ -101,9 +101,11 @@ class WarmupConfig(Config):
         return value
 
 
-def whole_batches(kimg: float, batch: int) -> int:
-    """The number of batches that hold this many thousand images."""
-    return -(-round(kimg * 1000) // batch)
+def lengths(regression: float, alone: float, game: float, batch: int) -> tuple[int, int, int]:
+    """Images of a run's parts, which are given in thousands, in whole batches: of the warm-up's regression, of the student alone
+    after it, and of the game. Without a regression there is no warm-up."""
+    first, second, third = (-(-round(kimg * 1000) // batch) * batch for kimg in (regression, alone, game))
+    return first, second if first else 0, third
 
 
 def can_be_split(value: bool, info: ValidationInfo) -> bool:

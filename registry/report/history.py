@@ -31,7 +31,7 @@ from registry.recipe.tables import (
     PretrainConfig,
     TrainConfig,
     WarmupConfig,
-    whole_batches,
+    lengths,
 )
 from registry.recipe.texts import read_text_and_tables
 
@@ -78,17 +78,13 @@ class History:
     def ends(self) -> dict[str, float]:
         """Thousands of images after which each part of the run ends, in whole batches; empty if its recipe does not say."""
         warmup, train = self.table("warmup"), self.table("train")
-        lengths = {
-            "regression": warmup.get("kimg", 0),
-            "student": warmup.get("student_kimg", 0) if warmup.get("kimg") else 0,
-            "game": train.get("duration_kimg"),
-        }
+        given = {"regression": warmup.get("kimg", 0), "student": warmup.get("student_kimg", 0), "game": train.get("duration_kimg")}
         batch = train.get("batch")
-        known = all(type(kimg) in (int, float) and 0 <= kimg <= MOST_KIMG for kimg in lengths.values())
+        known = all(type(kimg) in (int, float) and 0 <= kimg <= MOST_KIMG for kimg in given.values())
         if not known or type(batch) is not int or not 1 <= batch <= MOST_BATCH:
             return {}
-        images = itertools.accumulate(whole_batches(kimg, batch) * batch for kimg in lengths.values())
-        return {part: end / 1000 for part, end in zip(lengths, images, strict=True)}
+        images = itertools.accumulate(lengths(given["regression"], given["student"], given["game"], batch))
+        return {part: end / 1000 for part, end in zip(given, images, strict=True)}
 
     @property
     def total(self) -> float | None:

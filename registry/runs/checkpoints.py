@@ -16,7 +16,7 @@ from registry.core.text import shown, text_of
 from registry.files.bounds import STATE
 from registry.files.formats import blueprint
 from registry.files.plain import load, save
-from registry.recipe.tables import PretrainConfig, TrainConfig
+from registry.recipe.tables import MOST_KIMG, PretrainConfig, TrainConfig, lengths
 from registry.runs.background import Background, in_main_memory
 from registry.train.step import Learner
 
@@ -104,8 +104,11 @@ NO_EFFECT = {("generator", "init"): " (which has no effect on a run that goes on
 """Settings that count at the start of a run only."""
 
 
-UNLEARNED = ("batch_gpu", "memory", "compile", "shard", "device", "threads", "rollbacks", "timeout_minutes")
-"""Settings of the training that change how the same is learned."""
+UNLEARNED = {
+    "train": {"batch_gpu", "memory", "compile", "shard", "device", "threads", "rollbacks", "timeout_minutes"},
+    "generator": {"recompute"},
+}
+"""Settings that change how the same is learned, by table."""
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: tuple[str, ...] = ("swap",)) -> list[str]:
@@ -190,28 +193,42 @@ def other_networks(networks: Mapping[str, Any], parts: Mapping[str, Stateful]) -
     return [f"the {name}'s {key}: {before} -> {now}" for name, key, before, now in changes(networks, parts)]
 
 
-def learned_otherwise(content: Mapping[str, Any], tables: Mapping[str, Any], parts: Mapping[str, Stateful]) -> list[str]:
-    """What a run that goes on from this state learns otherwise than the one that wrote it, and not only for longer."""
-    old, new = (what_is_learned(each, content["nimg"]) for each in (content["recipe"], tables))
+def learned_otherwise(before: Mapping[str, Any], now: Mapping[str, Any], nimg: int) -> list[str]:
+    """What a run that goes on by other tables learns otherwise from so many images on, and not only for longer."""
+    old, new = what_is_learned(before, nimg), what_is_learned(now, nimg)
     fields = (TrainConfig if "glr" in new["train"] else PretrainConfig).model_fields
     for key in new["train"].keys() - old["train"].keys():
         if key in fields and new["train"][key] == fields[key].default:  # an older version did not know it, and did just that
             del new["train"][key]
-    return [*differences(old, new, ignore=("swap", "log", "eval", "metrics")), *other_networks(content["networks"], parts)]
+    return differences(old, new, ignore=("swap", "log", "eval", "metrics"))
 
 
 def what_is_learned(tables: Mapping[str, Any], nimg: int) -> dict[str, dict[str, Any]]:
     """A recipe without the settings that teach nothing, or nothing more from so many images on. How long the run is counts where
     rates fall towards its end."""
-    train = dict(tables.get("train", {}))
-    idle = {*UNLEARNED, *(() if train.get("lr_decay") else ("duration_kimg",))}
+    found = without_unlearned(tables)
+    train = found.setdefault("train", {})
+    if not train.get("lr_decay"):
+        train.pop("duration_kimg", None)
     if "lr_rampup_kimg" in train:
-        train["lr_rampup_kimg"] = max(train["lr_rampup_kimg"], nimg / 1000)
-    found = {name: dict(table) for name, table in tables.items() if isinstance(table, Mapping)}
-    found["train"] = {key: value for key, value in train.items() if key not in idle}
-    if "generator" in found:
-        found["generator"].pop("init", None)
+        train["lr_rampup_kimg"] = max(number(train, "lr_rampup_kimg"), nimg / 1000)
+    found.get("generator", {}).pop("init", None)
+    warmup = found.get("warmup", {})
+    if sum(lengths(number(warmup, "kimg"), number(warmup, "student_kimg"), 0, max(1, int(number(train, "batch"))))) <= nimg:
+        found.pop("warmup", None)
     return found
+
+
+def number(table: Mapping[str, Any], key: str) -> float:
+    """A setting in a recipe that nobody has checked; 0 if it is none."""
+    value = table.get(key)
+    return value if isinstance(value, int | float) and 0 <= value <= MOST_KIMG else 0
+
+
+def without_unlearned(tables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """A recipe without the settings that change only how the same is learned."""
+    named = {name: table for name, table in tables.items() if isinstance(table, Mapping)}
+    return {name: {k: v for k, v in table.items() if k not in UNLEARNED.get(name, ())} for name, table in named.items()}
 
 
 def check_same_run(state: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

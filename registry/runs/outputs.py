@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from registry.core import distributed
 from registry.core.contracts import Metric, Noise, Teacher
+from registry.core.errors import UserError
 from registry.core.text import shown
 from registry.core.version import versions
 from registry.edm.networks import Precond
@@ -159,8 +160,9 @@ def keep_best(folder: RunFolder, choice: Choice, metric: Metric) -> None:
                 folder.write(copy.name, snapshot.read_bytes())
             if not (note.is_file() and note.read_bytes() == content):
                 folder.write(note.name, content)
-    except OSError as error:  # a disk that does not answer at present
-        folder.journal.log(f"WARNING {snapshot}: {error.strerror}; the best snapshot is not kept this time")
+    except (OSError, UserError) as error:  # a disk that is full, or does not answer at present: the snapshot itself is there
+        what = f"{snapshot}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        folder.journal.log(f"WARNING {what}; the best snapshot is not kept this time")
 
 
 def measurements(folder: RunFolder, choice: Choice, column: str) -> list[dict[str, Any]]:

@@ -24,8 +24,7 @@ from registry.edm.datasets import Images
 from registry.files.locate import published
 from registry.files.teachers import outline
 from registry.plugins.loading import Plugins
-from registry.recipe.resolved import PretrainRecipe, Recipe, plain
-from registry.recipe.tables import whole_batches
+from registry.recipe.resolved import PretrainRecipe, Recipe, parts, plain
 from registry.runs.building import build, build_generator, real_images
 from registry.runs.pretrain import new_network
 from registry.runs.starting import share, start_device
@@ -132,8 +131,8 @@ def evaluations_before(recipe: Recipe | PretrainRecipe) -> int:
     """Evaluations of a network in the whole warm-up; a backward pass counts as two."""
     if not isinstance(recipe, Recipe) or not recipe.warmup.kimg:
         return 0
-    warmup, steps, batch = recipe.warmup, recipe.generator.steps, recipe.train.batch
-    regression, alone = (whole_batches(kimg, batch) * batch for kimg in (warmup.kimg, warmup.student_kimg))
+    warmup, steps = recipe.warmup, recipe.generator.steps
+    regression, alone, _ = parts(recipe)
     return warmup.pairs * warmup.nfe + regression * 3 * steps + alone * (steps + 3)
 
 

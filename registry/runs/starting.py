@@ -35,7 +35,7 @@ from registry.runs.checkpoints import (
 from registry.runs.folder import RunFolder
 from registry.runs.foreign import adopt
 from registry.runs.outputs import snapshot_name
-from registry.runs.states import Found, find_state, is_a_run, set_later_aside, set_table_aside
+from registry.runs.states import LATER, Found, complete_tables, find_state, is_a_run, set_later_aside, set_table_aside
 from registry.runs.training import Saved, Training, newest_state
 from registry.show.journal import Journal
 from registry.show.trackers import Trackers
@@ -124,22 +124,26 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
     run.rollbacks, saved.threads.chosen = content.get("rollbacks", 0), content.get("threads")
     saved.clock.seconds = content.get("seconds", 0.0)  # 0: states of version 0.1 do not say
     ended = distributed.by_rank0(lambda: has_ended(folder.path, run.nimg, content["recipe"]))
-    saved.snapshot_due = content.get("snapshot_due", False) and not ended
+    saved.snapshot_due = (content.get("snapshot_due", False) or run.nimg >= run.total) and not ended
     folder.sweep()
-    changed = [*differences(content["recipe"], saved.tables), *other_networks(content["networks"], saved.parts)]
-    otherwise = learned_otherwise(content, saved.tables, saved.parts)
+    others = other_networks(content["networks"], saved.parts)
+    changed = [*differences(content["recipe"], saved.tables), *others]
+    otherwise = [*learned_otherwise(content["recipe"], saved.tables, run.nimg), *others]
+    recorded = complete_tables(folder.path / "recipe.toml") if folder.writes else None  # of whoever wrote here last
+    left = bool(otherwise or (recorded and learned_otherwise(recorded, saved.tables, run.nimg)))
     journal = folder.journal
     teacher = "network" in saved.tables
-    later = set_later_aside(folder.path, begun, run.nimg, bool(otherwise), teacher) if folder.writes else []
+    later = set_later_aside(folder.path, begun, run.nimg, left, teacher) if folder.writes else []
     if aside := [*later, *(set_table_aside(folder.path, run.nimg) if folder.writes else [])]:
-        journal.log(f"later files of another branch were set aside: {', '.join(path.name for path in aside)}")
+        branch = " of another branch" if left else ""
+        journal.log(f"later files{branch} were set aside: {', '.join(path.name for path in aside)}")
     measured = saved.tables["eval"]["metrics"] if saved.tables["eval"]["snapshot_samples"] else ()
     written = [f"metric-{name}.jsonl" for name in measured]
-    folder.forget_after(run.nimg / 1000, written, saved.snapshot_due, keep=bool(later))
+    folder.forget_after(run.nimg / 1000, written, saved.snapshot_due, keep=left or bool(later))
     journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {begun}")
     if run.nimg >= run.total:
         journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
-        keep_as_trained(saved, content["recipe"], run.nimg)
+        keep_as_trained(saved, content["recipe"], run.nimg - run.total + round(saved.tables["train"]["duration_kimg"] * 1000))
         otherwise = []
     before = content.get("about", {}).get("changed") or []
     folder.changed = [*before, *(f"at {run.nimg / 1000:g} kimg: {shown(each, 500)}" for each in otherwise)][-MOST_CHANGES:]
@@ -151,7 +155,7 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
 
 def keep_as_trained(saved: Saved, recorded: Tables, nimg: int) -> None:
     """A finished run learns nothing more, whatever the recipe says by now: its recipe stays the one that it was trained with, but
-    for where it is logged and how it is measured, and for its length, if it ends here before its time."""
+    for where it is logged and how it is measured, and for its length, if it ends here before its time: `nimg` without a warm-up."""
     train = recorded["train"] | {"duration_kimg": min(recorded["train"].get("duration_kimg", math.inf), nimg / 1000)}
     recorded = {**recorded, "train": train}
     saved.tables = {**recorded, **{name: saved.tables[name] for name in UNTRAINED if name in saved.tables}}
@@ -193,7 +197,8 @@ def released_if_it_fails(folder: RunFolder) -> Iterator[None]:
 def has_ended(folder: Path, nimg: int, tables: Tables) -> bool:
     """Whether the run has its final table of this number of images, which comes after the last snapshot, and that snapshot."""
     quality = kept(folder / "quality.json", QUALITY)
-    return quality is not None and quality.nimg == nimg and any(folder.glob(f"{snapshot_name(nimg, tables)}.*"))
+    snapshots = [path for path in folder.glob(f"{snapshot_name(nimg, tables)}.*") if path.suffix != LATER]
+    return quality is not None and quality.nimg == nimg and bool(snapshots)
 
 
 def start_from_foreign(recipe: Recipe | PretrainRecipe, run: Training, saved: Saved, state: Path, journal: Journal) -> RunFolder:

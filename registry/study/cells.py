@@ -26,9 +26,9 @@ from registry.measure.saved import QUALITY, Quality
 from registry.plugins.loading import Plugins
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe, Tables, dumps
-from registry.recipe.tables import StudyConfig
+from registry.recipe.tables import StudyConfig, lengths
 from registry.recipe.texts import read_tables
-from registry.runs.checkpoints import differences
+from registry.runs.checkpoints import differences, without_unlearned
 from registry.runs.states import NUMBERED
 from registry.study.definition import Study
 from registry.study.grid import Combination, combinations
@@ -94,8 +94,14 @@ class Cell:
         return shlex.join(["distill", *self.command[self.command.index("-m") + 2 :]])
 
     @property
+    def total(self) -> int:
+        """Images of the whole run, the warm-up included."""
+        warmup, train = self.tables.get("warmup", {}), self.tables["train"]
+        return sum(lengths(warmup.get("kimg", 0), warmup.get("student_kimg", 0), train["duration_kimg"], train["batch"]))
+
+    @property
     def total_kimg(self) -> float:
-        return float(self.tables["train"]["duration_kimg"]) or 1e-3
+        return self.total / 1000 or 1e-3
 
     def run_folder(self) -> Path | None:
         """The newest run folder in the cell's folder."""
@@ -165,20 +171,32 @@ def check_distinct(cells: list[Cell]) -> None:
 
 def check_unchanged(cells: tuple[Cell, ...], outdir: Path, plugins: Plugins) -> None:
     """Check that the runs in the study's folder are those of these cells. Raises SettingError with what differs."""
-    found: Counter[str] = Counter()
+    found, runs = Counter[str](), list[Path]()
     for cell in cells:
         run = cell.run_folder()
-        for folder in (cell.folder, *([run] if run is not None else [])):  # somebody may have resumed the run by hand
-            if (folder / RECIPE).is_file():
-                old = expect(resolve(str(folder / RECIPE), plugins), Recipe).tables()
-                if other := differences(identity(old), identity(cell.tables), ignore=()):
-                    found.update(other)
-                    break
+        other = changed(cell.folder, cell.tables, plugins)
+        if not other and run is not None and not told_by_its_table(run):  # somebody may have resumed the run by hand
+            other = changed(run, cell.tables, plugins, without_unlearned)
+            runs += [run] if other else []
+        found.update(other)
     if found:
         changes = "; ".join(f"{change} ({n} cell{'s' * (n > 1)})" for change, n in found.items())
-        raise SettingError(
-            "outdir", f"has runs with other settings: {changes}; name another folder, or remove this one", str(outdir)
-        )
+        remove = f"move {runs[0]} away{', and others' * (len(runs) > 1)}" if runs else "remove this one"
+        raise SettingError("outdir", f"has runs with other settings: {changes}; name another folder, or {remove}", str(outdir))
+
+
+def changed(folder: Path, tables: Tables, plugins: Plugins, what: Callable[[Tables], Tables] = dict) -> list[str]:
+    """How the recipe that is recorded in a folder differs from the tables, in what counts of them."""
+    if not (folder / RECIPE).is_file():
+        return []
+    old = expect(resolve(str(folder / RECIPE), plugins), Recipe).tables()
+    return differences(identity(what(old)), identity(what(tables)), ignore=())
+
+
+def told_by_its_table(run: Path) -> bool:
+    """Whether a finished run itself says that it was resumed with other settings: it counts as failed, and can be made again."""
+    quality = kept(run / "quality.json", QUALITY)
+    return quality is not None and bool(quality.changed)
 
 
 def record(cell: Cell) -> None:
@@ -194,20 +212,31 @@ def status(cell: Cell, folder: Path | None = None) -> tuple[Status, str]:
         return Status.WAITING, ""
     code = attempt["exit"]
     finished = run is not None and (run / "quality.json").is_file()
-    if code in INTERRUPTED or (code is None and not finished):
+    quality = kept(run / "quality.json", QUALITY) if run else None
+    # Somebody may have made a table before the end.
+    short = quality is not None and quality.nimg is not None and quality.nimg < cell.total
+    if code in INTERRUPTED or (code is None and (short or not finished)):
         return Status.UNFINISHED, ""
     if code == Diverged.code:
         return Status.DIVERGED, attempt.get("error", "")
     if code:
         return Status.FAILED, attempt.get("error", "")
-    quality = kept(run / "quality.json", QUALITY) if run else None
     if run is None or quality is None:
         return Status.FAILED, "its quality.json cannot be read" if finished else "the run left no numbers"
     if quality.changed:
         what = shown(quality.changed[0], 200)
         return Status.FAILED, f"was resumed by hand with other settings ({what}); if failed runs are retried, it begins anew"
+    if short:
+        return Status.UNFINISHED, ""
+    if is_longer(cell, quality):
+        return Status.FAILED, f"has {quality.nimg} images, more than {cell.total}; if failed runs are retried, it begins anew"
     reason = divergence(run, quality, cell.tables["train"]["batch"])
     return (Status.DIVERGED, reason) if reason else (Status.DONE, "")
+
+
+def is_longer(cell: Cell, quality: Quality) -> bool:
+    """Whether a run has learned for longer than its recipe says: somebody has gone on with it."""
+    return quality.nimg is not None and quality.nimg > cell.total
 
 
 def divergence(run: Path, quality: Quality, batch: int) -> str:

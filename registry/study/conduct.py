@@ -24,7 +24,7 @@ from registry.plugins.loading import Plugins
 from registry.recipe.resolved import dumps
 from registry.show.journal import Journal
 from registry.study.attempts import write_note
-from registry.study.cells import Cell, Command, Status, check_unchanged, prepare, status
+from registry.study.cells import Cell, Command, Status, check_unchanged, is_longer, prepare, status
 from registry.study.definition import Study
 from registry.study.local import run_local
 from registry.study.page import page
@@ -123,7 +123,7 @@ def forget_failures(cells: Sequence[Cell]) -> None:
             run.rename(unused(run.with_name(f"diverged-{run.name}")))
         table = run / "quality.json" if run is not None else None
         quality = kept(table, QUALITY) if table else None
-        if state is Status.FAILED and run is not None and quality and quality.changed:
+        if state is Status.FAILED and run is not None and quality and (quality.changed or is_longer(cell, quality)):
             run.rename(unused(run.with_name(f"changed-{run.name}")))
         elif state is Status.FAILED and table and table.is_file() and quality is None:
             table.rename(unused(table.with_name("quality.json.damaged")))  # with it, the run would be taken for finished

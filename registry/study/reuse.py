@@ -24,16 +24,21 @@ def reuse(cells: Sequence[Cell], source: Path) -> list[Cell]:
     if not source.is_dir():
         raise SettingError("reuse", "is no folder", str(source))
     present = {**made_with(), "code": code()}
-    finished = {recipe: folder for recipe, folder in recorded(source) if read_attempt(folder).get("made_with") == present}
+    begun = [(recipe, folder) for recipe, folder in recorded(source) if read_attempt(folder).get("made_with") == present]
     copied = []
     for cell in cells:
-        folder = finished.get(dumps(identity(cell.tables)))
-        if folder is None or cell.folder.exists() or status(cell, folder)[0] is not Status.DONE:
-            continue
-        if (run := run_folder(folder)) is not None and recipe_in(run) == recipe_in(folder):  # nobody has resumed it by hand
+        wanted = dumps(identity(cell.tables))
+        same = (folder for recipe, folder in begun if recipe == wanted and is_finished(cell, folder))
+        if not cell.folder.exists() and (folder := next(same, None)) is not None:
             copy(folder, cell.folder)
             copied.append(cell)
     return copied
+
+
+def is_finished(cell: Cell, folder: Path) -> bool:
+    """Whether a folder has a cell's result, from a run that nobody has gone on with by hand."""
+    run = run_folder(folder)
+    return status(cell, folder)[0] is Status.DONE and run is not None and recipe_in(run) == recipe_in(folder)
 
 
 def recorded(source: Path) -> Iterator[tuple[str, Path]]:

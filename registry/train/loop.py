@@ -20,7 +20,7 @@ from registry.core import distributed
 from registry.core.contracts import Loss, Noise, SharesPass, Teacher
 from registry.core.sharding import shard
 from registry.core.streams import Streams
-from registry.recipe.tables import TrainConfig, WarmupConfig, whole_batches
+from registry.recipe.tables import TrainConfig, WarmupConfig, lengths
 from registry.train.data import RealImages, augmented
 from registry.train.ema import EMA
 from registry.train.generator import Generator
@@ -80,13 +80,12 @@ class Distillation:
     @property
     def regression_end(self) -> int:
         """Images after which the generator has learned the pairs, in whole batches."""
-        return whole_batches(self.warmup.kimg, self.train.batch) * self.train.batch
+        return lengths(self.warmup.kimg, 0, 0, self.train.batch)[0]
 
     @property
     def game_start(self) -> int:
         """Images of the whole warm-up, in whole batches. Without a regression there is none."""
-        alone = whole_batches(self.warmup.student_kimg, self.train.batch) * self.train.batch
-        return self.regression_end and self.regression_end + alone
+        return sum(lengths(self.warmup.kimg, self.warmup.student_kimg, 0, self.train.batch))
 
     @property
     def total(self) -> int:
