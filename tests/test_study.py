@@ -245,7 +245,7 @@ def test_settings_that_teach_nothing_are_no_other_settings(copied: Path, here: H
     done.write_text(recipe.replace('\nmemory = "full"\n', '\nmemory = "lean"\n', 1))
     assert here("study", str(copied), "--report-only").returncode == 0
     done.write_text(recipe.replace("\nlr = 0.002\n", "\nlr = 0.003\n", 1))
-    assert f"move {done.parent.relative_to(copied.parents[1])} away" in error_line(here("study", str(copied), "--report-only"))
+    assert f"move {done.parent} away" in error_line(here("study", str(copied), "--report-only"))
     quality = json.loads((done.parent / "quality.json").read_text())
     (done.parent / "quality.json").write_text(json.dumps(quality | {"changed": ["at 1 kimg: [train] lr: 0.002 -> 0.003"]}))
     assert here("study", str(copied), "--report-only").returncode == 0
