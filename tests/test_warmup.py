@@ -289,3 +289,18 @@ def test_a_run_resumed_after_the_regression_can_go_back_into_it(tmp_path: Path, 
     log = (folder / "log.txt").read_text()
     assert "resuming at 0.192 kimg" in log and "back to 0.096 kimg, with other draws (rollback 1)" in log
     assert (end := load(folder / "training-state-000000.pt", STATE))["rollbacks"] == 1 and end["nimg"] == 128 + 64 + 640
+
+
+def test_the_length_of_a_run_that_ends_before_its_time_is_the_games(tmp_path: Path) -> None:
+    """Its recipe says what was done, so that it counts as finished by that recipe, too."""
+    folder = distill("quickstart", sets=SHORT, outdir=tmp_path).folder
+    distill("quickstart", sets=[*SHORT, "train.duration_kimg=0.032"], outdir=tmp_path, resume=folder)
+    assert tomllib.loads((folder / "recipe.toml").read_text())["train"]["duration_kimg"] == 0.128
+    content = load(folder / "training-state-000000.pt", STATE)
+    entries = {key: value for key, value in content.items() if key not in ("format", "kind")}
+    longer = {**content["recipe"], "train": content["recipe"]["train"] | {"duration_kimg": 9.0}}
+    save(folder / "training-state-000000.pt", STATE, entries | {"recipe": longer})
+    distill("quickstart", sets=[*SHORT, "train.duration_kimg=0.032"], outdir=tmp_path, resume=folder)
+    assert tomllib.loads((folder / "recipe.toml").read_text())["train"]["duration_kimg"] == 0.128
+    distill(folder, outdir=tmp_path, resume=folder)
+    assert load(folder / "training-state-000000.pt", STATE)["nimg"] == content["nimg"]
