@@ -109,6 +109,8 @@ MODULES = {
     "behind a text in UTF-8": (lambda module: b"S'\xc3\xa9'\nc" + module + b"\n \n", lambda raw: pickle.loads(raw, encoding="latin1")),
     "no name": (lambda module: b"c" + module + b"\n\n", pickle._loads),  # type: ignore[attr-defined]
     "cut off in the middle": (lambda module: b"c" + module + b"\n", pickle._loads),  # type: ignore[attr-defined]
+    "cut off behind a byte that is no text": (lambda module: b"c" + module + b"\xff", pickle._loads),  # type: ignore[attr-defined]
+    "with a byte that is in no name": (lambda module: b"c" + module + b".a\0/\nx\n", pickle.loads),
 }  # fmt: skip
 
 
@@ -154,6 +156,12 @@ def test_harmless_files_are_no_programs(tmp_path: Path) -> None:
         path = tmp_path / "file"
         path.write_bytes(size.to_bytes(8, "little") + text + b" " * (size - len(text)) + rng.randbytes(20_000))
         assert disguised_program(path) is None, first
+    for more in range(0, 4096, 8):  # names of tensors, which instructions may begin in
+        names = {f"{kind}_blocks.{i}.conv.in_layers.{i}.weight": {} for kind in ("down", "mid", "up") for i in range(9)}
+        text = json.dumps({"__metadata__": {"format": "pt" + "x" * more}} | names).encode()
+        size = len(text) + -len(text) % 8
+        path.write_bytes(size.to_bytes(8, "little") + text + b" " * (size - len(text)) + rng.randbytes(2000))
+        assert disguised_program(path) is None, more
     (tmp_path / "empty").touch()
     assert disguised_program(tmp_path / "empty") is None
 

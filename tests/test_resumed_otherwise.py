@@ -201,6 +201,7 @@ def test_a_warm_up_that_is_over_and_what_only_takes_memory_teach_nothing() -> No
     now = before | {"warmup": before["warmup"] | {"lr": 2e-4}, "generator": {"recompute": True}}
     assert learned_otherwise(before, now, 3000) == []  # three batches
     assert learned_otherwise(before, now, 2999) == ["[warmup] lr: 0.0001 -> 0.0002"]
+    assert learned_otherwise(before, before | {"train": before["train"] | {"batch": 4000}}, 3000) == ["[train] batch: 1000 -> 4000"]
     assert learned_otherwise(before | {"warmup": {"kimg": "x", "lr": 1e-4}}, now, 3000) == []  # edited by somebody
 
 
@@ -236,11 +237,13 @@ def test_lines_of_a_branch_stay_though_the_run_is_killed_while_it_leaves_it(
         assert len((run / name).read_text().splitlines()) == 2
 
 
-def test_the_last_snapshot_of_another_branch_is_not_the_runs(finished: Path, run: Path) -> None:
+@pytest.mark.parametrize("again_later", ["", ".2"])
+def test_the_last_snapshot_of_another_branch_is_not_the_runs(again_later: str, finished: Path, run: Path) -> None:
     again(finished, run, run / "training-state-000001.pt", "train.glr=0.05")
     last = run / "network-snapshot-1.000000-000003.pkl"
     before = last.read_bytes()
     assert last.with_name(f"{last.name}.later").is_file()
+    last.with_name(f"{last.name}.later").rename(last.with_name(f"{last.name}.later{again_later}"))
     last.unlink()
     again(finished, run, "auto", "train.glr=0.05")
     assert last.read_bytes() == before

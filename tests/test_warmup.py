@@ -300,7 +300,7 @@ def test_the_length_of_a_run_that_ends_before_its_time_is_the_games(tmp_path: Pa
     entries = {key: value for key, value in content.items() if key not in ("format", "kind")}
     longer = {**content["recipe"], "train": content["recipe"]["train"] | {"duration_kimg": 9.0}}
     save(folder / "training-state-000000.pt", STATE, entries | {"recipe": longer})
-    distill("quickstart", sets=[*SHORT, "train.duration_kimg=0.032"], outdir=tmp_path, resume=folder)
+    distill("quickstart", sets=[*SHORT, "train.duration_kimg=0.032", "train.batch=64"], outdir=tmp_path, resume=folder)
     assert tomllib.loads((folder / "recipe.toml").read_text())["train"]["duration_kimg"] == 0.128
     distill(folder, outdir=tmp_path, resume=folder)
     assert load(folder / "training-state-000000.pt", STATE)["nimg"] == content["nimg"]

@@ -41,7 +41,7 @@ def read_npz(path: Path, source: object, most: int) -> dict[str, np.ndarray]:
                     size = file.read(width)
                     header = file.read(min(int.from_bytes(size, "little"), LONGEST))
                     if not HEADER.fullmatch(header):
-                        raise ValueError("an array whose header is not as numpy writes it")
+                        raise ValueError("an array of a kind, or with a header, that is not read here")
                     shape, _, dtype = read(io.BytesIO(size + header))
                     if dtype.hasobject or file.tell() + math.prod(shape) * dtype.itemsize != entry.file_size:
                         raise ValueError("an array of another size than its entry")

@@ -195,7 +195,8 @@ def other_networks(networks: Mapping[str, Any], parts: Mapping[str, Stateful]) -
 
 def learned_otherwise(before: Mapping[str, Any], now: Mapping[str, Any], nimg: int) -> list[str]:
     """What a run that goes on by other tables learns otherwise from so many images on, and not only for longer."""
-    old, new = what_is_learned(before, nimg), what_is_learned(now, nimg)
+    over = max(warm_up(before), warm_up(now)) <= nimg
+    old, new = what_is_learned(before, nimg, over), what_is_learned(now, nimg, over)
     fields = (TrainConfig if "glr" in new["train"] else PretrainConfig).model_fields
     for key in new["train"].keys() - old["train"].keys():
         if key in fields and new["train"][key] == fields[key].default:  # an older version did not know it, and did just that
@@ -203,7 +204,7 @@ def learned_otherwise(before: Mapping[str, Any], now: Mapping[str, Any], nimg: i
     return differences(old, new, ignore=("swap", "log", "eval", "metrics"))
 
 
-def what_is_learned(tables: Mapping[str, Any], nimg: int) -> dict[str, dict[str, Any]]:
+def what_is_learned(tables: Mapping[str, Any], nimg: int, over: bool) -> dict[str, dict[str, Any]]:
     """A recipe without the settings that teach nothing, or nothing more from so many images on. How long the run is counts where
     rates fall towards its end."""
     found = without_unlearned(tables)
@@ -213,10 +214,15 @@ def what_is_learned(tables: Mapping[str, Any], nimg: int) -> dict[str, dict[str,
     if "lr_rampup_kimg" in train:
         train["lr_rampup_kimg"] = max(number(train, "lr_rampup_kimg"), nimg / 1000)
     found.get("generator", {}).pop("init", None)
-    warmup = found.get("warmup", {})
-    if sum(lengths(number(warmup, "kimg"), number(warmup, "student_kimg"), 0, max(1, int(number(train, "batch"))))) <= nimg:
+    if over:
         found.pop("warmup", None)
     return found
+
+
+def warm_up(tables: Mapping[str, Any]) -> int:
+    """Images of the warm-up of a recipe that nobody has checked."""
+    warmup, train = (table if isinstance(table := tables.get(name), Mapping) else {} for name in ("warmup", "train"))
+    return sum(lengths(number(warmup, "kimg"), number(warmup, "student_kimg"), 0, max(1, int(number(train, "batch")))))
 
 
 def number(table: Mapping[str, Any], key: str) -> float:

@@ -31,6 +31,7 @@ from registry.runs.checkpoints import (
     other_networks,
     read_state,
     restore_state,
+    warm_up,
 )
 from registry.runs.folder import RunFolder
 from registry.runs.foreign import adopt
@@ -143,7 +144,7 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
     journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {begun}")
     if run.nimg >= run.total:
         journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
-        keep_as_trained(saved, content["recipe"], run.nimg - run.total + round(saved.tables["train"]["duration_kimg"] * 1000))
+        keep_as_trained(saved, content["recipe"], run.nimg)
         otherwise = []
     before = content.get("about", {}).get("changed") or []
     folder.changed = [*before, *(f"at {run.nimg / 1000:g} kimg: {shown(each, 500)}" for each in otherwise)][-MOST_CHANGES:]
@@ -155,8 +156,9 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
 
 def keep_as_trained(saved: Saved, recorded: Tables, nimg: int) -> None:
     """A finished run learns nothing more, whatever the recipe says by now: its recipe stays the one that it was trained with, but
-    for where it is logged and how it is measured, and for its length, if it ends here before its time: `nimg` without a warm-up."""
-    train = recorded["train"] | {"duration_kimg": min(recorded["train"].get("duration_kimg", math.inf), nimg / 1000)}
+    for where it is logged and how it is measured, and for its length, if it ends here before its time."""
+    so_far = (nimg - warm_up(recorded)) / 1000
+    train = recorded["train"] | {"duration_kimg": min(recorded["train"].get("duration_kimg", math.inf), so_far)}
     recorded = {**recorded, "train": train}
     saved.tables = {**recorded, **{name: saved.tables[name] for name in UNTRAINED if name in saved.tables}}
     if "recipe" in saved.facts:
@@ -197,7 +199,7 @@ def released_if_it_fails(folder: RunFolder) -> Iterator[None]:
 def has_ended(folder: Path, nimg: int, tables: Tables) -> bool:
     """Whether the run has its final table of this number of images, which comes after the last snapshot, and that snapshot."""
     quality = kept(folder / "quality.json", QUALITY)
-    snapshots = [path for path in folder.glob(f"{snapshot_name(nimg, tables)}.*") if path.suffix != LATER]
+    snapshots = [path for path in folder.glob(f"{snapshot_name(nimg, tables)}.*") if LATER not in path.suffixes]
     return quality is not None and quality.nimg == nimg and bool(snapshots)
 
 

@@ -181,7 +181,7 @@ def check_unchanged(cells: tuple[Cell, ...], outdir: Path, plugins: Plugins) -> 
         found.update(other)
     if found:
         changes = "; ".join(f"{change} ({n} cell{'s' * (n > 1)})" for change, n in found.items())
-        remove = f"move {runs[0]} away{', and others' * (len(runs) > 1)}" if runs else "remove this one"
+        remove = f"move {runs[0]} away{', and others' * (len(runs) > 1)}, and retry" if runs else "remove this one"
         raise SettingError("outdir", f"has runs with other settings: {changes}; name another folder, or {remove}", str(outdir))
 
 

@@ -10,7 +10,6 @@ import codecs
 import io
 import mmap
 import pickletools
-import re
 import tarfile
 from pathlib import Path
 from typing import BinaryIO
@@ -24,10 +23,8 @@ LENGTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4
            pickletools.TAKEN_FROM_ARGUMENT8U: 8}  # fmt: skip
 """Bytes of the length that stands before an argument."""
 INSTRUCTIONS = {code.code: code for code in pickletools.opcodes}
-LONGEST = 10_000
-"""Bytes of a module, or of a name, that are looked at."""
-MODULE = re.compile(rb"[^\0/\n]+")
-"""What a loader may find and import, which it does before it looks for the name in it, whatever that is."""
+LONGEST, MOST_TEXT, PIECE = 10_000, 2**26, 2**16
+"""Bytes of a module, or of a name, that are shown; of a line that is looked at; and of it at a time."""
 TARBALL = Global("", "the pickles in the tar archive that it is, too")
 ZIPPED = Global("", "the pickle in the zip archive that it is, too")
 PACKED = Global("", "the pickle that is compressed in it")
@@ -101,7 +98,7 @@ def _named(content: mmap.mmap) -> Global | None:
             length = int.from_bytes(content[at:end], "little")
             if end + length <= len(content):
                 return Global("", "what a frame of a pickle hides")  # one that is cut off is read all the same, as far as it goes
-        if lines and (named := _imported(content, at, end)):
+        if lines and (named := _imported(content, at)):
             return named
         texts += code.name in TEXTS
         if code.name == "STACK_GLOBAL" and texts:
@@ -110,18 +107,29 @@ def _named(content: mmap.mmap) -> Global | None:
     return Global("", f"a program of more than {MOST_INSTRUCTIONS:,} instructions")
 
 
-def _imported(content: mmap.mmap, at: int, end: int) -> Global | None:
-    """The module and the name in two lines, if there may be such a module."""
-    middle = content.find(b"\n", at, end)
-    middle = end if middle < 0 else middle
-    module, name = content[at : min(middle, at + LONGEST)], content[middle + 1 : min(end, middle + LONGEST)]
+def _imported(content: mmap.mmap, at: int) -> Global | None:
+    """The module and the name in two lines, if there may be such a module. A loader imports the first of the names in a dotted one,
+    and only then looks for the others, and for the name, whatever they are; but the whole line must be UTF-8."""
+    middle = content.find(b"\n", at)
+    end = middle if middle >= 0 else len(content) - 1  # loaders in Python take the last byte of a file for the end of its line
+    first = content[at : min(end, at + LONGEST)].partition(b".")[0]
+    if not first or b"\0" in first or len(first) == LONGEST or not _is_text(content, at, end):
+        return None
+    after = content.find(b"\n", end + 1)
+    parts = (at, end), (end + 1, after if after >= 0 else len(content))
+    return Global(*(content[a : min(b, a + LONGEST)].decode(errors="replace").rstrip("\r") for a, b in parts))
+
+
+def _is_text(content: mmap.mmap, at: int, end: int) -> bool:
+    """Whether these bytes are UTF-8; so many that nobody reads them are taken for it."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        codecs.utf_8_decode(module, "strict", False)
+        for start in range(at, min(end, at + MOST_TEXT), PIECE):
+            decoder.decode(content[start : min(end, start + PIECE)])
+        decoder.decode(b"", end - at <= MOST_TEXT)
     except UnicodeDecodeError:
-        return None
-    if not MODULE.fullmatch(module):
-        return None
-    return Global(*(part.decode(errors="replace").rstrip("\r\n") for part in (module, name)))
+        return False
+    return True
 
 
 def _end(content: mmap.mmap, at: int, code: pickletools.OpcodeInfo, lines: int) -> int | None:
