@@ -161,7 +161,7 @@ def test_tensors_that_only_torch_knows_are_refused_as_inspect_says(kind: str, he
     name = next(name for name, weights in content["weights"].items() if weights.ndim == 4)
     content["weights"][name] = UNUSUAL[kind](content["weights"][name])
     write_atomically(tmp_path / "net.pt", lambda file: (torch.save(content, file), seal.seal(file)))
-    assert here("inspect", tmp_path / "net.pt").returncode == (1 if kind == "sparse" else 3)
+    assert here("inspect", tmp_path / "net.pt").returncode == (3 if kind == "nested" else 1)
     message = error_line(here("generate", "--network", tmp_path / "net.pt", "--seeds", "0", "--outdir", tmp_path / "out"))
     assert "not a plain-tensor file written by distill, or damaged (it refers to torch." in message
     assert not (tmp_path / "out").exists()

@@ -181,6 +181,8 @@ BAD = {
     "no Heun steps": (["--set", "eval.teacher_steps=[0]"], "[eval] teacher_steps.0 = 0: must be greater than or equal to 1"),
     "beta above 1": (["--set", "train.betas=[0, 1.5]"], "[train] betas.1 = 1.5: must be less than 1"),
     "huge seed": (["--seed", "9223372036854775807"], "[train] seed = 9223372036854775807: must be less than 4294967296"),
+    "levels that cannot be spaced": (["--set", "noise.rho=1e-308"], "[noise] rho = 1e-308: is too small"),
+    "levels that are all the same": (["--set", "noise.rho=1e300"], "[noise] rho = 1e+300: is too large"),
     "reversed levels": (["--set", "noise.sigma_min=100"], "[noise] sigma_max = 80.0: must be above sigma_min = 100"),
     "misspelt behind --loss": (["--loss", "ipfm", "--set", "loss.alpa=1"], "[loss] alpa is unknown (did you mean 'alpha'?)"),
     "no list": (["--set", "eval.metrics=fid"], "[eval] metrics = 'fid': must be a list, written as [a, b]"),

@@ -223,6 +223,7 @@ def test_a_network_that_is_not_finite_is_refused(sick: Path, here: Here, recipe_
 
 
 WRONG: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "sparse": (lambda v: v.to_sparse(), r"gave them in another layout, for instance a sparse one"),
     "a mean": (lambda v: v.mean(), r"generator\(\) must give unreduced values of the images' shape, \(8, 1, 8, 8\), and gave .* of shape \(\)"),
     "one value an image": (lambda v: v.flatten(1).sum(1), r"of shape \(8,\)"),
     "a number": (lambda v: 1.0, "gave a float"),

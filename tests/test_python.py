@@ -156,9 +156,9 @@ def test_a_teacher_takes_other_evaluations(teacher: Sampler) -> None:
 
 
 def test_the_other_loader_is_named(classes: Path) -> None:
-    with pytest.raises(UserError, match="digits_d128 is a teacher; use load_teacher"):
+    with pytest.raises(UserError, match=r"digits_d128 is a teacher, not a generator \(in Python: load_teacher\)"):
         load_generator("digits_d128")
-    with pytest.raises(UserError, match=r"three\.pkl is a generator; use load_generator"):
+    with pytest.raises(UserError, match=r"three\.pkl is a generator, not a teacher \(in Python: load_generator\)"):
         load_teacher(classes)
     with pytest.raises(UserError, match=r"digits_d12: no such file.*did you mean 'digits_d128'"):
         load_teacher("digits_d12")

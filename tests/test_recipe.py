@@ -18,7 +18,7 @@ from registry.plugins.loading import Plugins, Registered
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import FeaturesRecipe, PretrainRecipe, Recipe, dumps
 from registry.recipe.tables import EvalConfig, LogConfig, TrainConfig
-from registry.recipe.texts import lay_over, parse_set
+from registry.recipe.texts import lay_over, parse_set, read_tables
 from tests.conftest import ROOT
 
 Write = Callable[..., Path]
@@ -267,3 +267,8 @@ def test_a_recipe_of_thousands_of_settings_is_none(here: Callable[..., subproces
 def test_a_metric_is_named_once(recipe_file: Callable[..., Path], plugins: Plugins) -> None:
     with pytest.raises(UserError, match=r"\[eval\] metrics names 'frechet' more than once"):
         resolve(str(recipe_file()), plugins, ('eval.metrics=["frechet", "sliced_wasserstein", "frechet"]',))
+
+
+def test_a_mark_that_some_editors_write_first_is_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[train]\nlr = 0.5\n", encoding="utf-8-sig")
+    assert read_tables(tmp_path / "a.toml") == {"train": {"lr": 0.5}}

@@ -280,6 +280,18 @@ def test_a_line_is_added_on_a_line_of_its_own(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o600 == 0o600
 
 
+def test_no_empty_file_is_left_on_a_full_disk(tmp_path: Path) -> None:
+    script = (
+        "import pathlib, resource, signal\nfrom registry.files.json_lines import append_line\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "append_line(pathlib.Path('a.jsonl'), {'a': 1})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert "OSError: [Errno 27] File too large" in done.stderr and not list(tmp_path.iterdir())
+
+
 def test_lines_are_not_added_to_a_pipe_and_nobody_waits(tmp_path: Path, cli: Callable[..., Any], generator_file: Path) -> None:
     os.mkfifo(tmp_path / "o.jsonl")
     with pytest.raises(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any
 
@@ -69,6 +70,15 @@ def check_device(name: str) -> str:
 Device = Annotated[str, AfterValidator(check_device)]
 
 
+def can_be_spaced(sigma_min: float, sigma_max: float, rho: float) -> bool:
+    """Whether sigma_min^(1/rho) and sigma_max^(1/rho) are two numbers, between which there is room."""
+    try:
+        low, high = (math.pow(sigma, 1 / rho) for sigma in (sigma_min, sigma_max))
+    except (OverflowError, ZeroDivisionError):
+        return False
+    return 0 < low < high < math.inf
+
+
 class NoiseConfig(Config):
     """The two laws of noise levels, which every kernel has (EDM Table 1; SiD Appendix; IPFM Eq. 36)."""
 
@@ -87,4 +97,13 @@ class NoiseConfig(Config):
             raise ValueError(f"must be above sigma_min = {info.data['sigma_min']}")
         if value < info.data.get("sigma_init", 0):
             raise ValueError(f"must be at least sigma_init = {info.data['sigma_init']:g}: the teacher knows no higher level")
+        return value
+
+    @field_validator("rho")
+    @classmethod
+    def _leaves_room(cls, value: float, info: ValidationInfo) -> float:
+        low, high = (info.data.get(name) for name in ("sigma_min", "sigma_max"))
+        if low is not None and high is not None and not can_be_spaced(low, high, value):
+            size = "small" if value < 1 else "large"
+            raise ValueError(f"is too {size}: sigma^(1/rho) leaves no numbers between sigma_min = {low:g} and sigma_max = {high:g}")
         return value

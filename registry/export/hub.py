@@ -45,7 +45,7 @@ def write_folder(sampler: Sampler, facts: NetworkFacts, file: Path, target: Path
         raise UserError(f"{target}: the name is not in UTF-8, which safetensors needs; give another") from None
     license = licence_of(str(facts.table("teacher").get("source", "")), license)
     with new_folder(target) as folder, journal.progress("exporting", 3) as bar:
-        fill(folder, sampler, facts, numbers_of(file, facts.nimg), license, target.resolve().name)
+        fill(folder, target, sampler, facts, numbers_of(file, facts.nimg), license)
         bar.at(1, "compared")
         run_alone(folder, sampler)
         bar.at(2, "pictures")
@@ -54,8 +54,8 @@ def write_folder(sampler: Sampler, facts: NetworkFacts, file: Path, target: Path
         journal.log("WARNING the teacher's licence is not known: name it, or complete README.md before you publish the folder")
 
 
-def fill(folder: Path, sampler: Sampler, facts: NetworkFacts, numbers: Numbers, license: str, name: str) -> None:
-    """Weights, config, code and card."""
+def fill(folder: Path, target: Path, sampler: Sampler, facts: NetworkFacts, numbers: Numbers, license: str) -> None:
+    """Weights, config, code and card, in a folder that will be called `target`."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -63,11 +63,11 @@ def fill(folder: Path, sampler: Sampler, facts: NetworkFacts, numbers: Numbers, 
     try:
         save_file({k: t.detach().cpu().clone().contiguous() for k, t in sampler.net.state_dict().items()}, folder / WEIGHTS)
     except SafetensorError as error:  # of the disk
-        raise UserError(f"{WEIGHTS}: cannot be written: {shown(error)}") from None
+        raise UserError(f"{target / WEIGHTS}: cannot be written: {shown(error)}") from None
     (folder / CONFIG).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors' own is for this user alone
     (folder / CODE).write_text(single_file(), encoding="utf-8")
-    (folder / CARD).write_text(card(name, facts, config, license, numbers), encoding="utf-8")
+    (folder / CARD).write_text(card(target.resolve().name, facts, config, license, numbers), encoding="utf-8")
 
 
 def configuration(sampler: Sampler) -> dict[str, Any]:

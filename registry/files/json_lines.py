@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,22 @@ MOST_LINES = 2**30
 
 
 def append_line(path: Path, entry: dict[str, Any]) -> None:
-    """Add an entry, on a line of its own also if the last one was cut off. Raises OSError, also for a pipe in the file's place."""
+    """Add an entry, on a line of its own also if the last one was cut off. A new file for which the disk has no room is not left
+    behind. Raises OSError, also for a pipe in the file's place."""
+    new = not path.exists()
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
-    with open(handle, "a+b") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "is not a file")
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - 1, 0))
-        file.write((b"" if file.read(1) in (b"", b"\n") else b"\n") + json.dumps(entry).encode() + b"\n")
+    try:
+        with open(handle, "a+b") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise OSError(errno.EINVAL, "is not a file")
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 1, 0))
+            file.write((b"" if file.read(1) in (b"", b"\n") else b"\n") + json.dumps(entry).encode() + b"\n")
+    except OSError:
+        with suppress(OSError):
+            if new and not path.stat().st_size:
+                path.unlink()
+        raise
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

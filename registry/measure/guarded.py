@@ -35,8 +35,10 @@ class Guarded(Metric):
         self.demand(
             named and 0 < len(names) == len({*names}) <= 50, "columns must be the names of its numbers, each once, at most 50"
         )
-        self.columns, self.higher = tuple(names), tuple(metric.higher)
-        self.demand({*self.higher} <= {*names}, "higher must name some of its columns")
+        higher = metric.higher
+        right = isinstance(higher, tuple | list) and all(name in names for name in higher)
+        self.demand(right, "higher must name some of its columns")
+        self.columns, self.higher = tuple(names), tuple(higher)
         for name, number in (("most", metric.most), ("protocol", metric.protocol)):
             self.demand(number is None or (type(number) is int and number > 1), f"{name} must be None or a number of images")
         self.most, self.protocol, self.fingerprint = metric.most, metric.protocol, metric.fingerprint

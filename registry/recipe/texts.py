@@ -29,7 +29,7 @@ def read_tables(path: Path) -> Tables:
 def read_text_and_tables(path: Path) -> tuple[str, Tables]:
     """The same, and the file's text."""
     try:
-        text = content(path, 4 * MOST_CHARACTERS).decode("utf-8")
+        text = content(path, 4 * MOST_CHARACTERS).decode("utf-8-sig")  # some editors write a mark first
         if too_nested(text):
             raise UserError(f"{path}: not a recipe: its tables or lists are nested too deeply, or it is too long")
         tables = tomllib.loads(text)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from registry.core.contracts import Noise, Teacher
 from registry.core.errors import BrokenContract, UserError
+from registry.core.settings import can_be_spaced
 from registry.core.streams import Streams
 from registry.core.surroundings import autocasts, set_autocasts
 from registry.core.text import kind
@@ -61,6 +62,8 @@ def check_noise(choice: Choice, noise: Noise, shape: tuple[int, int, int]) -> No
     for name, value in (("D", noise.D), ("sigma_init", noise.sigma_init), ("sigma_min", noise.sigma_min),
                         ("sigma_max", noise.sigma_max), ("rho", noise.rho)):  # fmt: skip
         demand(choice, type(value) in (int, float) and value > 0, f"{name} must be a positive number, not {value!r}")
+    room = can_be_spaced(noise.sigma_min, noise.sigma_max, noise.rho)
+    demand(choice, room, f"sigma^(1/rho) must leave numbers from sigma_min to sigma_max, and does not with rho = {noise.rho}")
     n, rng, autocast = 2, Streams.derived("check", range(2)), autocasts()
     check_tensor(choice, "prior(shape, sigma, rng)", noise.prior(shape, noise.sigma_init, rng), (n, *shape))
     check_tensor(choice, "student_sigma(rng)", noise.student_sigma(rng), (n,))

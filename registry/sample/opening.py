@@ -91,8 +91,8 @@ def of_kind(kind: Kind, source: str | os.PathLike[str], **arguments: Any) -> Sam
     except SettingError as error:
         if error.setting != "kind":
             raise
-        right = {"generator": "a teacher; use load_teacher", "denoiser": "a generator; use load_generator"}[kind]
-        raise UserError(f"{source} is {right}") from None
+        right = {"generator": "a teacher, not a generator", "denoiser": "a generator, not a teacher"}[kind]
+        raise UserError(f"{source} is {right} (in Python: load_{'teacher' if kind == 'generator' else 'generator'})") from None
 
 
 @torch_left_alone()

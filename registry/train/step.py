@@ -235,7 +235,10 @@ def checked(values: Tensor, x: Tensor, method: str) -> Tensor:
     wanted = f"{method}() must give unreduced values of the images' shape, {tuple(x.shape)}"
     if not isinstance(values, Tensor):
         raise BrokenContract(f"{wanted}, and gave a {type(values).__name__}")
-    values = values.as_subclass(Tensor)  # whose operations could be any
+    try:
+        values = values.as_subclass(Tensor)  # whose operations could be any
+    except NotImplementedError:
+        raise BrokenContract(f"{wanted}, and gave them in another layout, for instance a sparse one") from None
     if values.is_nested or values.shape != x.shape or not values.is_floating_point():
         shape = "a nested tensor" if values.is_nested else f"{values.dtype} of shape {tuple(values.shape)}"
         raise BrokenContract(f"{wanted}, and gave {shape}")
