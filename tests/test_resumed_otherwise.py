@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from registry.core.errors import Interrupted
+from registry.core.errors import Interrupted, UserError
 from registry.files.formats import load_network, save_network
 from registry.recipe.texts import read_tables
 from registry.runs.checkpoints import learned_otherwise
@@ -258,6 +258,50 @@ def test_a_run_that_ends_before_its_time_has_a_snapshot_of_its_end(
     assert not content["snapshot_due"] or content["nimg"] == 2048
     again(finished, run, run / "training-state-000002.pt", "train.duration_kimg=1")
     assert (run / "network-snapshot-1.000000-000002.pkl").is_file()
+
+
+@pytest.mark.parametrize("metrics", [(), ("eval.metrics=[]",)], ids=["measured", "not measured"])
+def test_a_finished_run_is_not_measured_with_another_noise(metrics: tuple[str, ...], finished: Path, run: Path) -> None:
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.name not in ("log.txt", "error.txt")}
+    with pytest.raises(UserError, match=r"is finished, and was trained otherwise \(\[noise\] rho: 7.0 -> 2.0\); put that back"):
+        again(finished, run, "auto", "noise.rho=2", *metrics)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.name not in ("log.txt", "error.txt")} == before
+
+
+def test_a_state_of_a_branch_that_was_left_begins_a_run_folder(finished: Path, run: Path) -> None:
+    """Its own holds the files of the other branch."""
+    again(finished, run, run / "training-state-000001.pt", "train.glr=0.02")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    other = again(finished, run, run / "training-state-000003.pt.later", "train.duration_kimg=4.096")
+    assert other != run and kimgs(other) == [3, 4]  # the state of 3 kimg comes before its snapshot
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_what_a_longer_run_left_is_kept_by_a_shorter_one(finished: Path, run: Path) -> None:
+    """Though it was killed before it could save a state there."""
+    last, best = run / "network-snapshot-1.000000-000003.pkl", (run / "best.json").read_bytes()
+    before = last.read_bytes()
+    for path in (run / "training-state-000002.pt", run / "training-state-000003.pt", run / "quality.json"):
+        path.unlink()
+    again(finished, run, "auto", "train.duration_kimg=2.048")
+    assert kimgs(run) == [1, 2] and not last.exists()
+    assert last.with_name(f"{last.name}.later").read_bytes() == before
+    assert best in ((run / name).read_bytes() for name in ("best.json", "best.json.later") if (run / name).is_file())
+    lines = (run / "metric-sliced_wasserstein.jsonl.later").read_text().splitlines()
+    assert round(json.loads(lines[-1])["kimg"]) == 3
+
+
+def test_a_run_whose_rates_had_not_fallen_when_it_ended_says_so(finished: Path, run: Path) -> None:
+    again(finished, run, run / "training-state-000001.pt", "train.lr_decay=1")
+    again(finished, run, run / "training-state-000002.pt", "train.lr_decay=1", "train.duration_kimg=1")
+    assert json.loads((run / "quality.json").read_text())["changed"][-1] == "at 2.048 kimg: [train] duration_kimg: 3.072 -> 2.048"
+
+
+def test_a_length_that_is_no_whole_batch_stays_as_it_was_given(finished: Path, run: Path) -> None:
+    for _ in range(2):
+        again(finished, run, run / "training-state-000001.pt", "train.duration_kimg=1.1")
+        again(finished, run, "auto", "train.duration_kimg=1.1")
+        assert read_tables(run / "recipe.toml")["train"]["duration_kimg"] == 1.1
 
 
 def test_a_best_snapshot_that_cannot_be_copied_costs_no_table(finished: Path, run: Path) -> None:

@@ -225,6 +225,12 @@ def warm_up(tables: Mapping[str, Any]) -> int:
     return sum(lengths(number(warmup, "kimg"), number(warmup, "student_kimg"), 0, max(1, int(number(train, "batch")))))
 
 
+def all_images(tables: Mapping[str, Any]) -> int:
+    """Images of the whole run by a recipe that nobody has checked, in whole batches."""
+    train = tables["train"] if isinstance(tables.get("train"), Mapping) else {}
+    return warm_up(tables) + lengths(0, 0, number(train, "duration_kimg"), max(1, int(number(train, "batch"))))[2]
+
+
 def number(table: Mapping[str, Any], key: str) -> float:
     """A setting in a recipe that nobody has checked; 0 if it is none."""
     value = table.get(key)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from registry.core import distributed
 from registry.core.atomic import check_folder
-from registry.core.errors import SettingError
+from registry.core.errors import SettingError, UserError
 from registry.core.joining import tell_launcher
 from registry.core.text import shown
 from registry.edm.sid_states import holds_modules
@@ -23,6 +22,7 @@ from registry.recipe.doubts import doubts
 from registry.recipe.resolved import UNTRAINED, PretrainRecipe, Recipe, Tables, settings_of
 from registry.recipe.tables import PretrainConfig, TrainConfig
 from registry.runs.checkpoints import (
+    all_images,
     check_same_networks,
     check_same_run,
     check_same_sources,
@@ -92,7 +92,7 @@ def start_or_resume(
             journal.log(f"nothing to resume in {recipe.log.outdir}; starting anew")
     elif distributed.by_rank0(lambda: holds_modules(state)):
         folder = start_from_foreign(recipe, run, saved, state, journal)
-    elif distributed.by_rank0(lambda: is_a_run(state.parent)):
+    elif distributed.by_rank0(lambda: is_a_run(state.parent)) and LATER not in state.suffixes:
         folder, ours = RunFolder(state.parent, journal), state
     else:
         folder, ours = start_beside(recipe, saved, state, journal), state
@@ -114,13 +114,15 @@ def start_beside(recipe: Recipe | PretrainRecipe, saved: Saved, state: Path, jou
     checked_state(state, saved)
     with settings_of(recipe.log):
         folder = RunFolder.new(Path(recipe.log.outdir), recipe.name, journal)
-    journal.log(f"{state.parent} is no run's folder; the run goes on in a new one")
+    why = "is of a branch that its run has left" if LATER in state.suffixes else "is in no run's folder"
+    journal.log(f"{state} {why}; the run goes on in a new one")
     return folder
 
 
 def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resume: str | None) -> None:
     """Restore the run from a state in its folder, or from a newer one there, and set aside what comes later. Raises UserError."""
     begun, content = locked_state(folder, state, resume, saved)
+    check_same_measurement(begun, content, run, saved.tables)
     run.nimg = restore_state(begun, content, saved.parts)
     run.rollbacks, saved.threads.chosen = content.get("rollbacks", 0), content.get("threads")
     saved.clock.seconds = content.get("seconds", 0.0)  # 0: states of version 0.1 do not say
@@ -132,6 +134,7 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
     otherwise = [*learned_otherwise(content["recipe"], saved.tables, run.nimg), *others]
     recorded = complete_tables(folder.path / "recipe.toml") if folder.writes else None  # of whoever wrote here last
     left = bool(otherwise or (recorded and learned_otherwise(recorded, saved.tables, run.nimg)))
+    left = left or max(all_images(content["recipe"]), all_images(recorded or {})) > all_images(saved.tables)
     journal = folder.journal
     teacher = "network" in saved.tables
     later = set_later_aside(folder.path, begun, run.nimg, left, teacher) if folder.writes else []
@@ -144,8 +147,7 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
     journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {begun}")
     if run.nimg >= run.total:
         journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
-        keep_as_trained(saved, content["recipe"], run.nimg)
-        otherwise = []
+        otherwise = keep_as_trained(saved, content["recipe"], run.nimg)
     before = content.get("about", {}).get("changed") or []
     folder.changed = [*before, *(f"at {run.nimg / 1000:g} kimg: {shown(each, 500)}" for each in otherwise)][-MOST_CHANGES:]
     if folder.changed:
@@ -154,15 +156,28 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
         journal.log(f"changed since that state was written: {difference}")
 
 
-def keep_as_trained(saved: Saved, recorded: Tables, nimg: int) -> None:
+def check_same_measurement(state: Path, content: Mapping[str, Any], run: Training, now: Tables) -> None:
+    """Check that a finished run is sampled and measured with the noise that it was trained with. Raises UserError."""
+    before, after = (tables["noise"] if isinstance(tables.get("noise"), Mapping) else {} for tables in (content["recipe"], now))
+    known = before.keys() & after.keys()  # by both versions
+    changed = differences({"noise": {key: before[key] for key in known}}, {"noise": {key: after[key] for key in known}})
+    if content["nimg"] >= run.total and changed:
+        raise UserError(f"{state}: this run is finished, and was trained otherwise ({'; '.join(changed)}); put that back")
+
+
+def keep_as_trained(saved: Saved, recorded: Tables, nimg: int) -> list[str]:
     """A finished run learns nothing more, whatever the recipe says by now: its recipe stays the one that it was trained with, but
-    for where it is logged and how it is measured, and for its length, if it ends here before its time."""
-    so_far = (nimg - warm_up(recorded)) / 1000
-    train = recorded["train"] | {"duration_kimg": min(recorded["train"].get("duration_kimg", math.inf), so_far)}
-    recorded = {**recorded, "train": train}
+    for where it is logged and how it is measured, and for its length, if it ends here before its time. Returns what no
+    recipe says: that its rates had not fallen to their end."""
+    told = list[str]()
+    if nimg < all_images(recorded):
+        length, so_far = recorded["train"]["duration_kimg"], max(nimg - warm_up(recorded), 0) / 1000
+        told = [f"[train] duration_kimg: {length} -> {so_far}"] if recorded["train"].get("lr_decay") else []
+        recorded = {**recorded, "train": recorded["train"] | {"duration_kimg": so_far}}
     saved.tables = {**recorded, **{name: saved.tables[name] for name in UNTRAINED if name in saved.tables}}
     if "recipe" in saved.facts:
         saved.facts["recipe"] = {name: table for name, table in recorded.items() if name not in UNTRAINED}
+    return told
 
 
 def locked_state(folder: RunFolder, state: Path, resume: str | None, saved: Saved) -> tuple[Path, dict[str, Any]]:
