@@ -171,9 +171,9 @@ def keep_as_trained(saved: Saved, recorded: Tables, nimg: int) -> list[str]:
     recipe says: that its rates had not fallen to their end."""
     told = list[str]()
     if nimg < all_images(recorded):
-        length, so_far = recorded["train"]["duration_kimg"], max(nimg - warm_up(recorded), 0) / 1000
-        told = [f"[train] duration_kimg: {length} -> {so_far}"] if recorded["train"].get("lr_decay") else []
-        recorded = {**recorded, "train": recorded["train"] | {"duration_kimg": so_far}}
+        shorter = recorded["train"] | {"duration_kimg": max(nimg - warm_up(recorded), 0) / 1000}
+        told = differences({"train": recorded["train"]}, {"train": shorter}) if shorter.get("lr_decay") else []
+        recorded = {**recorded, "train": shorter}
     saved.tables = {**recorded, **{name: saved.tables[name] for name in UNTRAINED if name in saved.tables}}
     if "recipe" in saved.facts:
         saved.facts["recipe"] = {name: table for name, table in recorded.items() if name not in UNTRAINED}
