@@ -139,7 +139,7 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
     teacher = "network" in saved.tables
     later = set_later_aside(folder.path, begun, run.nimg, left, teacher) if folder.writes else []
     if aside := [*later, *(set_table_aside(folder.path, run.nimg) if folder.writes else [])]:
-        branch = " of another branch" if left else ""
+        branch = " of another branch" if left or later else ""
         journal.log(f"later files{branch} were set aside: {', '.join(path.name for path in aside)}")
     measured = saved.tables["eval"]["metrics"] if saved.tables["eval"]["snapshot_samples"] else ()
     written = [f"metric-{name}.jsonl" for name in measured]
