@@ -26,9 +26,9 @@ from registry.measure.saved import QUALITY, Quality
 from registry.plugins.loading import Plugins
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe, Tables, dumps
-from registry.recipe.tables import StudyConfig, lengths
+from registry.recipe.tables import StudyConfig
 from registry.recipe.texts import read_tables
-from registry.runs.checkpoints import differences, without_unlearned
+from registry.runs.checkpoints import all_images, differences, without_unlearned
 from registry.runs.states import NUMBERED
 from registry.study.definition import Study
 from registry.study.grid import Combination, combinations
@@ -96,8 +96,7 @@ class Cell:
     @property
     def total(self) -> int:
         """Images of the whole run, the warm-up included."""
-        warmup, train = self.tables.get("warmup", {}), self.tables["train"]
-        return sum(lengths(warmup.get("kimg", 0), warmup.get("student_kimg", 0), train["duration_kimg"], train["batch"]))
+        return all_images(self.tables)
 
     @property
     def total_kimg(self) -> float:
