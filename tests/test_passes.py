@@ -30,14 +30,6 @@ def iterated(**train: Any) -> dict[str, torch.Tensor]:
     return everything(run(distillation(label_dim=2, **train), 3))
 
 
-def assert_same_way(kept: dict[str, torch.Tensor], again: dict[str, torch.Tensor]) -> None:
-    """From their start, weights went the same way, to the digits of bf16."""
-    start = {name: tensor.double() for name, tensor in everything(distillation(label_dim=2)).items()}
-    a, b = (torch.cat([(found[name].double() - start[name]).flatten() for name in start]) for found in (kept, again))
-    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.9  # Adam makes steps of small gradients, too
-    assert abs(a.norm() / b.norm() - 1) < 0.05
-
-
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
 def test_on_a_processor_only_bf16_is_another_precision(precision: str) -> None:
     kept, again = iterated(), iterated(precision=precision)
@@ -49,7 +41,10 @@ def test_bf16_is_float32_to_three_digits(options: dict[str, Any]) -> None:
     kept, again = iterated(**options), iterated(precision="bf16", **options)
     assert all(again[name].dtype == kept[name].dtype for name in kept)
     assert any(not torch.equal(again[name], kept[name]) for name in kept)
-    assert_same_way(kept, again)
+    start = {name: tensor.double() for name, tensor in everything(distillation(label_dim=2)).items()}
+    a, b = (torch.cat([(found[name].double() - start[name]).flatten() for name in start]) for found in (kept, again))
+    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.9  # Adam makes steps of small gradients, too
+    assert abs(a.norm() / b.norm() - 1) < 0.05
 
 
 def test_the_network_is_in_bf16_inside_and_its_images_are_not() -> None:
@@ -136,7 +131,10 @@ def test_without_a_compiler_compile_is_refused_in_one_line(recipe_file: Write, t
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch looks, and hides it where warnings are no errors
 @pytest.mark.parametrize("options", [{}, {"memory": "lean"}, {"precision": "bf16"}], ids=str)
 def test_compiled_it_learns_the_same_and_saves_the_same_names(options: dict[str, Any]) -> None:
-    """But for the keys' biases, each third one: attention does not depend on them, so that Adam makes whole steps of rounding."""
+    """But for the keys' biases, each third one: attention does not depend on them, so that Adam makes whole steps of rounding.
+
+    In bf16 the compiled passes are rounded elsewhere, so that both are compared with float32: the compiled ones are no further from it.
+    """
     game = distillation(label_dim=2, compile=True, **options)
     names = [*game.generator.net.state_dict()]
     torch.manual_seed(1)
@@ -144,7 +142,11 @@ def test_compiled_it_learns_the_same_and_saves_the_same_names(options: dict[str,
     assert [*game.generator.net.state_dict()] == names == [*tiny_network(label_dim=2).state_dict()]
     assert not [m for net in (game.teacher, game.student.net, game.generator.net) for m in net.modules() if "forward" in vars(m)]
     kept = iterated(**options)
-    assert_same_way(kept, again)
-    for name in kept if "precision" not in options else ():  # compiled, bf16 is rounded less often
+    if "precision" in options:
+        exact = iterated()
+        own, others = (sum((found[n].double() - exact[n].double()).square().sum() for n in exact) for found in (again, kept))
+        assert 0 < own <= others
+        return
+    for name in kept:
         a, b = (found[name].reshape(-1, 3)[:, ::2] if name.endswith("qkv.bias") else found[name] for found in (again, kept))
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
