@@ -69,7 +69,8 @@ BUILT: dict[str, tuple[Any, str]] = {
     "most": (odd(most="5"), "most must be None or a number of images"),
     "none at most": (odd(most=0), "most must be None or a number of images"),
     "protocol": (odd(protocol="many"), "protocol must be None or a number of images"),
-    "details": (odd(details={"a": object()}), "details must be a dict of plain values"),
+    "details": (odd(details={"a": object()}), "details must be a dict of plain, finite values"),
+    "nan in details": (odd(details={"a": float("nan")}), "details must be a dict of plain, finite values"),
     "fingerprint": (odd(fingerprint=3), "fingerprint must be None or text"),
 }
 

@@ -58,6 +58,15 @@ def test_every_run_leaves_its_page(folders: list[Path]) -> None:
     assert "floor: real images" in html
 
 
+def test_a_run_that_ends_after_its_last_tick(folders: list[Path], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(folders[0], tmp_path / "run"))
+    lines = (other / "stats.jsonl").read_text().splitlines(keepends=True)
+    (other / "stats.jsonl").write_text("".join(lines[:-1]))
+    run = read_history(other)
+    assert max(line["Progress/kimg"]["mean"] for line in run.statistics) < run.kimg == 0.192
+    assert run.state == "finished"
+
+
 def test_the_page_needs_no_network_and_is_small(folders: list[Path]) -> None:
     html = (folders[0] / "report.html").read_text()
     assert not re.findall(r"(?:src|href)=[\"'](?!data:)", html)

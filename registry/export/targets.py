@@ -15,6 +15,8 @@ from registry.sample.opening import open_sampler
 from registry.show.journal import Journal
 
 FILES = {".onnx": write_onnx, ".pt2": write_program}
+FOREIGN = (".bin", ".ckpt", ".gz", ".h5", ".npz", ".pickle", ".pth", ".tar", ".tgz", ".zip")
+"""Names of files, which nobody means for a folder."""
 
 
 def export(
@@ -38,6 +40,8 @@ def export(
     write = FILES.get(target.suffix.lower())
     if write is None and target.suffix.lower() in (".pkl", ".pt", ".safetensors"):
         raise SettingError("out", f"{target.suffix} files are written by `distill convert`", str(target))
+    if write is None and target.suffix.lower() in FOREIGN:
+        raise SettingError("out", f"{target.suffix} files are not written; give a name in .onnx or .pt2, or a folder's", str(target))
     if write is not None and license is not None:
         raise SettingError("license", "is for the card of a folder", license)
     check_folder(target.parent, "out")

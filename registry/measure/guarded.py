@@ -44,8 +44,8 @@ class Guarded(Metric):
         self.most, self.protocol, self.fingerprint = metric.most, metric.protocol, metric.fingerprint
         self.demand(self.fingerprint is None or isinstance(self.fingerprint, str), "fingerprint must be None or text")
         self.details = metric.details
-        with self.told("details must be a dict of plain values"):
-            json.dumps(dict(self.details))
+        with self.told("details must be a dict of plain, finite values"):
+            json.dumps(dict(self.details), allow_nan=False)
         self.demand(all(isinstance(name, str) for name in self.details), "details must have names that are text")
         self.code = code_of(type(metric))
         """A hash of the plugin's code: the formula may change, and the name stay."""

@@ -71,8 +71,9 @@ class History:
 
     @property
     def kimg(self) -> float:
-        """Thousands of images so far."""
-        return max((float(line["Progress/kimg"]["mean"]) for line in self.statistics), default=0.0)
+        """Thousands of images so far: at the last tick, or in the final table, which may be of some batches more."""
+        measured = self.quality.nimg if self.quality and self.quality.nimg else 0
+        return max([measured / 1000, *(float(line["Progress/kimg"]["mean"]) for line in self.statistics)])
 
     @property
     def ends(self) -> dict[str, float]:
