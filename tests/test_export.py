@@ -169,7 +169,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(cli: Cli, tmp_pa
         ((network, "link"), "is there already; give a new folder, or remove it"),
         ((network, "g.SafeTensors"), "are written by `distill convert`"),
         ((network, "g.safetensors"), "are written by `distill convert`"),
-        ((network, "g.tar"), ".tar files are not written; give a name in .onnx or .pt2, or a folder's"),
+        ((network, "g.tar"), "is no format to export to; give a name in .onnx or .pt2, or a folder's"),
         ((network, "dir.onnx"), "is a folder"),
         ((network, "b", "--license", "My own!"), "must be a hub's identifier, such as apache-2.0"),
         ((network, "b.onnx", "--license", "mit"), "is for the card of a folder"),

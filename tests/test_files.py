@@ -20,6 +20,7 @@ from registry.builtin.points import PointDenoiser
 from registry.core.errors import UserError
 from registry.core.streams import Streams
 from registry.files.formats import convert_network, load_network, save_network
+from registry.files.plain import DTYPES, save_safetensors
 from tests.conftest import HERE, ROOT, environment, error_line, tiny_network
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -92,6 +93,56 @@ def test_only_edms_networks_go_into_edms_pickles(tmp_path: Path) -> None:
     save_network(tmp_path / "x.safetensors", "denoiser", net, {})
     assert isinstance(load_network(tmp_path / "x.safetensors")[0], PointDenoiser)
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_our_safetensors_are_those_of_the_library(tmp_path: Path) -> None:
+    """The same tensors, whatever their numbers and however they lie in memory, and the same order: each is aligned."""
+    weights = {str(dtype): torch.arange(-3, 3).to(dtype) for dtype in DTYPES}
+    weights |= {
+        "one": torch.tensor(2.5),
+        "none": torch.zeros(0, 3),
+        "turned": torch.randn(2, 3).t(),
+        "every second": torch.randn(6)[::2],
+    }
+    save_safetensors(tmp_path / "a.safetensors", weights, {"kind": "denoiser"})
+    read = load_file(tmp_path / "a.safetensors")
+    assert weights.keys() == read.keys()
+    assert all(torch.equal(read[k], v) and read[k].dtype == v.dtype for k, v in weights.items())
+    content = (tmp_path / "a.safetensors").read_bytes()
+    places = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    places.pop("__metadata__")
+    assert all(at["data_offsets"][0] % weights[name].itemsize == 0 for name, at in places.items())
+    with pytest.raises(UserError, match=r"safetensors has no place for numbers of torch.complex64; write .pt"):
+        save_safetensors(tmp_path / "b.safetensors", {"a": torch.zeros(2, dtype=torch.complex64)}, {"kind": "denoiser"})
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".pkl"])
+def test_networks_are_written_without_a_copy_in_memory(suffix: str, tmp_path: Path) -> None:
+    code = (
+        "import resource, sys, torch\n"
+        "from pathlib import Path\n"
+        "from registry.files.formats import save_network\n"
+        "from tests.conftest import tiny_network\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "path = Path(sys.argv[1])\n"
+        "save_network(path, 'denoiser', tiny_network(), {})\n"
+        "net = tiny_network(model_channels=256, num_blocks=4)\n"
+        "before = peak()\n"
+        "save_network(path, 'denoiser', net, {})\n"
+        "print(peak() - before)\n"
+    )
+    path = tmp_path / f"net{suffix}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 0.3 * path.stat().st_size > 10**7
+
+
+def test_a_snapshot_of_ours_holds_a_known_kind_of_network(cli: Cli, tmp_path: Path) -> None:
+    save_network(tmp_path / "a.pkl", "teacher", tiny_network(), {"D": 128.0})
+    for words in (("inspect", tmp_path / "a.pkl"), ("convert", tmp_path / "a.pkl", tmp_path / "b.pt")):
+        assert "a.pkl: is a teacher, expected a denoiser or generator or classifier" in error_line(cli(*words))
+    assert not (tmp_path / "b.pt").exists()
 
 
 def test_foreign_safetensors_are_refused(tmp_path: Path) -> None:

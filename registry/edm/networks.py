@@ -641,7 +641,7 @@ class Precond(nn.Module):
         return {
             "_init_args": tuple(self._init_args),
             "_init_kwargs": dict(self._init_kwargs),
-            "_tensors": {name: tensor.detach().cpu().clone() for name, tensor in self.state_dict().items()},
+            "_tensors": {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()},
             "_source": source,
             **{name: vars(self)[name] for name in self._SET_LATER},
         }

@@ -80,6 +80,10 @@ class SnapshotPickler(Pickler):
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
         super().save(sys.intern(obj) if type(obj) is str else obj, save_persistent_id)
 
+    def memoize(self, obj: Any) -> None:
+        """Numbers are not kept until the end, nor what holds them: nothing else refers to them."""
+        super().memoize(object() if isinstance(obj, bytes | tuple | Storage) else obj)
+
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, Tensor):
             tensor, hooks = obj.detach().cpu().contiguous(), OrderedDict()  # type: ignore[var-annotated]

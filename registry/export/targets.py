@@ -41,7 +41,7 @@ def export(
     if write is None and target.suffix.lower() in (".pkl", ".pt", ".safetensors"):
         raise SettingError("out", f"{target.suffix} files are written by `distill convert`", str(target))
     if write is None and target.suffix.lower() in FOREIGN:
-        raise SettingError("out", f"{target.suffix} files are not written; give a name in .onnx or .pt2, or a folder's", str(target))
+        raise SettingError("out", "is no format to export to; give a name in .onnx or .pt2, or a folder's", str(target))
     if write is not None and license is not None:
         raise SettingError("license", "is for the card of a folder", license)
     check_folder(target.parent, "out")

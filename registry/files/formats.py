@@ -192,6 +192,8 @@ def check_facts(ours: Any, source: str | Path) -> None:
     """Check what we add to a pickle, if it is there. Raises UserError."""
     if isinstance(ours, dict):
         check_values([ours], source)
+        if ours.get("kind") not in (None, *NETWORK_KINDS):
+            raise UserError(f"{source}: is a {shown(ours['kind'], 40)}, expected a {' or '.join(NETWORK_KINDS)}")
         check_entries(ours.get("about", {}), About, source)
 
 

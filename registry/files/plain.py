@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,6 +55,12 @@ HARMLESS = {
     Global("collections", "Counter"),
 }  # fmt: skip
 """What tensors of newer types refer to, sparse ones, and ones without numbers, which nothing of ours reads. It executes nothing."""
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16",
+}  # fmt: skip
+"""What safetensors calls them."""
 NETWORK_KINDS = ("denoiser", "generator", "classifier")
 
 
@@ -220,22 +227,34 @@ def save_safetensors(path: Path, weights: Mapping[str, Tensor], content: Mapping
 
     Raises UserError.
     """
-    from safetensors.torch import save as to_safetensors
-
     try:
         metadata = {MARK: json.dumps(_to_json({"format": FORMAT, "seal": seal.TEXT, **content}), allow_nan=False)}
     except TypeError:
         raise UserError(f"{path}: its facts hold a tensor, which safetensors has no place for; write .pt") from None
+    if strange := {v.dtype for v in weights.values()} - DTYPES.keys():
+        raise UserError(f"{path}: safetensors has no place for numbers of {strange.pop()}; write .pt")
+    ordered = sorted(weights.items(), key=lambda named: (-named[1].itemsize, named[0]))  # so that each is aligned
 
     def write(file: BinaryIO) -> None:
-        content = to_safetensors({k: v.clone() for k, v in weights.items()}, metadata)
-        length = int.from_bytes(content[:8], "little")
-        spaces = next(n for n in range(0, 256, 8) if not begins_a_pickle((length + n) % 256))
-        file.write((length + spaces).to_bytes(8, "little") + content[8 : 8 + length] + b" " * spaces)
-        file.write(memoryview(content)[8 + length :])
+        file.write(safetensors_header(ordered, metadata))
+        for _, tensor in ordered:
+            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         seal.seal(file)
 
     write_atomically(path, write)
+
+
+def safetensors_header(tensors: Sequence[tuple[str, Tensor]], metadata: Mapping[str, str]) -> bytes:
+    """The length (8 bytes, little-endian) and the JSON with which a file of safetensors begins, padded to eight bytes."""
+    ends = itertools.accumulate((tensor.nbytes for _, tensor in tensors), initial=0)
+    places = {
+        name: {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        for (name, tensor), (begin, end) in zip(tensors, itertools.pairwise(ends), strict=True)
+    }
+    text = json.dumps({"__metadata__": metadata} | places, separators=(",", ":")).encode()
+    least = math.ceil(len(text) / 8) * 8
+    length = next(n for n in range(least, least + 256, 8) if not begins_a_pickle(n % 256))
+    return length.to_bytes(8, "little") + text.ljust(length)
 
 
 def executed_as_pickle(path: Path) -> list[tuple[str, str, bool]]:
