@@ -55,7 +55,7 @@ def test_a_last_snapshot_is_measured_though_an_older_table_is_there(
     assert (run / "quality.json.later").is_file() and not (run / "quality.json").exists()
     monkeypatch.undo()
     again(finished, run, "auto", BOTH)
-    assert kimgs(run) == [1, 2, 3] and kimgs(run, "frechet") == [2, 3]
+    assert kimgs(run) == [1, 2, 3] and kimgs(run, "frechet") == [3]
     assert best == [path.read_bytes() for path in (run / "best.json", run / "network-snapshot-best.pkl")]
 
 
@@ -312,3 +312,58 @@ def test_a_best_snapshot_that_cannot_be_copied_costs_no_table(finished: Path, ru
     again(finished, run, "auto")
     assert json.loads((run / "quality.json").read_text())["nimg"] == 3072
     assert "the best snapshot is not kept this time" in (run / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("setting", ["loss.alpha=0.7", "noise.sigma_min=0.5", "train.glr=0.02"])
+def test_a_snapshot_that_was_made_is_not_made_with_other_settings(setting: str, finished: Path, run: Path) -> None:
+    """At the state's own number of images nothing was learned with them."""
+    snapshot, grid = run / "network-snapshot-1.000000-000002.pkl", run / "fakes_000002.png"
+    before = snapshot.read_bytes(), grid.read_bytes()
+    lines = (run / "metric-sliced_wasserstein.jsonl").read_text().splitlines()
+    again(finished, run, run / "training-state-000002.pt", setting)
+    assert (snapshot.read_bytes(), grid.read_bytes()) == before
+    assert [path.name for path in run.glob("network-snapshot-*-000002.*")] == [snapshot.name]
+    assert (run / "metric-sliced_wasserstein.jsonl").read_text().splitlines()[:2] == lines[:2] and kimgs(run) == [1, 2, 3]
+    assert (run / "metric-sliced_wasserstein.jsonl.later").read_text().splitlines() == lines[2:]
+
+
+def test_a_snapshot_that_was_due_is_not_made_with_other_settings(finished: Path, run: Path) -> None:
+    (run / "network-snapshot-1.000000-000002.pkl").unlink()
+    again(finished, run, run / "training-state-000002.pt", "noise.sigma_min=0.5")
+    assert not (run / "network-snapshot-1.000000-000002.pkl").exists()
+    assert (
+        "the snapshot at 2.048 kimg, which was due, is not made: it would be one of the settings before"
+        in (run / "log.txt").read_text()
+    )
+
+
+def test_a_snapshot_that_was_made_is_not_measured_again(finished: Path, run: Path) -> None:
+    for name in ("training-state-000003.pt", "quality.json"):
+        (run / name).unlink()
+    lines = (run / "metric-sliced_wasserstein.jsonl").read_text().splitlines()
+    again(finished, run, "auto")
+    assert (run / "metric-sliced_wasserstein.jsonl").read_text().splitlines()[:2] == lines[:2] and kimgs(run) == [1, 2, 3]
+    assert not list(run.glob("*.later*")), "the run writes the rest again just so"
+
+
+@pytest.mark.parametrize("setting", ["log.snapshot_ticks=4", "log.tick_kimg=3", "eval.snapshot_samples=20"])
+def test_numbers_that_are_not_written_again_stay(setting: str, finished: Path, run: Path) -> None:
+    """The run was killed after its last state, and goes on with fewer snapshots, or measures them otherwise."""
+    best = json.loads((run / "best.json").read_text())["kimg"] > 1.1
+    for name in ("training-state-000002.pt", "training-state-000003.pt", "quality.json"):
+        (run / name).unlink()
+    lines = (run / "metric-sliced_wasserstein.jsonl").read_text().splitlines()
+    again(finished, run, "auto", setting)
+    assert (run / "metric-sliced_wasserstein.jsonl.later").read_text().splitlines() == lines[1:]
+    assert (run / "metric-sliced_wasserstein.jsonl").read_text().splitlines()[0] == lines[0]
+    assert best == (run / "best.json.later").is_file() == (run / "network-snapshot-best.pkl.later").is_file()
+    assert "metric-sliced_wasserstein.jsonl.later" in (run / "log.txt").read_text()
+
+
+def test_a_later_snapshot_within_the_states_thousand_images_is_set_aside(finished: Path, run: Path) -> None:
+    net, facts = load_network(str(run / "network-snapshot-1.000000-000002.pkl"))
+    snapshot, grid = run / "network-snapshot-1.000000-000001.pkl", run / "fakes_000001.png"
+    save_network(snapshot, "generator", net, facts.stored() | {"nimg": 1536})
+    before = snapshot.read_bytes(), grid.read_bytes()
+    again(finished, run, run / "training-state-000001.pt", "train.glr=0.02")
+    assert (snapshot.with_name(f"{snapshot.name}.later").read_bytes(), grid.with_name(f"{grid.name}.later").read_bytes()) == before

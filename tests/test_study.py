@@ -32,7 +32,8 @@ Here = Callable[..., subprocess.CompletedProcess[str]]
 
 # The smallest runs: a few hundred images of points in the plane.
 SMALL = (
-    "train.batch=32", "train.duration_kimg=0.256", "train.student_steps=1", "teacher.warmup=20", "teacher.width=8", "teacher.depth=1",
+    "train.batch=32", "train.duration_kimg=0.256", "train.student_steps=1", "train.lr_decay=0",
+    "teacher.warmup=20", "teacher.width=8", "teacher.depth=1",
     "eval.samples=40", "eval.repeats=2", "eval.snapshot_samples=20", "eval.teacher_steps=[2]",
     "log.tick_kimg=0.064", "log.snapshot_ticks=2", "log.state_ticks=2",
 )  # fmt: skip
@@ -229,8 +230,12 @@ def test_a_table_of_another_length_is_not_the_cells(copied: Path, plugins: Plugi
     assert run is not None
     quality = json.loads((run / "quality.json").read_text())
     assert quality["nimg"] == cell.total and is_finished(cell, cell.folder)
+    recipe = (run / "recipe.toml").read_text()
+    assert "\nduration_kimg = 0.256\n" in recipe and "\nlr_decay = 0.0\n" in recipe
     for nimg, expected in ((cell.total - 32, Status.UNFINISHED), (cell.total + 32, Status.FAILED)):
         (run / "quality.json").write_text(json.dumps(quality | {"nimg": nimg}))
+        (run / "recipe.toml").write_text(recipe.replace("\nduration_kimg = 0.256\n", f"\nduration_kimg = {nimg / 1000}\n"))
+        assert here("study", str(copied), "--report-only").returncode == 0
         assert status(cell)[0] is expected
         assert not is_finished(cell, cell.folder)
     forget_failures(cells)
@@ -244,6 +249,7 @@ def test_settings_that_teach_nothing_are_no_other_settings(copied: Path, here: H
     assert '\nmemory = "full"\n' in recipe and "\nlr = 0.002\n" in recipe
     done.write_text(recipe.replace('\nmemory = "full"\n', '\nmemory = "lean"\n', 1))
     assert here("study", str(copied), "--report-only").returncode == 0
+    assert here("study", str(copied), "--report-only", "--set", "train.batch_gpu=16").returncode == 0
     done.write_text(recipe.replace("\nlr = 0.002\n", "\nlr = 0.003\n", 1))
     assert f"move {done.parent} away" in error_line(here("study", str(copied), "--report-only"))
     quality = json.loads((done.parent / "quality.json").read_text())

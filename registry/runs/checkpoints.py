@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -217,6 +217,12 @@ def what_is_learned(tables: Mapping[str, Any], nimg: int, over: bool) -> dict[st
     if over:
         found.pop("warmup", None)
     return found
+
+
+def some(tables: Mapping[str, Any], settings: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """Some settings, by table, of a recipe that nobody has checked."""
+    found = {name: tables[name] if isinstance(tables.get(name), Mapping) else {} for name in settings}
+    return {name: {key: found[name].get(key) for key in keys} for name, keys in settings.items()}
 
 
 def warm_up(tables: Mapping[str, Any]) -> int:

@@ -207,21 +207,25 @@ class RunFolder:
 
     def forget_after(
         self, kimg: float, written: Sequence[str] | None = None, snapshot_due: bool = False, keep: bool = False
-    ) -> None:
+    ) -> list[Path]:
         """Drop lines of statistics that a resumed run will write again: later ones, and those of a snapshot that is still due. Of
-        metrics only in the files that are `written` again (by default in all). To `keep` those of a branch that the run leaves,
-        they get a file of their own."""
-        for path in (self.path / STATISTICS, *self.path.glob("metric-*.jsonl")) if self.writes else ():
-            rewritten = path.name == STATISTICS or written is None or path.name in written
-            if not path.is_file() or not (keep or rewritten):
+        metrics only in the files that are `written` again (by default in all). To `keep` those that it will not write just so,
+        they get files of their own, which are returned."""
+        aside = list[Path]()
+        metrics = self.path.glob("metric-*.jsonl") if written is None else [self.path / name for name in written]
+        for path in (self.path / STATISTICS, *metrics) if self.writes else ():
+            if not path.is_file():
                 continue
-            again = [kimg] if snapshot_due and rewritten and path.name != STATISTICS else []
-            lines = whole_lines(path)
-            kept = [line for line, entry in lines if kimg_of(entry) <= kimg and kimg_of(entry) not in again]
-            if keep and (left := [line for line, entry in lines if kimg_of(entry) > kimg]):
-                write_atomically(unused(path.with_name(path.name + LATER)), as_lines(left))
+            again = [kimg] if snapshot_due and path.name != STATISTICS else []
+            kept, left = list[str](), list[str]()
+            for line, entry in whole_lines(path):
+                (left if kimg_of(entry) > kimg or kimg_of(entry) in again else kept).append(line)
+            if keep and left:
+                aside.append(unused(path.with_name(path.name + LATER)))
+                write_atomically(aside[-1], as_lines(left))
             if as_lines(kept) != path.read_bytes():
                 write_atomically(path, as_lines(kept))
+        return aside
 
     def sweep(self) -> None:
         """Remove what writes left behind that were killed, also in older folders of this recipe that nobody goes on from."""

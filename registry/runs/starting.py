@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from registry.core.joining import tell_launcher
 from registry.core.text import shown
 from registry.edm.sid_states import holds_modules
 from registry.files.json_files import MOST_CHANGES, kept
+from registry.files.json_lines import kimg_of, readable_lines
 from registry.measure.saved import QUALITY
 from registry.recipe.doubts import doubts
 from registry.recipe.resolved import UNTRAINED, PretrainRecipe, Recipe, Tables, settings_of
@@ -31,15 +33,31 @@ from registry.runs.checkpoints import (
     other_networks,
     read_state,
     restore_state,
+    some,
     warm_up,
 )
 from registry.runs.folder import RunFolder
 from registry.runs.foreign import adopt
 from registry.runs.outputs import snapshot_name
-from registry.runs.states import LATER, Found, complete_tables, find_state, is_a_run, set_later_aside, set_table_aside
+from registry.runs.states import (
+    LATER,
+    Found,
+    complete_tables,
+    find_state,
+    images_of,
+    is_a_run,
+    set_best_aside,
+    set_later_aside,
+    set_table_aside,
+)
 from registry.runs.training import Saved, Training, newest_state
 from registry.show.journal import Journal
 from registry.show.trackers import Trackers
+
+TICKS = {"log": ("tick_kimg", "snapshot_ticks")}
+"""When a run has ticks and snapshots."""
+MEASURED = {"eval": ("metrics", "reference", "snapshot_samples")}
+"""How snapshots are measured."""
 
 
 def prepare(recipe: Recipe | PretrainRecipe, resume: str | None) -> tuple[torch.device, Found]:
@@ -126,26 +144,23 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
     run.nimg = restore_state(begun, content, saved.parts)
     run.rollbacks, saved.threads.chosen = content.get("rollbacks", 0), content.get("threads")
     saved.clock.seconds = content.get("seconds", 0.0)  # 0: states of version 0.1 do not say
-    ended = distributed.by_rank0(lambda: has_ended(folder.path, run.nimg, content["recipe"]))
-    saved.snapshot_due = (content.get("snapshot_due", False) or run.nimg >= run.total) and not ended
     folder.sweep()
     others = other_networks(content["networks"], saved.parts)
     changed = [*differences(content["recipe"], saved.tables), *others]
     otherwise = [*learned_otherwise(content["recipe"], saved.tables, run.nimg), *others]
-    recorded = complete_tables(folder.path / "recipe.toml") if folder.writes else None  # of whoever wrote here last
-    left = bool(otherwise or (recorded and learned_otherwise(recorded, saved.tables, run.nimg)))
-    left = left or max(all_images(content["recipe"]), all_images(recorded or {})) > all_images(saved.tables)
-    journal = folder.journal
-    teacher = "network" in saved.tables
-    later = set_later_aside(folder.path, begun, run.nimg, left, teacher) if folder.writes else []
-    if aside := [*later, *(set_table_aside(folder.path, run.nimg) if folder.writes else [])]:
-        branch = " of another branch" if left or later else ""
-        journal.log(f"later files{branch} were set aside: {', '.join(path.name for path in aside)}")
+    journal, finished = folder.journal, run.nimg >= run.total
     measured = saved.tables["eval"]["metrics"] if saved.tables["eval"]["snapshot_samples"] else ()
     written = [f"metric-{name}.jsonl" for name in measured]
-    folder.forget_after(run.nimg / 1000, written, saved.snapshot_due, keep=left or bool(later))
+    where = (folder.path, run.nimg, content["recipe"])
+    if finished:
+        due = not distributed.by_rank0(lambda: has_ended(*where))
+    else:
+        due = content.get("snapshot_due", False) and not distributed.by_rank0(lambda: is_made(*where, written))
+    saved.snapshot_due = due and (finished or not otherwise)
+    if folder.writes:
+        leave_behind(begun, folder, run.nimg, saved, content["recipe"], bool(otherwise), written)
     journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {begun}")
-    if run.nimg >= run.total:
+    if finished:
         journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
         otherwise = keep_as_trained(saved, content["recipe"], run.nimg)
     before = content.get("about", {}).get("changed") or []
@@ -154,6 +169,33 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
         saved.facts["changed"] = folder.changed
     for difference in changed:
         journal.log(f"changed since that state was written: {difference}")
+    if due and not saved.snapshot_due:
+        journal.log(f"the snapshot at {run.nimg / 1000:g} kimg, which was due, is not made: it would be one of the settings before")
+
+
+def leave_behind(
+    state: Path, folder: RunFolder, nimg: int, saved: Saved, before: Tables, otherwise: bool, written: Sequence[str]
+) -> None:
+    """Set aside what the folder has of more images than the state, as far as the run does not write it again just so: it may go on
+    `otherwise` than the tables `before`, or than those of whoever wrote here last, or be shorter, or have other snapshots."""
+    recorded, now = complete_tables(folder.path / "recipe.toml") or before, saved.tables
+    left = otherwise or bool(learned_otherwise(recorded, now, nimg)) or is_other(before, recorded, now, TICKS)
+    left = left or max(all_images(before), all_images(recorded)) > all_images(now)
+    aside = set_later_aside(folder.path, state, nimg, left, teacher="network" in now)
+    branch = left or bool(aside)
+    remeasured = is_other(before, recorded, now, MEASURED)
+    aside += set_best_aside(folder.path, nimg) if branch or remeasured else []
+    aside += set_table_aside(folder.path, nimg)
+    aside += folder.forget_after(nimg / 1000, None if branch else written, saved.snapshot_due, keep=branch or remeasured)
+    if aside:
+        which = " of another branch" if branch else ""
+        folder.journal.log(f"later files{which} were set aside: {', '.join(path.name for path in aside)}")
+
+
+def is_other(before: Tables, recorded: Tables, now: Tables, settings: Mapping[str, Sequence[str]]) -> bool:
+    """Whether some settings are others now than in one of the tables before."""
+    chosen = partial(some, settings=settings)
+    return any(differences(chosen(tables), chosen(now)) for tables in (before, recorded))
 
 
 def check_same_measurement(state: Path, content: Mapping[str, Any], run: Training, now: Tables) -> None:
@@ -209,6 +251,13 @@ def released_if_it_fails(folder: RunFolder) -> Iterator[None]:
     except BaseException:
         folder.release()
         raise
+
+
+def is_made(folder: Path, nimg: int, tables: Tables, written: Sequence[str]) -> bool:
+    """Whether the snapshot of this number of images is whole, and measured by a line in these files."""
+    lines = [any(kimg_of(line) == nimg / 1000 for line in readable_lines(folder / name)) for name in written]
+    files = [path for path in folder.glob(f"{snapshot_name(nimg, tables)}.*") if LATER not in path.suffixes]
+    return all(lines) and any(images_of(path) == nimg for path in files)
 
 
 def has_ended(folder: Path, nimg: int, tables: Tables) -> bool:

@@ -14,8 +14,9 @@ from registry.core.atomic import unused
 from registry.core.errors import SettingError, UserError
 from registry.core.seal import has_seal
 from registry.files.bounds import STATE
+from registry.files.formats import load_network
 from registry.files.json_files import kept
-from registry.files.plain import DAMAGED, UNREADABLE, load, problem
+from registry.files.plain import DAMAGED, NETWORK_KINDS, UNREADABLE, load, problem
 from registry.measure.saved import BEST, QUALITY
 from registry.recipe.texts import read_tables
 from registry.runs.checkpoints import differences, identity
@@ -26,6 +27,8 @@ NUMBERED = re.compile(r"(\d{5,})-(.+)", re.ASCII | re.DOTALL)
 """The name of a run's folder: its number, and what the run is called."""
 TEACHER = "teacher.pt"
 """What a run of `distill pretrain` ends with."""
+NETWORKS = (".pkl", ".pt")
+"""Suffixes of snapshots."""
 SET_ASIDE, LATER = ".damaged", ".later"
 NONE_IS_WHOLE = "none of its training states is whole"
 MOST_REMARKS = 5
@@ -146,13 +149,22 @@ def set_later_aside(folder: Path, state: Path, nimg: int, changed: bool, teacher
     if later or changed:
         of_snapshots = [*folder.glob("network-snapshot-*"), *folder.glob("fakes_*.png")]
         numbered = [path for path in of_snapshots if re.search(r"[-_]\d{6,}$", path.stem, re.ASCII)]
-        later += [path for path in numbered if int(re.split("[-_]", path.stem)[-1]) > nimg // 1000 and path.suffix != LATER]
-        best = kept(folder / "best.json", BEST)
-        if best is not None and best.kimg > nimg / 1000:
-            later += [folder / "best.json", *(path for path in of_snapshots if path.stem == "network-snapshot-best")]
+        images = {path: 1000 * int(re.split("[-_]", path.stem)[-1]) for path in numbered if path.suffix != LATER}
+        within = nimg // 1000 * 1000  # whose name does not say whether it is later
+        same = [path for path, named in images.items() if named == within and path.suffix in NETWORKS and images_of(path) > nimg]
+        later += [path for path, named in images.items() if named > within or (same and named == within)]
         if teacher and images_of(folder / TEACHER) > nimg:
             later += [path for name in (TEACHER, "teacher.quality.json") if (path := folder / name).is_file()]
     return [path.rename(unused(path.with_name(path.name + LATER))) for path in later]
+
+
+def set_best_aside(folder: Path, nimg: int) -> list[Path]:
+    """Rename the copy of the best snapshot, and what says which it is, if that comes later: others are compared from here on."""
+    best = kept(folder / "best.json", BEST)
+    if best is None or best.kimg <= nimg / 1000:
+        return []
+    copies = [path for path in folder.glob("network-snapshot-best.*") if path.suffix in NETWORKS]
+    return [path.rename(unused(path.with_name(path.name + LATER))) for path in (folder / "best.json", *copies)]
 
 
 def set_table_aside(folder: Path, nimg: int) -> list[Path]:
@@ -164,10 +176,12 @@ def set_table_aside(folder: Path, nimg: int) -> list[Path]:
     return [path.rename(unused(path.with_name(path.name + LATER))) for path in found]
 
 
-def images_of(teacher: Path) -> int:
-    """How many images a teacher of ours was trained with; 0 if there is none, or the file does not say."""
+def images_of(network: Path) -> int:
+    """How many images a network of a run was trained with; 0 if there is none, or the file is not whole, or does not say."""
     with suppress(UserError):
-        return int(load(teacher, "denoiser")["about"].get("nimg") or 0)
+        if network.suffix == ".pkl":
+            return load_network(network)[1].nimg or 0
+        return int(load(network, *NETWORK_KINDS)["about"].get("nimg") or 0)
     return 0
 
 

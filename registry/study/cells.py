@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe, Tables, dumps
 from registry.recipe.tables import StudyConfig
 from registry.recipe.texts import read_tables
-from registry.runs.checkpoints import all_images, differences, without_unlearned
+from registry.runs.checkpoints import all_images, differences, what_is_learned, without_unlearned
 from registry.runs.states import NUMBERED
 from registry.study.definition import Study
 from registry.study.grid import Combination, combinations
@@ -173,23 +174,25 @@ def check_unchanged(cells: tuple[Cell, ...], outdir: Path, plugins: Plugins) -> 
     found, runs = Counter[str](), list[Path]()
     for cell in cells:
         run = cell.run_folder()
-        other = changed(cell.folder, cell.tables, plugins)
+        other = changed(cell.folder, cell.tables, plugins, without_unlearned)
         if not other and run is not None and not told_by_its_table(run):  # somebody may have resumed the run by hand
-            other = changed(run, cell.tables, plugins, without_unlearned)
+            other = changed(run, cell.tables, plugins, partial(what_is_learned, nimg=0, over=False), ignore=("log",))
             runs += [run] if other else []
         found.update(other)
     if found:
         changes = "; ".join(f"{change} ({n} cell{'s' * (n > 1)})" for change, n in found.items())
-        remove = f"move {runs[0]} away{', and others' * (len(runs) > 1)}, and retry" if runs else "remove this one"
+        remove = f"move {runs[0]} away{', and others' * (len(runs) > 1)}, and retry failed runs" if runs else "remove this one"
         raise SettingError("outdir", f"has runs with other settings: {changes}; name another folder, or {remove}", str(outdir))
 
 
-def changed(folder: Path, tables: Tables, plugins: Plugins, what: Callable[[Tables], Tables] = dict) -> list[str]:
-    """How the recipe that is recorded in a folder differs from the tables, in what counts of them."""
+def changed(
+    folder: Path, tables: Tables, plugins: Plugins, what: Callable[[Tables], Tables], ignore: tuple[str, ...] = ()
+) -> list[str]:
+    """How the recipe that is recorded in a folder differs from the tables, in what counts of them. Tables may be ignored."""
     if not (folder / RECIPE).is_file():
         return []
     old = expect(resolve(str(folder / RECIPE), plugins), Recipe).tables()
-    return differences(identity(what(old)), identity(what(tables)), ignore=())
+    return differences(identity(what(old)), identity(what(tables)), ignore)
 
 
 def told_by_its_table(run: Path) -> bool:
