@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -161,6 +162,17 @@ def test_a_rollback_goes_back_to_the_last_good_state_with_other_draws(recipe_fil
     assert load(folder / "training-state-000000.pt", STATE)["rollbacks"] == 1
     kimg = [line.split()[1] for line in log.splitlines() if line.startswith("kimg ") and "generator" in line]
     assert len((folder / "stats.jsonl").read_text().splitlines()) == 5 and len(kimg) >= 5
+
+
+def test_what_came_before_a_rollback_is_set_aside(recipe_file: Write, poison: Any) -> None:
+    """Its last snapshot may have been the best that the run ever has."""
+    poison(range(23, 42), 8)
+    folder = distill(str(recipe_file(*LONGER)), sets=["train.nonfinite=rollback", "log.snapshot_ticks=1"]).folder
+    assert load_network(folder / "network-snapshot-1.000000-000000.pkl.later")[1].nimg == 240
+    assert load_network(folder / "network-snapshot-1.000000-000000.pkl")[1].nimg == 400
+    left = [json.loads(line)["Progress/kimg"]["mean"] for line in (folder / "stats.jsonl.later").read_text().splitlines()]
+    assert left == [0.24]
+    assert "later files were set aside: network-snapshot-" in (folder / "log.txt").read_text()
 
 
 def test_a_signal_to_a_run_that_learns_nothing_keeps_the_good_state(recipe_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from registry.runs.clock import Clock
 from registry.runs.folder import RunFolder
 from registry.runs.health import changed_types, check_agreement, check_health, check_process_settings
 from registry.runs.schedule import Schedule
-from registry.runs.states import newest_whole, states
+from registry.runs.states import newest_whole, set_best_aside, set_later_aside, states
 from registry.runs.threads import Threads, with_fastest_threads, with_known_threads
 from registry.runs.ticks import Learners, Signs, Ticks
 from registry.train.step import Learner
@@ -238,13 +238,22 @@ def roll_back(
     with distributed.everywhere(state) as file:
         run.nimg = restore_state(state, read_state(file, saved.parts), saved.parts)
     run.rollbacks = rollbacks
-    with going_on(folder, end=False):  # whoever resumes the run drops the lines
-        folder.forget_after(run.nimg / 1000)
     for learner in (*learners().values(), *(part for part in saved.parts.values() if isinstance(part, Learner))):
         learner.tally.revive()
     ticks.forget()
     back = f"back to {run.nimg / 1000:.3f} kimg, with other draws (rollback {rollbacks})"
     folder.journal.log(f"WARNING the run has diverged: {error}; {back}")
+    with going_on(folder, end=False):  # whoever resumes the run drops the lines
+        leave_branch(folder, state, run.nimg)
+
+
+def leave_branch(folder: RunFolder, state: Path, nimg: int) -> None:
+    """Set aside what the folder has of more images than the state: its snapshots, the best one, and the lines, which were well."""
+    if folder.writes:
+        aside = [*set_later_aside(folder.path, state, nimg, True), *set_best_aside(folder.path, nimg)]
+        aside += folder.forget_after(nimg / 1000, keep=True)
+        if aside:
+            folder.journal.log(f"later files were set aside: {', '.join(path.name for path in aside)}")
 
 
 def newest_state(folder: RunFolder) -> Path | None:
