@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import registry.builtin.metrics as metrics
 from ipfm_plugin import teacher as teachers
+from ipfm_plugin.loss import IPFMLoss
 from ipfm_plugin.noise import ElectrostaticNoise
 from registry.core.contracts import Tracker
 from registry.core.errors import UserError
@@ -124,6 +126,78 @@ def test_a_teacher(wrong: str, recipe_file: Write, monkeypatch: pytest.MonkeyPat
         distill(recipe_file(), sets={"eval.metrics": []})
 
 
+ODD_FACTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no origin": ({"origin": None}, "origin must be text, not None"),
+    "an origin without letters": ({"origin": "\udcff"}, "origin must be text, not '\\udcff'"),
+    "a number of weights": ({"weights": 3}, "weights must be text, not 3"),
+    "no remarks": ({"remarks": None}, "remarks must be lines of text, not None"),
+    "a number as a remark": ({"remarks": (1,)}, "remarks must be lines of text, not (1,)"),
+    "a number for trainable": ({"trainable": 3}, "trainable must be None or make a network, not be a int"),
+    "another network": ({"trainable": lambda: nn.Linear(2, 2)}, "trainable() must be called as (x, sigma, labels): "),
+    "a number of images": ({"images": 3}, "images must be None or a tensor [M, 1, 8, 8], not a int"),
+    "other images": ({"images": torch.zeros(2, 3, 8, 8)}, "images must be None or a tensor [M, 1, 8, 8], not a Tensor"),
+    "a huge D": ({"D": 10**400}, "D must be a positive number, not 1000"),
+    "a text as D": ({"D": "128"}, "D must be a positive number, not '128'"),
+    "huge classes": ({"label_dim": 10**400}, "label_dim must be 0 or a number of labels, not 1000"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_FACTS)
+def test_what_a_teacher_says_of_itself(odd: str, recipe_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, told = ODD_FACTS[odd]
+    build = teachers.build
+    monkeypatch.setattr("ipfm_plugin.teacher.build", lambda config: replace(build(config), **facts))
+    with pytest.raises(UserError) as caught:
+        distill(recipe_file(), sets={"eval.metrics": []})
+    assert str(caught.value).startswith(f"plugin 'ipfm': teacher 'pfgmpp': {told}")
+
+
+ODD_WEIGHTS: dict[str, Callable[[nn.Module], None]] = {
+    "lazy": lambda net: net.add_module("odd", nn.LazyLinear(3)),
+    "sparse": lambda net: net.register_buffer("odd", torch.eye(3).to_sparse()),
+    "without numbers": lambda net: net.register_buffer("odd", torch.ones(2, device="meta")),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_WEIGHTS)
+def test_a_teacher_with_weights_that_are_none(odd: str, recipe_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = teachers.build
+
+    def with_odd_weights(config: Any) -> Any:
+        teacher = build(config)
+        ODD_WEIGHTS[odd](teacher.denoiser)
+        return teacher
+
+    monkeypatch.setattr("ipfm_plugin.teacher.build", with_odd_weights)
+    with pytest.raises(UserError, match=r"denoiser's state must hold plain tensors with numbers, and odd[.a-z]* is none"):
+        distill(recipe_file(), sets={"eval.metrics": []})
+
+
+def test_a_teacher_whose_copy_is_itself(recipe_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The student would train the teacher."""
+    build = teachers.build
+
+    def itself(config: Any) -> Any:
+        teacher = build(config)
+        return replace(teacher, trainable=lambda: teacher.denoiser)
+
+    monkeypatch.setattr("ipfm_plugin.teacher.build", itself)
+    with pytest.raises(UserError, match="a copy of its denoiser has weights of its own, and this one shares the teacher's"):
+        distill(recipe_file(), sets={"eval.metrics": []})
+
+
+def test_a_loss_that_goes_backward_itself(recipe_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Backward(IPFMLoss):
+        def student(self, *arguments: Any) -> Tensor:
+            values = super().student(*arguments)
+            values.sum().backward()
+            return values
+
+    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: Backward())
+    with pytest.raises(UserError, match="loss 'ipfm': a loss must not go backward through its own graph: the host does"):
+        distill(recipe_file(), sets={"eval.metrics": []})
+
+
 def test_pretrain_too(recipe_file: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("ipfm_plugin.noise.build", lambda config, domain: Odd("perturb", WRONG["one of all"]))
     with pytest.raises(UserError, match=r"^plugin 'ipfm': noise 'electrostatic': perturb\(x, sigma, rng\) must give "):
@@ -183,6 +257,7 @@ ENDS = {
     "an abort": ("import click\n        raise click.Abort", "Abort"),
     "wrong usage": ("import click\n        raise click.UsageError('no')", "UsageError: no"),
     "an interruption": ("from registry.core.errors import Interrupted\n        raise Interrupted('no', 0)", "AssertionError: an interruption has the exit code"),
+    "a file that ends too early": ("raise EOFError", "EOFError ("),
     "an error that exits": (
         "class E(Exception):\n            def __str__(self): raise SystemExit(0)\n        raise E", "E",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -71,6 +72,12 @@ BUILT: dict[str, tuple[Any, str]] = {
     "protocol": (odd(protocol="many"), "protocol must be None or a number of images"),
     "details": (odd(details={"a": object()}), "details must be a dict of plain, finite values"),
     "nan in details": (odd(details={"a": float("nan")}), "details must be a dict of plain, finite values"),
+    "deep details": (
+        odd(details=functools.reduce(lambda inner, _: {"a": inner}, range(3000), {})),
+        "details must be a dict of plain",
+    ),
+    "details without letters": (odd(details={"a": "\udcff"}), "details must hold text that can be written as UTF-8"),
+    "a fingerprint without letters": (odd(fingerprint="\udcff"), "fingerprint must be None or text"),
     "fingerprint": (odd(fingerprint=3), "fingerprint must be None or text"),
 }
 

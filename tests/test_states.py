@@ -169,6 +169,13 @@ def test_files_from_before_there_were_seals_are_checked_by_what_they_have(tmp_pa
     content[content.index(weights.numpy().tobytes()) + 5] ^= 1
     (tmp_path / "old.pt").write_bytes(content)
     assert problem(tmp_path / "old.pt") == "is damaged: its content is not what was written"
+    with pytest.raises(UserError, match=r"old\.pt: is damaged: its content is not what was written"):
+        load(tmp_path / "old.pt", STATE)
+
+
+def test_the_networks_that_we_ship_have_seals() -> None:
+    shipped = [*(ROOT / "recipes").rglob("*.pt")]
+    assert len(shipped) >= 5 and all(seal.is_whole(path) for path in shipped)
 
 
 # ---------------------------------------------------------------------------------------------------- resuming

@@ -49,7 +49,7 @@ DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="Show t
 
 class PluginsOwn(Exception):
     """An error of a plugin's that click or this command would take for its own: a broken pipe for that of the output, an exit for
-    the end of the work."""
+    the end of the work, a file that ends too early for Ctrl-C."""
 
 
 OWN = (click.exceptions.Exit, click.exceptions.Abort, click.ClickException)
@@ -105,6 +105,8 @@ class Group(click.Group):
             if fault_of(error):
                 raise PluginsOwn from error
             raise
+        except EOFError as error:  # which click takes for the end of what is typed: nothing here is
+            raise PluginsOwn from error
         except OWN as error:
             if raised_by_a_plugin(error):
                 raise PluginsOwn from error

@@ -187,15 +187,15 @@ def from_rank0(value: Any) -> Any:
 
 
 def by_rank0(work: Callable[[], T]) -> T:
-    """What rank 0's work gives, everywhere. A UserError of rank 0 is raised everywhere, too."""
+    """What rank 0's work gives, everywhere. A UserError of rank 0 is raised everywhere, too, and so is that it was Interrupted."""
     outcome: Any = None
     if rank() == 0:
         try:
             outcome = work()
-        except UserError as error:
+        except (UserError, Interrupted) as error:
             outcome = error
     outcome = from_rank0(outcome)
-    if isinstance(outcome, UserError):
+    if isinstance(outcome, UserError | Interrupted):
         raise outcome
     return cast(T, outcome)
 

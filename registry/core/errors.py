@@ -48,9 +48,12 @@ class Interrupted(BaseException):
     """
 
     def __init__(self, message: str, code: int, state: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message, code, state)
         assert code > 128, "an interruption has the exit code of a signal"
-        self.code, self.state = code, state
+        self.message, self.code, self.state = message, code, state
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class Diverged(Exception):

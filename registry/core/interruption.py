@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
+from registry.core.errors import Interrupted
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Ctrl-C; the end of a job; what schedulers send some time before that; a terminal that is closed."""
 
@@ -72,3 +74,9 @@ def undisturbed() -> Iterator[None]:
 def signalled() -> int:
     """The number of the first signal that this process was sent inside of an Interruption; 0 if there was none."""
     return next((entered.number for entered in _entered if entered.number), 0)
+
+
+def stop_if_signalled(when: str) -> None:
+    """Raises Interrupted if this process was sent a signal inside of an Interruption."""
+    if number := signalled():
+        raise Interrupted(f"interrupted {when}", 128 + number)

@@ -40,6 +40,14 @@ def printable_values(value: Any) -> Any:
     return printable(value) if isinstance(value, str) else value
 
 
+def is_text(value: object) -> bool:
+    """Whether this is text that can be written as UTF-8."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
 def kind(value: object) -> str:
     """The name of a value's type, for messages that say what was given instead."""
     return type(value).__name__

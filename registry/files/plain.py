@@ -216,6 +216,8 @@ def load(source: str | Path, *kinds: str, sealed: bool | None = None) -> dict[st
     content = {key: bare(value) for key, value in dict.items(content)}
     check_tensors(content, path.stat().st_size, source)
     check_mark(content, sealed, source)
+    if not sealed and (wrong := problem(path)):
+        raise UserError(f"{source}: {wrong}")
     if content.get("kind") not in kinds:
         raise UserError(f"{source}: is a {shown(content.get('kind'), 40)}, expected a {' or '.join(kinds)}")
     check_entries(content, SCHEMAS.get(content["kind"], NetworkFile), source)

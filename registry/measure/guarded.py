@@ -17,7 +17,7 @@ from torch import Tensor
 from registry.core.contracts import Domain, Metric
 from registry.core.errors import UserError
 from registry.core.surroundings import surroundings_restored
-from registry.core.text import kind
+from registry.core.text import is_text, kind
 from registry.recipe.resolved import Choice
 
 
@@ -42,11 +42,12 @@ class Guarded(Metric):
         for name, number in (("most", metric.most), ("protocol", metric.protocol)):
             self.demand(number is None or (type(number) is int and number > 1), f"{name} must be None or a number of images")
         self.most, self.protocol, self.fingerprint = metric.most, metric.protocol, metric.fingerprint
-        self.demand(self.fingerprint is None or isinstance(self.fingerprint, str), "fingerprint must be None or text")
+        self.demand(self.fingerprint is None or is_text(self.fingerprint), "fingerprint must be None or text")
         self.details = metric.details
         with self.told("details must be a dict of plain, finite values"):
-            json.dumps(dict(self.details), allow_nan=False)
+            written = json.dumps(dict(self.details), allow_nan=False, ensure_ascii=False)
         self.demand(all(isinstance(name, str) for name in self.details), "details must have names that are text")
+        self.demand(is_text(written), "details must hold text that can be written as UTF-8")
         self.code = code_of(type(metric))
         """A hash of the plugin's code: the formula may change, and the name stay."""
 
@@ -89,7 +90,7 @@ class Guarded(Metric):
     def told(self, sentence: str) -> Iterator[None]:
         try:
             yield
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError, RecursionError):
             raise UserError(f"{self.who}: {sentence}") from None
 
 

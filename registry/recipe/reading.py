@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from registry.core.errors import Mistakes, UserError, near
 from registry.core.settings import Config, NoiseConfig
-from registry.core.text import shown, text_of
+from registry.core.text import kind, shown, text_of
 from registry.files.locate import locate_recipe
 from registry.plugins.component import Component
 from registry.plugins.loading import Plugins, Registered
@@ -235,6 +235,8 @@ class Reading:
     def enough_images(self, metric: Choice, config: EvalConfig | None) -> None:
         """[eval] must make as many images as the metric needs."""
         fewest = metric.config.fewest_images()
+        if type(fewest) is not int:
+            raise UserError(f"{metric.who}: fewest_images() must give a whole number, not a {kind(fewest)}")
         for key, n in (("samples", config.samples), ("snapshot_samples", config.snapshot_samples)) if config else ():
             if 0 < n < fewest:
                 self.wrong("eval", (key,), f"= {n}: the metric {metric.name} with these settings needs at least {fewest} images")

@@ -25,7 +25,7 @@ from registry.recipe.arguments import check_path
 from registry.recipe.reading import check_fit
 from registry.recipe.resolved import Choice, Recipe, dumps, settings_of, training_tables
 from registry.recipe.tables import DataConfig, GeneratorConfig
-from registry.runs.built import check_answer, check_facts, check_noise, check_state, demand
+from registry.runs.built import check_answer, check_facts, check_noise, check_state, check_trainable
 from registry.show.images import read_images
 from registry.train.data import RealImages
 from registry.train.generator import Generator
@@ -119,7 +119,7 @@ def build_generator(recipe: Recipe, teacher: Teacher, noise: Noise) -> Generator
     """The generator of [generator], initialised as the teacher, or as the network in `init`. Raises SettingError."""
     check_answer(recipe.teacher, teacher, noise)
     config, net = recipe.generator, teacher.copy()
-    demand(recipe.teacher, next(net.parameters(), None) is not None, "there are no parameters to train in a copy of its denoiser")
+    check_trainable(recipe.teacher, teacher, noise, net)
     sigmas = generator_levels(config.steps, config.schedule, noise.sigma_init, noise.sigma_min, noise.rho)
     if config.init is not None:
         other, _ = load_network(config.init, "denoiser", "generator", build=lambda _: teacher.copy())

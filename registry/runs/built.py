@@ -5,33 +5,52 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from registry.core.contracts import Noise, Teacher
 from registry.core.errors import BrokenContract, UserError
 from registry.core.settings import can_be_spaced
 from registry.core.streams import Streams
 from registry.core.surroundings import autocasts, set_autocasts
-from registry.core.text import kind
+from registry.core.text import cut, is_text, kind, shown, text_of
+from registry.plugins.faults import fault_of
 from registry.recipe.resolved import Choice
 from registry.train.step import mode
+
+MOST_SIDE, MOST_CLASSES = 2**16, 10**6
+"""Far more than any teacher has."""
 
 
 def check_facts(choice: Choice, teacher: Any) -> Teacher:
     """A teacher that says of itself what a domain must say."""
     demand(choice, isinstance(teacher, Teacher), f"its build must give a registry.api.Teacher, not a {kind(teacher)}")
     demand(choice, isinstance(teacher.denoiser, nn.Module), f"denoiser must be a torch.nn.Module, not a {kind(teacher.denoiser)}")
-    for name, value, infinite in (("D", teacher.D, True), ("sigma_data", teacher.sigma_data, False)):
-        right = type(value) in (int, float) and 0 < value <= (math.inf if infinite else 1e9)
-        demand(choice, right, f"{name} must be a positive number, not {value!r}")
+    for name, value, most in (("D", teacher.D, 1e300), ("sigma_data", teacher.sigma_data, 1e9)):
+        right = type(value) in (int, float) and (0 < value <= most or (name, value) == ("D", math.inf))
+        demand(choice, right, f"{name} must be a positive number, not {cut(text_of(value), 60)}")
     shape = teacher.image_shape
-    right = isinstance(shape, tuple) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)
-    demand(choice, right, f"image_shape must be three positive integers (C, H, W), not {shape!r}")
+    right = isinstance(shape, tuple) and len(shape) == 3 and all(type(n) is int and 0 < n <= MOST_SIDE for n in shape)
+    demand(choice, right, f"image_shape must be three positive integers (C, H, W), not {cut(text_of(shape), 60)}")
     for name, count in (("label_dim", teacher.label_dim), ("augment_dim", teacher.augment_dim)):
-        demand(choice, type(count) is int and count >= 0, f"{name} must be 0 or a number of labels, not {count!r}")
+        right = type(count) is int and 0 <= count <= MOST_CLASSES
+        demand(choice, right, f"{name} must be 0 or a number of labels, not {cut(text_of(count), 60)}")
+    lines = teacher.remarks
+    listed = isinstance(lines, tuple | list) and all(map(is_text, lines))
+    demand(choice, listed, f"remarks must be lines of text, not {cut(text_of(lines), 60)}")
+    for name, text in (("origin", teacher.origin), ("weights", teacher.weights)):
+        demand(choice, is_text(text), f"{name} must be text, not {cut(text_of(text), 60)}")
+    made = teacher.trainable
+    demand(choice, made is None or callable(made), f"trainable must be None or make a network, not be a {kind(made)}")
+    if teacher.images is not None:
+        known = teacher.images
+        right = isinstance(known, Tensor) and known.layout == torch.strided and known.is_floating_point()
+        right = right and not known.is_meta and known.shape[1:] == shape
+        demand(choice, right, f"images must be None or a tensor [M, {', '.join(map(str, shape))}], not a {kind(known)}")
     checked: Teacher = teacher
     check_state(choice, "denoiser", checked.denoiser)
     return checked
@@ -41,20 +60,36 @@ def check_state(choice: Choice, what: str, network: nn.Module) -> None:
     """Files hold a network's state as tensors of real numbers, by name."""
     for name, value in network.state_dict().items():
         demand(choice, isinstance(value, Tensor), f"{what}'s state must hold tensors alone, and {name} is a {kind(value)}")
+        made = not is_lazy(value) and not value.is_meta and value.layout == torch.strided
+        demand(choice, made, f"{what}'s state must hold plain tensors with numbers, and {name} is none")
         demand(choice, not value.is_complex(), f"{what}'s state must hold real numbers, and {name} is complex")
 
 
+def check_trainable(choice: Choice, teacher: Teacher, noise: Noise, net: nn.Module) -> None:
+    """What the teacher makes for student and generator is a network of its own, and denoises an image."""
+    demand(choice, next(net.parameters(), None) is not None, "there are no parameters to train in a copy of its denoiser")
+    shared = {id(p) for p in net.parameters()} & {id(p) for p in teacher.denoiser.parameters()}
+    demand(choice, not shared, "a copy of its denoiser has weights of its own, and this one shares the teacher's")
+    if teacher.trainable:
+        check_answer(choice, replace(teacher, denoiser=net), noise, "trainable()")
+
+
 @torch.no_grad()
-def check_answer(choice: Choice, teacher: Teacher, noise: Noise) -> None:
+def check_answer(choice: Choice, teacher: Teacher, noise: Noise, name: str = "denoiser") -> None:
     """The teacher denoises one image, on its device."""
     weights = (*teacher.denoiser.parameters(), *teacher.denoiser.buffers())
     device = next((tensor.device for tensor in weights), torch.device("cpu"))
     x = torch.ones(1, *teacher.image_shape, device=device)
     labels = torch.zeros(1, teacher.label_dim, device=device) if teacher.label_dim else None
     with mode(teacher.denoiser, train=False):
-        f = teacher.denoiser(x, torch.full((1,), noise.sigma_init, device=device), labels)
-    check_tensor(choice, "denoiser(x, sigma, labels)", f, (1, *teacher.image_shape))
-    demand(choice, x.is_meta or bool((x == 1).all()), "denoiser writes to the images that it is given")
+        try:
+            f = teacher.denoiser(x, torch.full((1,), noise.sigma_init, device=device), labels)
+        except TypeError as error:
+            if fault_of(error):
+                raise
+            raise UserError(f"{choice.who}: {name} must be called as (x, sigma, labels): {shown(error, 200)}") from error
+    check_tensor(choice, f"{name}(x, sigma, labels)", f, (1, *teacher.image_shape))
+    demand(choice, x.is_meta or bool((x == 1).all()), f"{name} writes to the images that it is given")
 
 
 def check_noise(choice: Choice, noise: Noise, shape: tuple[int, int, int]) -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from registry.core.contracts import Denoiser, Domain, KnowsLevels, Noise
-from registry.core.errors import Interrupted, UserError
+from registry.core.errors import UserError
 from registry.core.float64 import wide
-from registry.core.interruption import signalled
+from registry.core.interruption import stop_if_signalled
 from registry.core.levels import heun_levels
 from registry.core.settings import NoiseConfig
 from registry.core.streams import Streams
@@ -34,8 +34,8 @@ def heun(
     """
 
     def slope(x: Tensor, sigma: Tensor) -> Tensor:
-        if shared and (number := signalled()):
-            raise Interrupted("interrupted while the teacher was sampled", 128 + number)
+        if shared:
+            stop_if_signalled("while the teacher was sampled")
         each = torch.full((len(x),), float(sigma), dtype=x.dtype, device=x.device)
         return (x - denoiser(x, each, labels).to(x.dtype)) / sigma
 

@@ -112,6 +112,8 @@ class Learner:
         except RuntimeError as error:
             if "hooks should return None" in str(error):
                 raise UserError("a hook on a weight gives something; such a hook must give nothing") from None
+            if "backward through the graph a second time" in str(error):
+                raise BrokenContract("a loss must not go backward through its own graph: the host does") from None
             if "modified by an inplace operation" not in str(error):
                 raise
             what = "a network or a loss writes to a tensor that is needed for its gradient"
