@@ -206,7 +206,7 @@ def test_shipped_files_are_small_and_plain() -> None:
 
     for path in (ROOT / "recipes").rglob("*.pt"):
         assert path.stat().st_size < 1_000_000
-        assert torch.load(path, weights_only=True)["format"] == "distill/1"
+        assert torch.load(path, weights_only=True)["format"] == "distill/2"
         assert path.with_suffix(".toml").is_file(), "its recipe is beside it"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from registry.builtin import SlicedWassersteinConfig
 from registry.core.errors import UserError
 from registry.core.settings import NoiseConfig
 from registry.files.locate import shipped
@@ -262,6 +263,16 @@ def test_a_recipe_of_thousands_of_settings_is_none(here: Callable[..., subproces
         assert done.returncode == 1 and "settings, and no recipe has more than 2,000" in done.stderr.splitlines()[0]
     path.write_text("[train]\nbatch = " + "1" * 5000)
     assert "it has a whole number of more than 64 bits" in here("check", path).stderr
+
+
+@pytest.mark.parametrize("fewest", ["5", None, 5.0])
+def test_a_metric_that_does_not_know_how_many_images_it_needs(
+    fewest: object, recipe_file: Callable[..., Path], plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SlicedWassersteinConfig, "fewest_images", lambda self: fewest)
+    path = recipe_file(append='metrics = ["sliced_wasserstein"]\nreference = "digits"\n')
+    with pytest.raises(UserError, match=r"metric 'sliced_wasserstein': fewest_images\(\) must give a whole number, not a "):
+        resolve(str(path), plugins)
 
 
 def test_a_metric_is_named_once(recipe_file: Callable[..., Path], plugins: Plugins) -> None:
