@@ -117,7 +117,7 @@ def build_metrics(choices: tuple[Choice, ...], domain: Domain) -> list[tuple[Cho
 
 def build_generator(recipe: Recipe, teacher: Teacher, noise: Noise) -> Generator:
     """The generator of [generator], initialised as the teacher, or as the network in `init`. Raises SettingError."""
-    check_answer(recipe.teacher, teacher, noise)
+    check_answer(recipe.teacher, teacher, teacher.denoiser, noise.sigma_init)
     config, net = recipe.generator, teacher.copy()
     check_trainable(recipe.teacher, teacher, noise, net)
     sigmas = generator_levels(config.steps, config.schedule, noise.sigma_init, noise.sigma_min, noise.rho)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from registry.core.contracts import Noise, Teacher
+from registry.core.contracts import Domain, Noise, Teacher
 from registry.core.errors import BrokenContract, UserError
 from registry.core.settings import can_be_spaced
 from registry.core.streams import Streams
@@ -71,24 +70,23 @@ def check_trainable(choice: Choice, teacher: Teacher, noise: Noise, net: nn.Modu
     shared = {id(p) for p in net.parameters()} & {id(p) for p in teacher.denoiser.parameters()}
     demand(choice, not shared, "a copy of its denoiser has weights of its own, and this one shares the teacher's")
     if teacher.trainable:
-        check_answer(choice, replace(teacher, denoiser=net), noise, "trainable()")
+        check_answer(choice, teacher, net, noise.sigma_init, "trainable()")
 
 
 @torch.no_grad()
-def check_answer(choice: Choice, teacher: Teacher, noise: Noise, name: str = "denoiser") -> None:
-    """The teacher denoises one image, on its device."""
-    weights = (*teacher.denoiser.parameters(), *teacher.denoiser.buffers())
-    device = next((tensor.device for tensor in weights), torch.device("cpu"))
-    x = torch.ones(1, *teacher.image_shape, device=device)
-    labels = torch.zeros(1, teacher.label_dim, device=device) if teacher.label_dim else None
-    with mode(teacher.denoiser, train=False):
+def check_answer(choice: Choice, domain: Domain, net: nn.Module, sigma: float, name: str = "denoiser") -> None:
+    """A network of the teacher's denoises one image, on its device."""
+    device = next((tensor.device for tensor in (*net.parameters(), *net.buffers())), torch.device("cpu"))
+    x = torch.ones(1, *domain.image_shape, device=device)
+    labels = torch.zeros(1, domain.label_dim, device=device) if domain.label_dim else None
+    with mode(net, train=False):
         try:
-            f = teacher.denoiser(x, torch.full((1,), noise.sigma_init, device=device), labels)
+            f = net(x, torch.full((1,), sigma, device=device), labels)
         except TypeError as error:
             if fault_of(error):
                 raise
             raise UserError(f"{choice.who}: {name} must be called as (x, sigma, labels): {shown(error, 200)}") from error
-    check_tensor(choice, f"{name}(x, sigma, labels)", f, (1, *teacher.image_shape))
+    check_tensor(choice, f"{name}(x, sigma, labels)", f, (1, *domain.image_shape))
     demand(choice, x.is_meta or bool((x == 1).all()), f"{name} writes to the images that it is given")
 
 
