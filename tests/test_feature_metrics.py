@@ -25,6 +25,7 @@ from registry.builtin.reference import half
 from registry.core.contracts import Domain
 from registry.core.errors import UserError
 from registry.edm.datasets import load_images
+from registry.files.formats import save_network
 from registry.measure import neighbours
 from registry.measure.comparison import distinct
 from registry.measure.distances import frechet_distance, inception_score, moments
@@ -40,7 +41,7 @@ from registry.runs.folder import RunFolder
 from registry.runs.outputs import alike, keep_best
 from registry.show.journal import Journal
 from registry.testing import check_metric
-from tests.conftest import environment, error_line, grey_images
+from tests.conftest import environment, error_line, grey_images, tiny_network
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Write = Callable[..., Path]
@@ -528,11 +529,11 @@ def test_the_best_snapshot_among_those_measured_alike(plugins: Plugins, data: Pa
         (4, math.nan, "this"),
         (5, 0.4, "this"),
     ):
-        (tmp_path / f"{kimg}.pkl").write_text(str(kimg))
+        save_network(tmp_path / f"{kimg}.pkl", "generator", tiny_network(), {"D": 128.0, "nimg": 1000 * kimg})
         line = {"metric": "prdc", "samples": 16, "results": {"coverage": coverage}, "snapshot_pkl": f"{kimg}.pkl", "kimg": kimg}
         folder.append(line | {"compared_with": {"reference": reference}}, "metric-prdc.jsonl")
-    keep_best(folder, choice, metric)
-    assert (tmp_path / "network-snapshot-best.pkl").read_text() == "3"
+    keep_best(folder, [(choice, metric)])
+    assert (tmp_path / "network-snapshot-best.pkl").read_bytes() == (tmp_path / "3.pkl").read_bytes()
     assert json.loads((tmp_path / "best.json").read_text())["value"] == 0.5
     old = [{"metric": "prdc", "samples": 16, "kimg": kimg} for kimg in (1, 2)]  # as version 0.1 wrote them
     assert alike([]) == [] and alike(old) == old and alike([*old, old[0] | {"compared_with": {}}])[:2] == old

@@ -346,7 +346,10 @@ def test_a_snapshot_that_was_made_is_not_measured_again(finished: Path, run: Pat
     assert not list(run.glob("*.later*")), "the run writes the rest again just so"
 
 
-@pytest.mark.parametrize("setting", ["log.snapshot_ticks=4", "log.tick_kimg=3", "eval.snapshot_samples=20"])
+SETTINGS = ["log.snapshot_ticks=4", "log.tick_kimg=3", "eval.snapshot_samples=20", "eval.sliced_wasserstein.projections=32"]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
 def test_numbers_that_are_not_written_again_stay(setting: str, finished: Path, run: Path) -> None:
     """The run was killed after its last state, and goes on with fewer snapshots, or measures them otherwise."""
     best = json.loads((run / "best.json").read_text())["kimg"] > 1.1
@@ -358,6 +361,7 @@ def test_numbers_that_are_not_written_again_stay(setting: str, finished: Path, r
     assert (run / "metric-sliced_wasserstein.jsonl").read_text().splitlines()[0] == lines[0]
     assert best == (run / "best.json.later").is_file() == (run / "network-snapshot-best.pkl.later").is_file()
     assert "metric-sliced_wasserstein.jsonl.later" in (run / "log.txt").read_text()
+    assert (run / "stats.jsonl.later").is_file() == setting.startswith("log."), "the ticks are written again just so"
 
 
 def test_a_later_snapshot_within_the_states_thousand_images_is_set_aside(finished: Path, run: Path) -> None:
@@ -367,3 +371,43 @@ def test_a_later_snapshot_within_the_states_thousand_images_is_set_aside(finishe
     before = snapshot.read_bytes(), grid.read_bytes()
     again(finished, run, run / "training-state-000001.pt", "train.glr=0.02")
     assert (snapshot.with_name(f"{snapshot.name}.later").read_bytes(), grid.with_name(f"{grid.name}.later").read_bytes()) == before
+
+
+def test_the_best_is_kept_though_the_run_was_killed_before_it_could(finished: Path, run: Path) -> None:
+    """The next snapshot of the same thousand images takes its name. Or there is none that is measured."""
+    best, line = (
+        run / "network-snapshot-best.pkl",
+        json.loads((run / "metric-sliced_wasserstein.jsonl").read_text().splitlines()[0]),
+    )
+    for name in ("training-state-000002.pt", "training-state-000003.pt", "quality.json", "best.json", best.name):
+        (run / name).unlink()
+    before = (run / line["snapshot_pkl"]).read_bytes()
+    again(finished, run, "auto", "eval.snapshot_samples=0", "log.tick_kimg=0.768", "train.duration_kimg=1.792")
+    assert (run / line["snapshot_pkl"]).read_bytes() != before, "the test's last snapshot does not take the name"
+    assert load_network(best)[1].nimg == 1024 and best.read_bytes() == before
+    note = json.loads((run / "best.json").read_text())
+    assert (note["kimg"], note["value"]) == (line["kimg"], line["results"]["sliced_w2"])
+
+
+def test_what_a_run_had_at_its_end_is_set_aside_by_a_longer_one(finished: Path, tmp_path: Path) -> None:
+    """Its last state was damaged; the longer run has no snapshot there."""
+    run = distill(str(finished / "short.toml"), sets=["train.duration_kimg=2.56", "log.keep_states=0"], outdir=str(tmp_path)).folder
+    snapshot = run / "network-snapshot-1.000000-000002.pkl"
+    before, line = snapshot.read_bytes(), (run / "metric-sliced_wasserstein.jsonl").read_text().splitlines()[-1]
+    (run / "training-state-000002.pt").write_bytes(b"")
+    again(finished, run, "auto", "train.duration_kimg=4.096")
+    assert snapshot.with_name(f"{snapshot.name}.later").read_bytes() == before
+    assert (run / "metric-sliced_wasserstein.jsonl.later").read_text().splitlines()[-1] == line
+    assert kimgs(run) == [1, 2, 3, 4]
+
+
+def test_a_later_state_within_the_same_thousand_images_is_set_aside(finished: Path, run: Path) -> None:
+    """Resumed from a copy of an earlier one."""
+    content = load(run / "training-state-000001.pt", STATE)
+    entries = {key: value for key, value in content.items() if key not in ("format", "kind")}
+    save(run / "keep.pt", STATE, entries)
+    later = run / "training-state-000001.pt"
+    save(later, STATE, entries | {"nimg": 1280})
+    before = later.read_bytes()
+    again(finished, run, run / "keep.pt", "train.glr=0.02")
+    assert later.with_name(f"{later.name}.later").read_bytes() == before

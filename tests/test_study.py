@@ -250,6 +250,11 @@ def test_settings_that_teach_nothing_are_no_other_settings(copied: Path, here: H
     done.write_text(recipe.replace('\nmemory = "full"\n', '\nmemory = "lean"\n', 1))
     assert here("study", str(copied), "--report-only").returncode == 0
     assert here("study", str(copied), "--report-only", "--set", "train.batch_gpu=16").returncode == 0
+    assert "\n[generator]\n" in recipe
+    done.write_text(
+        recipe.replace("\n[generator]\n", f'\n[generator]\ninit = "{next(done.parent.glob("network-snapshot-*"))}"\n', 1)
+    )
+    assert "[generator] init: " in error_line(here("study", str(copied), "--report-only")), "it may have begun there"
     done.write_text(recipe.replace("\nlr = 0.002\n", "\nlr = 0.003\n", 1))
     assert f"move {done.parent} away" in error_line(here("study", str(copied), "--report-only"))
     quality = json.loads((done.parent / "quality.json").read_text())

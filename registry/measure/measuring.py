@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -71,5 +72,5 @@ def floor_row(metrics: Metrics, config: EvalConfig) -> Row:
     row = Row("floor: real images", None)
     for repeat in range(config.repeats):
         for _, metric in metrics:
-            row.add(metric.floor(repeat))
+            row.add(distributed.by_rank0(partial(metric.floor, repeat)))
     return row

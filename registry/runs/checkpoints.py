@@ -213,7 +213,8 @@ def what_is_learned(tables: Mapping[str, Any], nimg: int, over: bool) -> dict[st
         train.pop("duration_kimg", None)
     if "lr_rampup_kimg" in train:
         train["lr_rampup_kimg"] = max(number(train, "lr_rampup_kimg"), nimg / 1000)
-    found.get("generator", {}).pop("init", None)
+    if nimg:
+        found.get("generator", {}).pop("init", None)
     if over:
         found.pop("warmup", None)
     return found

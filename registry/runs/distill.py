@@ -34,6 +34,7 @@ from registry.runs.outputs import (
     draw_fakes,
     draw_start,
     draw_teacher,
+    keep_best,
     measure_snapshot,
     missing_grids,
     snapshot_name,
@@ -116,6 +117,8 @@ def distill(
         for line in (introduction(recipe, teacher, noise, generator, device, run.nimg), *teacher.remarks, *phases(run)):
             journal.log(line)
         shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
+
+        keep_best(folder, metrics)  # the run may have been killed between a line and the copy
 
         def snapshot() -> None:
             with run.averaged() as net:

@@ -210,7 +210,7 @@ class RunFolder:
     ) -> list[Path]:
         """Drop lines of statistics that a resumed run will write again: later ones, and those of a snapshot that is still due. Of
         metrics only in the files that are `written` again (by default in all). To `keep` those that it will not write just so,
-        they get files of their own, which are returned."""
+        they get files of their own, which are returned; ticks only if all are dropped."""
         aside = list[Path]()
         metrics = self.path.glob("metric-*.jsonl") if written is None else [self.path / name for name in written]
         for path in (self.path / STATISTICS, *metrics) if self.writes else ():
@@ -220,7 +220,7 @@ class RunFolder:
             kept, left = list[str](), list[str]()
             for line, entry in whole_lines(path):
                 (left if kimg_of(entry) > kimg or kimg_of(entry) in again else kept).append(line)
-            if keep and left:
+            if keep and left and (path.name != STATISTICS or written is None):
                 aside.append(unused(path.with_name(path.name + LATER)))
                 write_atomically(aside[-1], as_lines(left))
             if as_lines(kept) != path.read_bytes():

@@ -16,7 +16,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from registry.core import distributed
-from registry.core.contracts import Metric, Noise, Teacher
+from registry.core.contracts import Noise, Teacher
 from registry.core.errors import UserError
 from registry.core.text import shown
 from registry.core.version import versions
@@ -29,6 +29,7 @@ from registry.recipe.resolved import Choice, PretrainRecipe, Recipe, Tables
 from registry.recipe.tables import EvalConfig
 from registry.report.render import write_report
 from registry.runs.folder import RunFolder
+from registry.runs.states import images_of
 from registry.sample.heun import heun_samples
 from registry.sample.steps import heun_steps
 from registry.show.figures import save_curves
@@ -131,17 +132,18 @@ def measure_snapshot(
         folder.append(line, f"metric-{choice.name}.jsonl")
     numbers = "  ".join(f"{name} {found[column]:.4g}" for column, name in headings(metrics, n).items())
     folder.journal.log(f"kimg {kimg:<9.1f} {numbers}  ({n} samples)")
-    keep_best(folder, *metrics[0])
+    keep_best(folder, metrics)
 
 
-def keep_best(folder: RunFolder, choice: Choice, metric: Metric) -> None:
-    """Copy the snapshot with the best first number to network-snapshot-best, unless it is there already.
+def keep_best(folder: RunFolder, metrics: Metrics) -> None:
+    """Copy the snapshot with the best first number of the first metric to network-snapshot-best, unless it is there already.
 
     The choice is made from the lines in the folder, so a resumed run forgets a best one that came after its state. A run may have
     been killed before it had written down which snapshot the copy is of, and somebody may have removed it: so both are compared.
     """
-    if not folder.writes:
+    if not folder.writes or not metrics:
         return
+    choice, metric = metrics[0]
     column = metric.columns[0]
     found = [e for e in measurements(folder, choice, column) if not math.isnan(e["results"][column])]
     if not found:
@@ -149,17 +151,18 @@ def keep_best(folder: RunFolder, choice: Choice, metric: Metric) -> None:
     sign = -1 if column in metric.higher else 1
     first = min(found, key=lambda e: sign * float(e["results"][column]))
     snapshot, note = folder.path / first["snapshot_pkl"], folder.path / "best.json"
-    of_this_file = [e for e in folder.lines(f"metric-{choice.name}.jsonl") if e.get("snapshot_pkl") == first["snapshot_pkl"]]
-    replaced = of_this_file[-1]["kimg"] != first["kimg"]  # by a later snapshot within the same thousand images
     best = {"kimg": first["kimg"], "metric": first["metric"], "column": column, "value": first["results"][column]}
     content = (json.dumps(best | {"file": snapshot.name}) + "\n").encode()
     copy = folder.path / f"network-snapshot-best{snapshot.suffix}"
     try:
-        if snapshot.is_file() and not replaced:
-            if not (copy.is_file() and filecmp.cmp(snapshot, copy, shallow=False)):
-                folder.write(copy.name, snapshot.read_bytes())
-            if not (note.is_file() and note.read_bytes() == content):
-                folder.write(note.name, content)
+        if not snapshot.is_file():
+            return
+        if not (copy.is_file() and filecmp.cmp(snapshot, copy, shallow=False)):
+            if images_of(snapshot) != round(1000 * first["kimg"]):  # replaced by a later one within the same thousand images
+                return
+            folder.write(copy.name, snapshot.read_bytes())
+        if not (note.is_file() and note.read_bytes() == content):
+            folder.write(note.name, content)
     except (OSError, UserError) as error:  # a disk that is full, or does not answer at present: the snapshot itself is there
         what = f"{snapshot}: {error.strerror}" if isinstance(error, OSError) else str(error)
         folder.journal.log(f"WARNING {what}; the best snapshot is not kept this time")
@@ -199,8 +202,7 @@ def course(stats: list[dict[str, Any]], key: str) -> tuple[list[float], list[flo
 
 def write_table(folder: RunFolder, rows: list[Row], metrics: Metrics, config: EvalConfig, nimg: int) -> None:
     """The final table, printed and kept as quality.txt and quality.json; the best snapshot is there, too, from then on."""
-    if metrics:
-        keep_best(folder, *metrics[0])
+    keep_best(folder, metrics)
     spread = f"mean ± standard deviation of {config.repeats} sampling seeds" if config.repeats > 1 else "one sampling seed"
     title = f"{nimg / 1000:g} kimg: {config.samples} samples, {spread}"
     measured_like = protocols(metrics, config)

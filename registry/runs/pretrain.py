@@ -29,7 +29,16 @@ from registry.runs.building import build_metrics, check_target, parameter_count,
 from registry.runs.built import check_noise, held
 from registry.runs.ending import interruptible
 from registry.runs.health import check_images
-from registry.runs.outputs import draw_curves, draw_fakes, draw_real, measure_snapshot, snapshot_name, write_network, write_table
+from registry.runs.outputs import (
+    draw_curves,
+    draw_fakes,
+    draw_real,
+    keep_best,
+    measure_snapshot,
+    snapshot_name,
+    write_network,
+    write_table,
+)
 from registry.runs.starting import prepare, start_or_resume
 from registry.runs.states import TEACHER
 from registry.runs.training import Saved, train
@@ -64,7 +73,6 @@ def pretrain(
     target = None if save is None else check_target(save)
     device, found = prepare(recipe, resume)
     journal = journal or Journal()
-
     data = real_images(recipe.data, device)
     net, domain = new_network(recipe, data)
     noise: Noise = recipe.noise.make(domain)
@@ -92,6 +100,7 @@ def pretrain(
         journal.log(f"training a {size} on {domain.origin} ({len(data)} images), D = {noise.D:g}")
         if run.nimg == 0:
             draw_real(folder, recipe)
+        keep_best(folder, metrics)  # the run may have been killed between a line and the copy
         train(partial(pretraining.iterations, run), run, recipe, folder, lambda: {"denoiser": run.denoiser}, saved, snapshot)
 
         target = target or folder.path / TEACHER

@@ -56,8 +56,8 @@ from registry.show.trackers import Trackers
 
 TICKS = {"log": ("tick_kimg", "snapshot_ticks")}
 """When a run has ticks and snapshots."""
-MEASURED = {"eval": ("metrics", "reference", "snapshot_samples")}
-"""How snapshots are measured."""
+MEASURED = ("metrics", "reference", "snapshot_samples")
+"""How snapshots are measured, beside the metrics' own settings."""
 
 
 def prepare(recipe: Recipe | PretrainRecipe, resume: str | None) -> tuple[torch.device, Found]:
@@ -177,13 +177,13 @@ def leave_behind(
     state: Path, folder: RunFolder, nimg: int, saved: Saved, before: Tables, otherwise: bool, written: Sequence[str]
 ) -> None:
     """Set aside what the folder has of more images than the state, as far as the run does not write it again just so: it may go on
-    `otherwise` than the tables `before`, or than those of whoever wrote here last, or be shorter, or have other snapshots."""
+    `otherwise` than the tables `before`, or than those of whoever wrote here last, or end elsewhere, or have other snapshots."""
     recorded, now = complete_tables(folder.path / "recipe.toml") or before, saved.tables
     left = otherwise or bool(learned_otherwise(recorded, now, nimg)) or is_other(before, recorded, now, TICKS)
-    left = left or max(all_images(before), all_images(recorded)) > all_images(now)
+    left = left or any(nimg < all_images(tables) != all_images(now) for tables in (before, recorded))
     aside = set_later_aside(folder.path, state, nimg, left, teacher="network" in now)
     branch = left or bool(aside)
-    remeasured = is_other(before, recorded, now, MEASURED)
+    remeasured = is_other(before, recorded, now, {"eval": (*MEASURED, *now["eval"]["metrics"])})
     aside += set_best_aside(folder.path, nimg) if branch or remeasured else []
     aside += set_table_aside(folder.path, nimg)
     aside += folder.forget_after(nimg / 1000, None if branch else written, saved.snapshot_due, keep=branch or remeasured)

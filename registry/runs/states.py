@@ -145,7 +145,7 @@ def set_later_aside(folder: Path, state: Path, nimg: int, changed: bool, teacher
     """Rename the folder's states that come after the one that a run goes on from: they are of a branch that it leaves. And then, or
     if it has `changed` so that it learns otherwise, the later snapshots and their grids, too, and a later `teacher`, if the run
     makes one."""
-    later = [path for path in states(folder) if kimg_of(path) > nimg // 1000 and path != state and not unreadable(path)]
+    later = [path for path in states(folder) if path != state and is_later(path, nimg) and not unreadable(path)]
     if later or changed:
         of_snapshots = [*folder.glob("network-snapshot-*"), *folder.glob("fakes_*.png")]
         numbered = [path for path in of_snapshots if re.search(r"[-_]\d{6,}$", path.stem, re.ASCII)]
@@ -156,6 +156,15 @@ def set_later_aside(folder: Path, state: Path, nimg: int, changed: bool, teacher
         if teacher and images_of(folder / TEACHER) > nimg:
             later += [path for name in (TEACHER, "teacher.quality.json") if (path := folder / name).is_file()]
     return [path.rename(unused(path.with_name(path.name + LATER))) for path in later]
+
+
+def is_later(state: Path, nimg: int) -> bool:
+    """Whether a state is of more images; within the same thousand its name does not say, and one that cannot be read is not."""
+    if kimg_of(state) != nimg // 1000:
+        return kimg_of(state) > nimg // 1000
+    with suppress(UserError):
+        return int(load(state, STATE)["nimg"]) > nimg
+    return False
 
 
 def set_best_aside(folder: Path, nimg: int) -> list[Path]:
