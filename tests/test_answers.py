@@ -74,6 +74,34 @@ def test_a_noise(method: str, wrong: str, recipe_file: Write, monkeypatch: pytes
     assert {"prior", "perturb", "student_sigma", "generator_sigma"}.isdisjoint(vars(noise)), "it is as it was"
 
 
+SCALES: dict[str, Callable[[Tensor], Any]] = {
+    "text": lambda s: "a",
+    "a number for all": lambda s: s[:1],
+    "whole numbers": lambda s: s.long(),
+    "sparse": lambda s: s.to_sparse(),
+    "of another kind": lambda s: s.as_subclass(type("T", (Tensor,), {})),
+    "elsewhere": lambda s: s.to("meta"),
+}
+
+
+@pytest.mark.parametrize("when", [0, 30])
+@pytest.mark.parametrize("odd", SCALES)
+def test_a_kernel_with_an_odd_scale(odd: str, when: int, recipe_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OddScale(ElectrostaticNoise):
+        calls = 0
+
+        def scale(self, rng: Any) -> Any:
+            self.calls += 1
+            found = super().scale(rng)
+            assert found is not None
+            return SCALES[odd](found) if self.calls > when else found
+
+    monkeypatch.setattr("ipfm_plugin.noise.build", lambda config, domain: OddScale(128.0))
+    told = r"^plugin 'ipfm': noise 'electrostatic': scale\(rng\) must give real numbers \[\d+\] on cpu, or None, and gave "
+    with pytest.raises(UserError, match=told):
+        distill(recipe_file(), sets={"eval.metrics": []})
+
+
 def test_a_noise_that_writes_into_its_images(recipe_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     class Writes(ElectrostaticNoise):
         def perturb(self, x: Tensor, *arguments: Any) -> Tensor:

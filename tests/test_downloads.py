@@ -66,7 +66,11 @@ class Handler(BaseHTTPRequestHandler):
             content, tag = content[::-1], '"2"'
         if (asked := self.headers.get("Range")) and behaviour != "no ranges" and self.headers.get("If-Range", tag) == tag:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if behaviour == "another part":
+            start = len(content) // 2
         self.send_response(206 if start else 200)
+        if behaviour == "another part":
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         if behaviour != "endless":
             self.send_header("Content-Length", str(len(content) - start))
         if behaviour == "packed":
@@ -140,6 +144,14 @@ def test_another_version_on_the_server_is_not_spliced(cache: Path) -> None:
     with serving("truncate 1", "new version") as server:
         assert downloads.fetch(server.url).read_bytes() == Server.content[::-1]
         assert [asked for _, asked in server.requests] == [None, "bytes=100000-"]
+
+
+def test_a_part_that_nobody_has_asked_for_is_no_file(cache: Path) -> None:
+    """At the first request, or instead of the rest of a file."""
+    for behaviours in (("another part",), ("truncate", "another part")):
+        with serving(*behaviours) as server:
+            assert downloads.fetch(server.url).read_bytes() == Server.content
+            assert len(server.requests) == len(behaviours) + 1
 
 
 def test_a_download_that_fails(cache: Path) -> None:

@@ -22,6 +22,7 @@ from ipfm_plugin.noise import ElectrostaticNoise
 from registry.core.contracts import Metric, Teacher
 from registry.core.errors import UserError
 from registry.core.settings import Config
+from registry.core.surroundings import surroundings_restored
 from registry.measure.guarded import Guarded
 from registry.measure.measuring import measure
 from registry.plugins.component import Component
@@ -88,6 +89,24 @@ def test_a_metric_that_is_none(what: str) -> None:
     with pytest.raises(UserError, match="plugin 'strangers': metric 'odd': ") as caught:
         guarded(metric)
     assert told in str(caught.value)
+
+
+def test_a_metric_whose_rows_change_their_length() -> None:
+    lengths = iter((2, 2, 3))
+    metric = guarded(odd(embed=lambda self, images: torch.zeros(len(images), next(lengths))))
+    for _ in range(2):
+        metric.embed(torch.zeros(4, *SHAPE))
+    with pytest.raises(UserError, match="embed must give rows of the same length, and gave 3 numbers after 2"):
+        metric.embed(torch.zeros(4, *SHAPE))
+
+
+def test_what_a_plugin_enters_and_does_not_leave() -> None:
+    for enter in (torch.inference_mode(), torch.no_grad()):
+        with surroundings_restored():
+            enter.__enter__()
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    with torch.no_grad(), surroundings_restored():
+        assert not torch.is_grad_enabled()
 
 
 NUMBERS: dict[str, tuple[Any, str]] = {
@@ -198,9 +217,9 @@ class Answers(nn.Module):
     ],
 )
 def test_a_denoiser_that_answers_something_else(answer: Any, told: str) -> None:
-    check_answer(choice("teacher"), teacher(), ElectrostaticNoise(128.0))
+    check_answer(choice("teacher"), teacher(), teacher().denoiser, 2.5)
     with pytest.raises(UserError) as caught:
-        check_answer(choice("teacher"), teacher(denoiser=Answers(answer)), ElectrostaticNoise(128.0))
+        check_answer(choice("teacher"), teacher(), Answers(answer), 2.5)
     assert told in str(caught.value)
 
 

@@ -411,3 +411,14 @@ def test_a_later_state_within_the_same_thousand_images_is_set_aside(finished: Pa
     before = later.read_bytes()
     again(finished, run, run / "keep.pt", "train.glr=0.02")
     assert later.with_name(f"{later.name}.later").read_bytes() == before
+
+
+def test_a_network_in_a_states_place_is_set_aside(finished: Path, run: Path) -> None:
+    last = run / "training-state-000003.pt"
+    save_network(last, "denoiser", tiny_network(), {"D": 128.0})
+    again(finished, run, "auto")
+    assert (
+        "is no training state; it was renamed to training-state-000003.pt.damaged, and the state before it"
+        in (run / "log.txt").read_text()
+    )
+    assert last.with_name(f"{last.name}.damaged").is_file() and load(last, STATE)["nimg"] == 3072

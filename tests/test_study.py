@@ -16,17 +16,22 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from registry.cli.study_commands import cell_command
 from registry.core.errors import UserError
+from registry.files.formats import save_network
 from registry.plugins.loading import Plugins
 from registry.study import attempts
-from registry.study.cells import Status, prepare, read_attempt, run_folder, status
+from registry.study.attempts import write_note
+from registry.study.cells import Cell, Status, check_same_files, prepare, read_attempt, run_folder, status
 from registry.study.conduct import forget_failures
 from registry.study.definition import read_study
+from registry.study.grid import Combination
+from registry.study.machine import made_from
 from registry.study.reuse import is_finished, recorded, reuse
 from registry.study.slurm import CellJob
-from tests.conftest import environment, error_line
+from tests.conftest import environment, error_line, tiny_network
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -278,6 +283,33 @@ def test_a_changed_study_is_refused_with_what_differs(copied: Path, here: Here, 
     line = error_line(here("study", str(copied), "--set", "train.lr=1e-3", "--report-only"))
     assert "--outdir" in line or "outdir" in line
     assert "[train] lr: 0.002 -> 0.001 (4 cells)" in line
+
+
+def test_other_files_under_the_same_names_are_another_study(tmp_path: Path, plugins: Plugins) -> None:
+    """Their means would be of runs with different teachers."""
+    save_network(tmp_path / "teacher.pt", "denoiser", tiny_network(), {"D": 128.0, "sigma_data": 0.5})
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "a.png")
+    tables = {
+        "teacher": {"source": str(tmp_path / "teacher.pt")},
+        "eval": {"metrics": ["x"], "reference": str(tmp_path / "images")},
+    }
+    first = made_from(tables)
+    assert first and made_from(tables) == first and made_from({"log": {"outdir": str(tmp_path)}, "train": {"lr": 1}}) == {}
+    cell = Cell(Combination((), {}, "a", {}), 0, tmp_path / "cell", (), (), tables)
+    cell.folder.mkdir()
+    write_note(cell.folder, {"exit": 0, "made_with": first})
+    check_same_files((cell,), tmp_path)
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "b.png")
+    with pytest.raises(
+        UserError, match=r"has runs that were made when other things were in images, teacher.pt \(1 cell\); put them"
+    ):
+        check_same_files((cell,), tmp_path)
+    (tmp_path / "images" / "b.png").unlink()
+    check_same_files((cell,), tmp_path)
+    save_network(tmp_path / "teacher.pt", "denoiser", tiny_network(), {"D": 127.0, "sigma_data": 0.5})
+    with pytest.raises(UserError, match="put them back, or name another folder"):
+        check_same_files((cell,), tmp_path)
 
 
 def test_retry_continues_failed_runs_and_begins_diverged_ones_anew(copied: Path, plugins: Plugins, monkeypatch: Any) -> None:

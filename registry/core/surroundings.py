@@ -80,8 +80,9 @@ def surroundings_restored() -> Iterator[None]:
 @contextmanager
 def settings_restored() -> Iterator[None]:
     """The same, but for random numbers."""
-    before = ProcessSettings.now()
-    with working_folder_restored(), torch.set_grad_enabled(torch.is_grad_enabled()):
+    before, gradients = ProcessSettings.now(), torch.is_grad_enabled()
+    inference = torch.inference_mode(torch.is_inference_mode_enabled())  # which switches gradients, too
+    with working_folder_restored(), inference, torch.set_grad_enabled(gradients):
         try:
             yield
         finally:

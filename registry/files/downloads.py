@@ -188,10 +188,11 @@ def _continue(url: str, part: Path, sha256: str | None) -> None:
     resume = {"Range": f"bytes={have}-", "If-Range": known} if have else {}
     request = urllib.request.Request(url, headers=headers | {k: v for k, v in resume.items() if v})
     with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-        have = have if answer.status == 206 else 0
-        if have and not answer.headers.get("Content-Range", f"bytes {have}-").startswith(f"bytes {have}-"):
+        a_part = answer.status == 206
+        if a_part and not (have and answer.headers.get("Content-Range", f"bytes {have}-").startswith(f"bytes {have}-")):
             tag.unlink(missing_ok=True)
             raise _Short("it sent another part of the file than was asked for")
+        have = have if a_part else 0
         coding = answer.headers.get("Content-Encoding", "identity")
         if coding.strip().lower() != "identity":
             raise _Unwanted(f"the server sent it packed ({shown(coding, 20)}), which was not asked for")

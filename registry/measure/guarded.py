@@ -48,6 +48,8 @@ class Guarded(Metric):
             written = json.dumps(dict(self.details), allow_nan=False, ensure_ascii=False)
         self.demand(all(isinstance(name, str) for name in self.details), "details must have names that are text")
         self.demand(is_text(written), "details must hold text that can be written as UTF-8")
+        self.width = 0
+        """Numbers in a row, from the first one on."""
         self.code = code_of(type(metric))
         """A hash of the plugin's code: the formula may change, and the name stay."""
 
@@ -59,6 +61,9 @@ class Guarded(Metric):
         self.demand(right, f"embed must give a row for each of {len(images)} images, and gave {list(rows.shape)}")
         plain = rows.layout == torch.strided and not rows.is_meta and not rows.is_complex()
         self.demand(plain, f"embed must give rows of plain real numbers, and gave {rows.dtype}, {rows.layout} on {rows.device}")
+        self.width = self.width or rows.shape[1]
+        told = f"embed must give rows of the same length, and gave {rows.shape[1]} numbers after {self.width}"
+        self.demand(rows.shape[1] == self.width, told)
         return rows.cpu()
 
     def compare(self, rows: Tensor) -> dict[str, float]:

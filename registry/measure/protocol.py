@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from registry.core.contracts import Metric
+from registry.core.text import printable
 from registry.measure.guarded import Guarded
 from registry.recipe.resolved import Choice
 from registry.recipe.tables import EvalConfig
@@ -50,7 +51,7 @@ def unlike(name: str, found: Any, wanted: Any) -> str:
 
 def in_words(protocols: Iterable[Protocol]) -> dict[str, str]:
     """{metric: its protocol as a line}: "images 50000, repeats 3, mode legacy_tensorflow, …"."""
-    return {p["metric"]: ", ".join(f"{words(k)} {v}" for k, v in p.items() if k != "metric") for p in protocols}
+    return {p["metric"]: printable(", ".join(f"{words(k)} {v}" for k, v in p.items() if k != "metric")) for p in protocols}
 
 
 def words(name: str) -> str:

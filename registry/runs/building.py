@@ -168,6 +168,8 @@ def check_target(save: object) -> Path:
         raise SettingError("save", f"a network is saved as {', '.join(SUFFIXES)}", str(path))
     if path.is_dir():
         raise SettingError("save", "is a folder; give the name of a file", str(path))
+    if path.match("training-state-*"):
+        raise SettingError("save", "is the name of a training state; give another", str(path))
     check_folder(path.parent, "save")
     return path
 

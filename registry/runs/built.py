@@ -98,7 +98,9 @@ def check_noise(choice: Choice, noise: Noise, shape: tuple[int, int, int]) -> No
     room = can_be_spaced(noise.sigma_min, noise.sigma_max, noise.rho)
     demand(choice, room, f"sigma^(1/rho) must leave numbers from sigma_min to sigma_max, and does not with rho = {noise.rho}")
     n, rng, autocast = 2, Streams.derived("check", range(2)), autocasts()
-    check_tensor(choice, "prior(shape, sigma, rng)", noise.prior(shape, noise.sigma_init, rng), (n, *shape))
+    with told_of(choice):
+        drawn = noise.prior(shape, noise.sigma_init, rng)
+    check_tensor(choice, "prior(shape, sigma, rng)", drawn, (n, *shape))
     check_tensor(choice, "student_sigma(rng)", noise.student_sigma(rng), (n,))
     check_tensor(choice, "generator_sigma(rng)", noise.generator_sigma(rng), (n,))
     x, sigma = torch.zeros(n, *shape), torch.full((n,), float(noise.sigma_init))
@@ -133,13 +135,15 @@ def held(teacher: tuple[Choice, nn.Module] | None, choice: Choice, noise: Noise)
     prior, perturb, student, generator = noise.prior, noise.perturb, noise.student_sigma, noise.generator_sigma
 
     def checked_prior(shape: Sequence[int], sigma: float, rng: Streams, *more: Any, **others: Any) -> Tensor:
-        found = prior(shape, sigma, rng, *more, **others)
+        with told_of(choice):
+            found = prior(shape, sigma, rng, *more, **others)
         check_tensor(choice, "prior(shape, sigma, rng)", found, (len(rng), *shape), rng.device)
         return found
 
     def checked_perturb(x: Tensor, sigma: Tensor, rng: Streams, *more: Any, **others: Any) -> Tensor:
         before, autocast = x._version, autocasts()
-        found = perturb(x, sigma, rng, *more, **others)
+        with told_of(choice):
+            found = perturb(x, sigma, rng, *more, **others)
         check_tensor(choice, "perturb(x, sigma, rng)", found, tuple(x.shape), x.device)
         demand(choice, x._version == before, "perturb writes to the images that it is given")
         demand_autocast(choice, autocast)

@@ -31,6 +31,7 @@ NETWORKS = (".pkl", ".pt")
 """Suffixes of snapshots."""
 SET_ASIDE, LATER = ".damaged", ".later"
 NONE_IS_WHOLE = "none of its training states is whole"
+OTHER = "is no training state"
 MOST_REMARKS = 5
 
 
@@ -136,8 +137,9 @@ def misnamed(path: Path) -> str | None:
     """What is wrong with the name of one of our states: it does not say how many images the run had seen. Otherwise None."""
     try:
         nimg = int(load(path, STATE, sealed=has_seal(path))["nimg"])
-    except UserError as error:  # another project's, or of another kind: whoever reads it says so
-        return DAMAGED if str(error).endswith(DAMAGED) else None
+    except UserError as error:  # another project's: whoever reads it says so
+        reason = str(error)
+        return DAMAGED if reason.endswith(DAMAGED) else OTHER if f"expected a {STATE}" in reason else None
     return None if nimg // 1000 == kimg_of(path) else f"is a state at {nimg / 1000:.3f} kimg under another name"
 
 

@@ -128,6 +128,8 @@ def open_sampler(
         network, "denoiser", "generator", key=key, kind=kind, build=lambda facts: copy_of_teacher(network, facts, plugins)
     )
     place = distributed.start(str(device))
+    if precision == "fp16" and place.type == "cpu":
+        raise SettingError("precision", "computes on a GPU only; on the CPU give fp32 or bf16", precision)
     net = net.to(place).requires_grad_(False)
     domain = domain_of(network, net, facts, D)
     noise = noise_of(network, facts, domain, sigma_init, plugins)

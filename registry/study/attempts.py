@@ -20,8 +20,9 @@ from typing import Any
 
 from registry.core.atomic import write_atomically
 from registry.core.errors import UserError
-from registry.study.cells import ATTEMPT, read_attempt
-from registry.study.machine import code, made_with
+from registry.runs.states import complete_tables
+from registry.study.cells import ATTEMPT, RECIPE, read_attempt
+from registry.study.machine import code, made_from, made_with
 
 LOCK, OUTPUT, ERRORS = "lock", "output.txt", "errors.txt"
 
@@ -84,9 +85,10 @@ def begin(folder: Path, command: list[str], environment: Mapping[str, str]) -> A
         except BlockingIOError:
             raise UserError(f"{folder}: is being run by another process") from None
         seconds = read_attempt(folder).get("seconds", 0.0)
+        made = {**made_with(), "code": code(), **made_from(complete_tables(folder / RECIPE) or {})}
         note: dict[str, Any] = {
             "command": command, "started": time.time(), "seconds": seconds, "exit": None, "error": "", "pid": None,
-            "threads": environment.get("OMP_NUM_THREADS", ""), "made_with": {**made_with(), "code": code()},
+            "threads": environment.get("OMP_NUM_THREADS", ""), "made_with": made,
         }  # fmt: skip
         write_note(folder, note)
         process = subprocess.Popen(

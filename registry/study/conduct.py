@@ -24,7 +24,7 @@ from registry.plugins.loading import Plugins
 from registry.recipe.resolved import dumps
 from registry.show.journal import Journal
 from registry.study.attempts import write_note
-from registry.study.cells import Cell, Command, Status, check_unchanged, is_longer, prepare, status
+from registry.study.cells import Cell, Command, Status, check_same_files, check_unchanged, is_longer, prepare, status
 from registry.study.definition import Study
 from registry.study.local import run_local
 from registry.study.page import page
@@ -78,6 +78,7 @@ def conduct(
             raise SettingError("outdir", "has no runs of this study to report", str(outdir))
         typed = (kept(outdir / "study.json", TYPED) or {"command": typed})["command"]
         return report(study, outdir, read_results(cells), typed, journal)
+    check_same_files(cells, outdir)
     with alone(outdir):
         write_atomically(outdir / STUDY, dumps(study.tables()).encode())
         journal.open(outdir)

@@ -12,23 +12,24 @@ from registry.recipe.resolved import dumps
 from registry.recipe.texts import read_tables
 from registry.study.attempts import write_note
 from registry.study.cells import RECIPE, Cell, Status, identity, read_attempt, run_folder, status
-from registry.study.machine import code, made_with
+from registry.study.machine import code, made_from, made_with
 
 
 def reuse(cells: Sequence[Cell], source: Path) -> list[Cell]:
     """Copy the results of those cells that have none yet and that a study in or below a folder has; returns them.
 
-    Nothing is copied that was made by other code, by other versions of the libraries, or on another kind of machine.
-    Raises SettingError if there is no such folder.
+    Nothing is copied that was made from other files, by other code, by other versions of the libraries, or on another kind of
+    machine. Raises SettingError if there is no such folder.
     """
     if not source.is_dir():
         raise SettingError("reuse", "is no folder", str(source))
     present = {**made_with(), "code": code()}
-    begun = [(recipe, folder) for recipe, folder in recorded(source) if read_attempt(folder).get("made_with") == present]
+    begun = [(recipe, folder, read_attempt(folder).get("made_with")) for recipe, folder in recorded(source)]
     copied = []
     for cell in cells:
         wanted = dumps(identity(cell.tables))
-        same = (folder for recipe, folder in begun if recipe == wanted and is_finished(cell, folder))
+        like = present | made_from(cell.tables)
+        same = (folder for recipe, folder, made in begun if recipe == wanted and made == like and is_finished(cell, folder))
         if not cell.folder.exists() and (folder := next(same, None)) is not None:
             copy(folder, cell.folder)
             copied.append(cell)

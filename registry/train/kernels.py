@@ -13,10 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from registry.core.errors import BrokenContract
 from registry.core.float64 import wide
 from registry.core.levels import karras_sigma
 from registry.core.settings import NoiseConfig
 from registry.core.streams import Streams
+from registry.core.text import kind
 
 
 class Kernel(ABC):
@@ -34,10 +36,16 @@ class Kernel(ABC):
         """The scales s [B] of this kernel, None if they are all 1."""
 
     def draw(self, shape: Sequence[int], rng: Streams, dtype: torch.dtype = torch.float32) -> Tensor:
-        """B draws of the kernel at sigma = 1 around 0: shape (C, H, W) -> [B, C, H, W]."""
+        """B draws of the kernel at sigma = 1 around 0: shape (C, H, W) -> [B, C, H, W]. Raises BrokenContract."""
         z = rng.normal(shape).to(dtype)
         s = self.scale(rng)
-        return z if s is None else z * s.to(dtype).reshape(-1, *[1] * len(shape))
+        if s is None:
+            return z
+        right = type(s) is Tensor and s.layout == torch.strided and s.is_floating_point() and tuple(s.shape) == (len(rng),)
+        if not right or s.device.type != z.device.type:
+            found = f"a {kind(s)}" + (f" of {s.dtype}, {s.layout}, {list(s.shape)} on {s.device}" if isinstance(s, Tensor) else "")
+            raise BrokenContract(f"scale(rng) must give real numbers [{len(rng)}] on {z.device}, or None, and gave {found}")
+        return z * s.to(dtype).reshape(-1, *[1] * len(shape))
 
     def prior(self, shape: Sequence[int], sigma: float, rng: Streams) -> Tensor:
         """The kernel at `sigma` around 0: shape (C, H, W) -> [B, C, H, W]."""
