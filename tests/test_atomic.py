@@ -247,3 +247,31 @@ def test_a_signal_in_the_moment_in_which_a_temporary_is_there_leaves_none(functi
     finally:
         sys.setprofile(None)
     assert kept and list(tmp_path.iterdir()) == []
+
+
+AMIDST = """
+import os, signal, sys
+from pathlib import Path
+from registry.cli.group import interrupt
+from registry.core.atomic import new_folder, write_atomically
+signal.signal(signal.SIGTERM, interrupt)
+sys.path.insert(0, sys.argv[1])
+with new_folder(Path("folder")) as part:
+    (part / "a").write_text("a")
+    if os.fork() == 0:
+        os._exit(0)  # what another process ends with is not its parent's
+    assert os.wait()[1] == 0 and len(list(Path(".").iterdir())) == 1
+    write_atomically(Path("file"), lambda file: __import__("slow"))
+"""
+
+
+def test_a_signal_in_the_middle_of_an_import_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """It ends the process at once: what is imported may take an exception for an error of its own."""
+    (tmp_path / "modules").mkdir()
+    slow = "import os, signal, time\nassert len(os.listdir('.')) == 2\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(60)\n"
+    (tmp_path / "modules" / "slow.py").write_text(slow)
+    (tmp_path / "out").mkdir()
+    words = [sys.executable, "-c", AMIDST, tmp_path / "modules"]
+    done = subprocess.run(words, cwd=tmp_path / "out", env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "distill: interrupted\n")
+    assert not list((tmp_path / "out").iterdir())

@@ -26,6 +26,7 @@ from click.core import ParameterSource
 from registry.cli import completion
 from registry.cli.again import LAUNCHER, going_on
 from registry.cli.options import recipe_options
+from registry.core.atomic import remove_unfinished
 from registry.core.errors import Diverged, Interrupted, Lost, Mistakes, SettingError, UserError
 from registry.core.interruption import WRITER, heeded
 from registry.core.joining import first_to_tell, record, several
@@ -133,6 +134,7 @@ def answer_signals(before: Handler, now: Handler) -> None:
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:
     """End at a signal. In the middle of an import at once: what is imported may take an exception for an error of another kind."""
     if is_importing(frame):
+        remove_unfinished()
         os.write(2, b"distill: interrupted\n")
         os._exit(128 + number)
     if number == signal.SIGINT:

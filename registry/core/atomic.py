@@ -63,6 +63,10 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], 
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
+_unfinished = dict[str, int]()
+"""Temporary files and folders, and the process that writes each."""
+
+
 class SurelyLeft(Generic[T]):
     """A manager of `contextmanager` that is left again if an exception comes in the moment in which it has been entered, as that of
     a signal may: the block that would leave it has not begun by then."""
@@ -88,11 +92,21 @@ def temporary_beside(path: Path) -> Iterator[tuple[BinaryIO, str]]:
     try:
         with undisturbed():
             file, name = own_temporary(path)
+            _unfinished[name] = os.getpid()
         yield file, name
     finally:
         if name is not None:
+            _unfinished.pop(name, None)
             with suppress(OSError):  # the disk may be read-only by now; the next start sweeps
                 os.unlink(name)
+
+
+def remove_unfinished() -> None:
+    """Remove what this process was writing: for one that ends at once."""
+    for name, writer in [*_unfinished.items()]:
+        if writer == os.getpid():
+            with suppress(OSError):
+                shutil.rmtree(name) if os.path.isdir(name) else os.unlink(name)
 
 
 @contextmanager
@@ -183,6 +197,7 @@ def folder_for(target: Path) -> Iterator[Path]:
     try:
         with undisturbed():
             part, handle = own_folder(target)
+            _unfinished[str(part)] = os.getpid()
         yield part
         part.replace(target)
     except OSError as error:
@@ -190,6 +205,7 @@ def folder_for(target: Path) -> Iterator[Path]:
         raise UserError(f"{target}: {MEANWHILE if there else f'cannot be written: {error.strerror}'}") from None
     finally:
         if part is not None:
+            _unfinished.pop(str(part), None)
             shutil.rmtree(part, ignore_errors=True)
         if handle is not None:
             os.close(handle)
