@@ -120,16 +120,20 @@ def all_known(labels: list[list[Any]]) -> bool:
 
 def fill_zip(file: BinaryIO, fill: Callable[[Callable[[str, bytes], object]], None]) -> None:
     """Fill an uncompressed ZIP, as EDM requires it."""
-    with undisturbed():  # half-made, it would complain when it is thrown away
-        archive = zipfile.ZipFile(file, "w", zipfile.ZIP_STORED)
-    with archive:
+    archive = None
+    try:
+        with undisturbed():  # half-made, or not closed, it would complain when it is thrown away
+            archive = opened = zipfile.ZipFile(file, "w", zipfile.ZIP_STORED)
 
         def write(name: str, content: bytes) -> None:
             member = zipfile.ZipInfo(name)  # of 1980, whenever it is made: the same images give the same file
             member.external_attr = 0o644 << 16
-            archive.writestr(member, content)
+            opened.writestr(member, content)
 
         fill(write)
+    finally:
+        if archive is not None:
+            archive.close()
 
 
 def write_file(path: Path, content: bytes) -> None:

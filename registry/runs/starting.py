@@ -22,7 +22,7 @@ from registry.files.json_lines import kimg_of, readable_lines
 from registry.measure.saved import QUALITY
 from registry.recipe.doubts import doubts
 from registry.recipe.resolved import UNTRAINED, PretrainRecipe, Recipe, Tables, settings_of
-from registry.recipe.tables import PretrainConfig, TrainConfig
+from registry.recipe.tables import LogConfig, PretrainConfig, TrainConfig
 from registry.runs.checkpoints import (
     all_images,
     check_same_networks,
@@ -39,6 +39,7 @@ from registry.runs.checkpoints import (
 from registry.runs.folder import RunFolder
 from registry.runs.foreign import adopt
 from registry.runs.outputs import snapshot_name
+from registry.runs.schedule import Schedule
 from registry.runs.states import (
     LATER,
     Found,
@@ -180,7 +181,8 @@ def leave_behind(
     `otherwise` than the tables `before`, or than those of whoever wrote here last, or end elsewhere, or have other snapshots."""
     recorded, now = complete_tables(folder.path / "recipe.toml") or before, saved.tables
     left = otherwise or bool(learned_otherwise(recorded, now, nimg)) or is_other(before, recorded, now, TICKS)
-    left = left or any(nimg < all_images(tables) != all_images(now) for tables in (before, recorded))
+    ends = [all_images(tables) for tables in (before, recorded)]
+    left = left or any(nimg < end and not has_a_snapshot(now, end) for end in ends)
     aside = set_later_aside(folder.path, state, nimg, left, teacher="network" in now)
     branch = left or bool(aside)
     remeasured = is_other(before, recorded, now, {"eval": (*MEASURED, *now["eval"]["metrics"])})
@@ -190,6 +192,12 @@ def leave_behind(
     if aside:
         which = " of another branch" if branch else ""
         folder.journal.log(f"later files{which} were set aside: {', '.join(path.name for path in aside)}")
+
+
+def has_a_snapshot(tables: Tables, nimg: int) -> bool:
+    """Whether a run by these tables has a snapshot at so many images."""
+    total, log = all_images(tables), {key: tables["log"][key] for key in TICKS["log"]}
+    return nimg <= total and Schedule(LogConfig(**log), tables["train"]["batch"], total).due(nimg).snapshot
 
 
 def is_other(before: Tables, recorded: Tables, now: Tables, settings: Mapping[str, Sequence[str]]) -> bool:
