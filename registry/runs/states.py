@@ -157,7 +157,7 @@ def set_later_aside(folder: Path, state: Path, nimg: int, changed: bool, teacher
         later += [path for path, named in images.items() if named > within or (same and named == within)]
         if teacher and images_of(folder / TEACHER) > nimg:
             later += [path for name in (TEACHER, "teacher.quality.json") if (path := folder / name).is_file()]
-    return [path.rename(unused(path.with_name(path.name + LATER))) for path in later]
+    return renamed_later(later)
 
 
 def is_later(state: Path, nimg: int) -> bool:
@@ -169,13 +169,18 @@ def is_later(state: Path, nimg: int) -> bool:
     return False
 
 
+def renamed_later(paths: Sequence[Path]) -> list[Path]:
+    """The same files under names that nothing takes for the run's. Raises OSError."""
+    return [path.rename(unused(path.with_name(path.name + LATER))) for path in paths]
+
+
 def set_best_aside(folder: Path, nimg: int) -> list[Path]:
     """Rename the copy of the best snapshot, and what says which it is, if that comes later: others are compared from here on."""
     best = kept(folder / "best.json", BEST)
     if best is None or best.kimg <= nimg / 1000:
         return []
     copies = [path for path in folder.glob("network-snapshot-best.*") if path.suffix in NETWORKS]
-    return [path.rename(unused(path.with_name(path.name + LATER))) for path in (folder / "best.json", *copies)]
+    return renamed_later([folder / "best.json", *copies])
 
 
 def set_table_aside(folder: Path, nimg: int) -> list[Path]:
@@ -184,7 +189,7 @@ def set_table_aside(folder: Path, nimg: int) -> list[Path]:
     if table is None or (table.nimg or 0) <= nimg:
         return []
     found = [path for name in ("quality.json", "quality.txt") if (path := folder / name).is_file()]
-    return [path.rename(unused(path.with_name(path.name + LATER))) for path in found]
+    return renamed_later(found)
 
 
 def images_of(network: Path) -> int:
