@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 INK, ACCENT, SECOND, FAINT = "#22303c", "#c8553d", "#2a7f9e", "#c9d1d6"
 LINES = (ACCENT, SECOND, INK, "#c99b2f", "#8a6fb0")
+MARGINS = (0.15, 0.4, 0.55)
+"""Inches at the right, top and bottom. A layout that matplotlib works out itself takes as long as the drawing."""
 
 
 def save_figure(path: Path, figure: Figure) -> None:
@@ -39,13 +41,15 @@ def plain_text() -> Iterator[None]:
         yield
 
 
-def _figure(rows: int, size: tuple[float, float]) -> tuple[Figure, Any]:
+def _figure(rows: int, size: tuple[float, float], left: float) -> tuple[Figure, Any]:
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError(f"figures of curves and points need matplotlib: {install('plots')}") from None
-    figure = Figure(figsize=size, layout="constrained")
+    figure, (width, height) = Figure(figsize=size), size
+    right, top, bottom = MARGINS
     axes = figure.subplots(rows, 1, sharex=rows > 1, squeeze=False)[:, 0]
+    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height, hspace=0.16)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.spines[["left", "bottom"]].set_color(FAINT)
@@ -57,7 +61,7 @@ def _figure(rows: int, size: tuple[float, float]) -> tuple[Figure, Any]:
 
 def save_scatter(path: Path, points: Any, real: Any = None) -> None:
     """Write a PNG of points in the plane [n, 2] and, if given, the real ones [m, 2]. Raises UserError."""
-    figure, (ax,) = _figure(1, (6, 6))
+    figure, (ax,) = _figure(1, (6, 6), left=0.6)
     ax.scatter(points[:, 0], points[:, 1], s=6, color=SECOND, alpha=0.35, linewidths=0, label=f"generated ({len(points)})")
     if real is not None:
         ax.scatter(real[:, 0], real[:, 1], s=70, color=ACCENT, marker="x", linewidths=1.8, label=f"real ({len(real)})")
@@ -71,7 +75,8 @@ def save_curves(path: Path, panels: Sequence[tuple[str, dict[str, tuple[list[flo
     panels = [p for p in panels if any(len(x) for x, _ in p[1].values())]
     if not panels:
         return
-    figure, axes = _figure(len(panels), (7.5, 1.1 + 2.3 * len(panels)))
+    width, left = 7.5, 0.95
+    figure, axes = _figure(len(panels), (width, 1.1 + 2.3 * len(panels)), left)
     from matplotlib.ticker import LogLocator
 
     for ax, (label, curves, logarithmic) in zip(axes, panels, strict=True):
@@ -85,7 +90,7 @@ def save_curves(path: Path, panels: Sequence[tuple[str, dict[str, tuple[list[flo
         ax.set_ylabel(printable(label), color=INK, fontsize=10)
         if len(curves) > 1:
             ax.legend(fontsize=9, frameon=False, labelcolor=INK)
-    figure.align_ylabels()
+        ax.yaxis.set_label_coords(-0.75 * left / (width - left - MARGINS[0]), 0.5)
     axes[-1].set_xlabel("thousands of images (kimg)", color=INK, fontsize=10)
     with plain_text():
         figure.suptitle(printable(title), color=INK, fontsize=11)
