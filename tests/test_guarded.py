@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import json
 import math
 import os
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +25,8 @@ from torch import Tensor, nn
 
 from ipfm_plugin.noise import ElectrostaticNoise
 from registry.core.contracts import Metric, Teacher
-from registry.core.errors import UserError
+from registry.core.errors import Interrupted, UserError
+from registry.core.interruption import Interruption
 from registry.core.settings import Config
 from registry.core.surroundings import surroundings_restored
 from registry.measure.guarded import Guarded
@@ -28,7 +34,7 @@ from registry.measure.measuring import measure
 from registry.plugins.component import Component
 from registry.recipe.resolved import Choice
 from registry.runs.built import check_answer, check_facts, check_noise
-from tests.conftest import error_line, installed, tiny_network
+from tests.conftest import environment, error_line, installed, tiny_network
 
 SHAPE = (1, 8, 8)
 
@@ -285,6 +291,100 @@ def test_a_fault_in_another_module_of_a_plugin_is_the_plugins(cli: Any, recipe_f
     )
     line = error_line(done)
     assert line.startswith("distill: plugin 'near': SystemExit: 0 (") and "far_away.py, line 8)" in line
+
+
+def stopped_at(method: str, then: Callable[[], Any]) -> Any:
+    """A metric that is sent a signal in one of its methods, and then goes on."""
+
+    def signalled(self: Metric, *given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return then()
+
+    return odd(**{method: signalled})
+
+
+def waits() -> None:
+    for _ in range(3000):
+        time.sleep(0.02)
+    pytest.fail("it was not left within a minute")
+
+
+def catches() -> dict[str, float]:
+    with contextlib.suppress(BaseException):
+        waits()
+    return {"brightness": 1.0}
+
+
+@pytest.mark.parametrize("then", [waits, catches])
+@pytest.mark.parametrize("method", ["embed", "compare", "floor"])
+def test_a_metric_is_left_at_a_signal(method: str, then: Callable[[], Any]) -> None:
+    metric = guarded(stopped_at(method, then))
+    given = {"embed": torch.zeros(2, *SHAPE), "compare": torch.zeros(2, 1), "floor": 0}[method]
+    with Interruption():
+        threads = torch.get_num_threads()
+        with pytest.raises(Interrupted, match="interrupted while") as stopped:
+            getattr(metric, method)(given)
+        assert stopped.value.code == 128 + signal.SIGTERM
+        assert torch.get_num_threads() == threads
+        os.kill(os.getpid(), signal.SIGTERM)  # is only noted again
+
+
+def test_an_import_of_a_metrics_is_not_broken_by_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who catches ImportError, or whatever else an interrupted module raises, would take it for another fault."""
+    (tmp_path / "slowly_imported.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nwhole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    metric = guarded(odd(compare=lambda self, rows: {"brightness": float(importlib.import_module("slowly_imported").whole)}))
+    with Interruption(), pytest.raises(Interrupted, match="interrupted while a metric compared images"):
+        metric.compare(torch.zeros(2, 1))
+    assert sys.modules["slowly_imported"].whole
+
+
+PATIENT = """
+import os, pathlib, time
+from registry.api import Component, Config, Metric, hookimpl
+
+class Patient(Metric):
+    columns = ("patient",)
+
+    def embed(self, images):
+        return images.flatten(1).mean(1, keepdim=True)
+
+    def compare(self, rows):
+        if "WAITED_FOR" in os.environ:
+            pathlib.Path(os.environ["WAITED_FOR"]).touch()
+            for _ in range(6000):
+                time.sleep(0.1)
+        return {"patient": float(rows.mean())}
+
+@hookimpl
+def register_metrics():
+    return [Component("patient", Config, lambda config, domain: Patient(), "takes its time")]
+"""
+
+
+def test_a_run_that_waits_for_a_metric_is_stopped_and_goes_on(
+    cli: Callable[..., subprocess.CompletedProcess[str]], recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    env, sign = installed(tmp_path / "site", "patient", PATIENT), tmp_path / "waits"
+    words = ["--recipe", recipe_file(append='metrics = ["patient"]\n')]
+    command = [sys.executable, "-m", "registry.cli", *words]
+    waiting = environment(env | {"WAITED_FOR": str(sign)})
+    slow = subprocess.Popen(command, env=waiting, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not sign.exists():
+        assert slow.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    slow.send_signal(signal.SIGUSR1)
+    try:
+        _, err = slow.communicate(timeout=180)
+    finally:
+        slow.kill()
+    assert slow.returncode == 128 + signal.SIGUSR1, err
+    assert err.startswith("distill: interrupted at 0.016 kimg; the state is kept, continue with ")
+    done = cli(*words, "--resume", "auto", env=env)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "runs" / "00000-short" / "metric-patient.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kimg"] for line in lines] == [0.016, 0.032, 0.048]
 
 
 PLUGIN = """

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import pytest
 import torch
 
@@ -12,8 +9,7 @@ from registry.builtin import CoverageConfig, FrechetConfig, SlicedWassersteinCon
 from registry.builtin.metrics import build_coverage, build_frechet, build_sliced_wasserstein
 from registry.builtin.reference import half
 from registry.core.contracts import Domain
-from registry.core.errors import Interrupted, UserError
-from registry.core.interruption import Interruption
+from registry.core.errors import UserError
 from registry.edm.datasets import load_images
 from registry.files.formats import load_network
 from registry.measure import distances
@@ -61,17 +57,13 @@ def test_sliced_wasserstein_of_a_shift_and_of_a_scale() -> None:
     assert sliced_wasserstein(x[:1000], x) < 0.4
 
 
-def test_many_projections_are_taken_in_parts_and_left_at_a_signal() -> None:
+def test_many_projections_are_taken_in_parts() -> None:
     x = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
     more = sliced_wasserstein(x, x + 0.5, 1300)
     assert more == pytest.approx(2, rel=0.05)
     directions = torch.nn.functional.normalize(torch.randn(16, 1300, generator=torch.Generator().manual_seed(0)), dim=0)
     shifts = 0.5 * directions.sum(0)  # each direction's points are moved by so much
     assert more == pytest.approx(float((16 * shifts.square().mean()).sqrt()), rel=1e-5)
-    with Interruption():
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Interrupted, match="interrupted while a metric compared images"):
-            sliced_wasserstein(x, x, 1300)
 
 
 def test_real_digits_compared_with_themselves_and_with_noise() -> None:

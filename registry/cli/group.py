@@ -28,7 +28,7 @@ from registry.cli.again import LAUNCHER, going_on
 from registry.cli.options import recipe_options
 from registry.core.atomic import remove_unfinished
 from registry.core.errors import Diverged, Interrupted, Lost, Mistakes, SettingError, UserError
-from registry.core.interruption import WRITER, heeded
+from registry.core.interruption import WRITER, heeded, is_importing
 from registry.core.joining import first_to_tell, record, several
 from registry.core.text import printable, shown
 from registry.core.version import version
@@ -132,7 +132,7 @@ def answer_signals(before: Handler, now: Handler) -> None:
 
 
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """End at a signal. In the middle of an import at once: what is imported may take an exception for an error of another kind."""
+    """End at a signal: in the middle of an import without an exception."""
     if is_importing(frame):
         remove_unfinished()
         os.write(2, b"distill: interrupted\n")
@@ -140,15 +140,6 @@ def interrupt(number: int, frame: FrameType | None) -> NoReturn:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise Interrupted("interrupted", 128 + number)
-
-
-def is_importing(frame: FrameType | None) -> bool:
-    """Whether a module is being loaded. PIL imports from itself for each image: that passes through importlib but loads nothing."""
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib") and frame.f_code.co_name == "_find_and_load":
-            return True
-        frame = frame.f_back
-    return False
 
 
 def prepare_streams() -> None:

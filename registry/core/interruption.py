@@ -24,6 +24,8 @@ def heeded() -> tuple[signal.Signals, ...]:
 
 
 _entered: list[Interruption] = []
+_droppable: list[str] = []
+"""What goes on inside of `dropped_at_a_signal`, if anything does."""
 
 
 class Interruption:
@@ -48,6 +50,31 @@ class Interruption:
             raise KeyboardInterrupt
         self._to_leave |= number == signal.SIGINT
         self.number = self.number or number
+        if _droppable and not is_importing(frame):
+            raise Interrupted(f"interrupted {_droppable.pop()}", 128 + self.number)  # once: it is on its way out from then on
+
+
+@contextmanager
+def dropped_at_a_signal(when: str) -> Iterator[None]:
+    """Inside of an Interruption a signal raises Interrupted at once: for what takes long, is not ours to divide, and may be left
+    anywhere, as a metric's arithmetic."""
+    stop_if_signalled(when)
+    _droppable.append(when)
+    try:
+        yield
+    finally:
+        _droppable.clear()
+    stop_if_signalled(when)  # it came during an import, or was caught
+
+
+def is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being loaded: it may take an exception for an error of another kind. PIL imports from itself for each
+    image: that passes through importlib but loads nothing."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib") and frame.f_code.co_name == "_find_and_load":
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from registry.core.errors import UserError
-from registry.core.interruption import stop_if_signalled
 
 PROJECTIONS = 512
 """Directions in which points are sorted at a time."""
@@ -61,8 +60,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 512, seed: int =
     """Sliced Wasserstein-2 distance of two point sets [n, d] and [m, d] (Bonneel et al. 2015).
 
     The root mean square, over fixed random directions, of the 1-D distance between the projections' quantile functions,
-    compared at the midpoints of min(n, m) equal steps. Multiplied by √d, so shifting every value by c gives about c·√d. Raises
-    Interrupted after a signal.
+    compared at the midpoints of min(n, m) equal steps. Multiplied by √d, so shifting every value by c gives about c·√d.
     """
     d = a.shape[1]
     rng = torch.Generator().manual_seed(seed)
@@ -77,7 +75,6 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 512, seed: int =
 
     squares = torch.zeros((), dtype=a.dtype, device=a.device)
     for part in directions.split(PROJECTIONS, dim=1):
-        stop_if_signalled("while a metric compared images")
         squares += (quantiles(a, part) - quantiles(b, part)).square().mean() * (part.shape[1] / projections)
     return float((d * squares).sqrt())
 

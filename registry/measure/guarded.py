@@ -16,13 +16,15 @@ from torch import Tensor
 
 from registry.core.contracts import Domain, Metric
 from registry.core.errors import UserError
+from registry.core.interruption import dropped_at_a_signal
 from registry.core.surroundings import surroundings_restored
 from registry.core.text import is_text, kind
 from registry.recipe.resolved import Choice
 
 
 class Guarded(Metric):
-    """The metric of a choice. Raises UserError, with the plugin's name, where it does not do what `Metric` asks for."""
+    """The metric of a choice. Raises UserError, with the plugin's name, where it does not do what `Metric` asks for, and
+    Interrupted at a signal."""
 
     def __init__(self, choice: Choice, domain: Domain) -> None:
         self.who = choice.who
@@ -54,7 +56,7 @@ class Guarded(Metric):
         """A hash of the plugin's code: the formula may change, and the name stay."""
 
     def embed(self, images: Tensor) -> Tensor:
-        with surroundings_restored():
+        with surroundings_restored(), dropped_at_a_signal("while images were measured"):
             rows = self.metric.embed(images.clone())  # which are the next metric's, too
         self.demand(isinstance(rows, Tensor), f"embed must give rows [n, d], not a {kind(rows)}")
         right = rows.ndim == 2 and len(rows) == len(images)
@@ -67,11 +69,11 @@ class Guarded(Metric):
         return rows.cpu()
 
     def compare(self, rows: Tensor) -> dict[str, float]:
-        with surroundings_restored():
+        with surroundings_restored(), dropped_at_a_signal("while a metric compared images"):
             return self.numbers("compare", self.metric.compare(rows))
 
     def floor(self, repeat: int) -> dict[str, float]:
-        with surroundings_restored():
+        with surroundings_restored(), dropped_at_a_signal("while a metric compared images"):
             found = self.metric.floor(repeat)
         return {} if found == {} else self.numbers("floor", found)
 
