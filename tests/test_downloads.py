@@ -68,8 +68,8 @@ class Handler(BaseHTTPRequestHandler):
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
         if behaviour == "another part":
             start = len(content) // 2
-        self.send_response(206 if start else 200)
-        if behaviour == "another part":
+        self.send_response(206 if start or behaviour == "all as a part" else 200)
+        if behaviour in ("another part", "all as a part"):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         if behaviour != "endless":
             self.send_header("Content-Length", str(len(content) - start))
@@ -114,6 +114,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ((), [None]),
         (("slow",), [None]),
         (("redirect",), [None, None]),
+        (("all as a part",), [None]),
         (("500", "503"), [None, None, None]),  # fails twice, then serves
         (("truncate",), [None, "bytes=100000-"]),  # resumes where it stopped
         (("truncate", "truncate"), [None, "bytes=100000-", "bytes=166666-"]),
@@ -152,6 +153,17 @@ def test_a_part_that_nobody_has_asked_for_is_no_file(cache: Path) -> None:
         with serving(*behaviours) as server:
             assert downloads.fetch(server.url).read_bytes() == Server.content
             assert len(server.requests) == len(behaviours) + 1
+
+
+@pytest.mark.parametrize(
+    ("content_range", "have", "right"),
+    [
+        ("bytes 0-9/10", 0, True), ("bytes 0-8/10", 0, False), ("bytes 5-9/10", 5, True), ("bytes 5-8/10", 5, False),
+        ("bytes 4-9/10", 5, False), ("bytes 5-9/*", 5, True), ("bytes */10", 5, False), ("", 0, False), ("items 0-9/10", 0, False),
+    ],
+)  # fmt: skip
+def test_the_rest_of_a_file(content_range: str, have: int, right: bool) -> None:
+    assert downloads.is_the_rest(content_range, have) == right
 
 
 def test_a_download_that_fails(cache: Path) -> None:

@@ -517,7 +517,9 @@ def test_sources_are_named_by_what_tells_them_apart(sources: list[str], names: l
     assert list(distinct(map(Path, sources)).values()) == names
 
 
-def test_the_best_snapshot_among_those_measured_alike(plugins: Plugins, data: Path, tmp_path: Path) -> None:
+def test_the_best_snapshot_among_those_measured_alike(
+    plugins: Plugins, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = RunFolder(tmp_path, Journal())
     metric = build_prdc(PRDCConfig(reference=str(data), features="digits_features"), domain())
     (owner,) = plugins.owners("metric", "prdc")
@@ -532,9 +534,18 @@ def test_the_best_snapshot_among_those_measured_alike(plugins: Plugins, data: Pa
         save_network(tmp_path / f"{kimg}.pkl", "generator", tiny_network(), {"D": 128.0, "nimg": 1000 * kimg})
         line = {"metric": "prdc", "samples": 16, "results": {"coverage": coverage}, "snapshot_pkl": f"{kimg}.pkl", "kimg": kimg}
         folder.append(line | {"compared_with": {"reference": reference}}, "metric-prdc.jsonl")
-    keep_best(folder, [(choice, metric)])
+    keep_best(folder, [(choice, metric)], 5000)
     assert (tmp_path / "network-snapshot-best.pkl").read_bytes() == (tmp_path / "3.pkl").read_bytes()
     assert json.loads((tmp_path / "best.json").read_text())["value"] == 0.5
+    keep_best(folder, [(choice, metric)], 2000)  # a run that was resumed comes to the best one again
+    assert (tmp_path / "network-snapshot-best.pkl").read_bytes() == (tmp_path / "3.pkl").read_bytes()
+    (tmp_path / "network-snapshot-best.pkl").unlink()
+    (tmp_path / "3.pkl").write_bytes((tmp_path / "3.pkl").read_bytes()[:-100])
+    keep_best(folder, [(choice, metric)], 5000)
+    assert (
+        f"WARNING {tmp_path / '3.pkl'}: is not whole, or cannot be read; the best snapshot is not kept" in capsys.readouterr().out
+    )
+    assert not (tmp_path / "network-snapshot-best.pkl").exists()
     old = [{"metric": "prdc", "samples": 16, "kimg": kimg} for kimg in (1, 2)]  # as version 0.1 wrote them
     assert alike([]) == [] and alike(old) == old and alike([*old, old[0] | {"compared_with": {}}])[:2] == old
 

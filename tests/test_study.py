@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,22 +17,20 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from registry.cli.study_commands import cell_command
 from registry.core.errors import UserError
-from registry.files.formats import save_network
 from registry.plugins.loading import Plugins
 from registry.study import attempts
 from registry.study.attempts import write_note
-from registry.study.cells import Cell, Status, check_same_files, prepare, read_attempt, run_folder, status
+from registry.study.cells import Cell, Status, prepare, read_attempt, run_folder, status
 from registry.study.conduct import forget_failures
 from registry.study.definition import read_study
 from registry.study.grid import Combination
-from registry.study.machine import made_from
 from registry.study.reuse import is_finished, recorded, reuse
 from registry.study.slurm import CellJob
-from tests.conftest import environment, error_line, tiny_network
+from registry.study.sources import check_same_sources, sources, with_sources
+from tests.conftest import environment, error_line
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -285,31 +284,85 @@ def test_a_changed_study_is_refused_with_what_differs(copied: Path, here: Here, 
     assert "[train] lr: 0.002 -> 0.001 (4 cells)" in line
 
 
-def test_other_files_under_the_same_names_are_another_study(tmp_path: Path, plugins: Plugins) -> None:
+def test_digits_tell_what_a_run_would_read(tmp_path: Path) -> None:
+    images, teacher = tmp_path / "images", tmp_path / "teacher.pt"
+    (images / "00").mkdir(parents=True)
+    (images / "00" / "a.png").write_bytes(b"1")
+    (images / "dataset.json").write_bytes(b"labels")
+    teacher.write_bytes(b"weights")
+    tables = {"teacher": {"source": str(teacher)}, "eval": {"metrics": ["x"], "reference": str(images)}}
+    seen = [sources(tables, {})]
+    assert {*seen[0]} == {str(teacher), str(images)} and sources(tables, {}) == seen[0]
+    assert sources({"log": {"outdir": str(tmp_path)}, "train": {"lr": 1}}, {}) == {}
+
+    def changed(*paths: Path) -> bool:
+        seen.append(sources(tables, {}))
+        return {path for path, digits in seen[-1].items() if seen[-2][path] != digits} == {*map(str, paths)}
+
+    for name in (".DS_Store", "README.md", "00/Thumbs.db"):  # no run reads these
+        (images / name).write_bytes(b"1")
+    assert changed()
+    (images / "dataset.json").write_bytes(b"lables")
+    assert changed(images)
+    (images / "00" / "a.png").write_bytes(b"22")
+    assert changed(images)
+    (tmp_path / "more").mkdir()
+    (images / "01").symlink_to(tmp_path / "more")
+    (tmp_path / "more" / "b.png").write_bytes(b"1")
+    assert changed(images)
+    teacher.write_bytes(b"wieghts")
+    assert changed(teacher)
+
+
+def test_other_files_under_the_same_names_are_another_study(tmp_path: Path) -> None:
     """Their means would be of runs with different teachers."""
-    save_network(tmp_path / "teacher.pt", "denoiser", tiny_network(), {"D": 128.0, "sigma_data": 0.5})
+    teacher = tmp_path / "teacher.pt"
+    teacher.write_bytes(b"weights")
     (tmp_path / "images").mkdir()
-    Image.new("L", (8, 8)).save(tmp_path / "images" / "a.png")
-    tables = {
-        "teacher": {"source": str(tmp_path / "teacher.pt")},
-        "eval": {"metrics": ["x"], "reference": str(tmp_path / "images")},
-    }
-    first = made_from(tables)
-    assert first and made_from(tables) == first and made_from({"log": {"outdir": str(tmp_path)}, "train": {"lr": 1}}) == {}
-    cell = Cell(Combination((), {}, "a", {}), 0, tmp_path / "cell", (), (), tables)
-    cell.folder.mkdir()
-    write_note(cell.folder, {"exit": 0, "made_with": first})
-    check_same_files((cell,), tmp_path)
-    Image.new("L", (8, 8)).save(tmp_path / "images" / "b.png")
-    with pytest.raises(
-        UserError, match=r"has runs that were made when other things were in images, teacher.pt \(1 cell\); put them"
-    ):
-        check_same_files((cell,), tmp_path)
-    (tmp_path / "images" / "b.png").unlink()
-    check_same_files((cell,), tmp_path)
-    save_network(tmp_path / "teacher.pt", "denoiser", tiny_network(), {"D": 127.0, "sigma_data": 0.5})
-    with pytest.raises(UserError, match="put them back, or name another folder"):
-        check_same_files((cell,), tmp_path)
+    tables = {"teacher": {"source": str(teacher)}, "eval": {"metrics": ["x"], "reference": str(tmp_path / "images")}}
+    cells = [Cell(Combination((), {}, "a", {}), seed, tmp_path / f"cell-{seed}", (), (), tables) for seed in range(3)]
+    for cell in with_sources(cells):
+        cell.folder.mkdir()
+        write_note(cell.folder, {"exit": 1, "sources": cell.sources})
+    teacher.write_bytes(b"wieghts")
+    check_same_sources(with_sources(cells), tmp_path)  # they have failed at once, and have nothing to keep
+    for cell in cells[1:]:
+        (cell.folder / "00000-run").mkdir()
+        (cell.folder / "00000-run" / "training-state-000000.pt").touch()
+    told = rf"{re.escape(str(teacher))} holds something else than when 2 runs \(a, seed 1, …\) began; put it back, move them away,"
+    with pytest.raises(UserError, match=told):
+        check_same_sources(with_sources(cells), tmp_path)
+    teacher.write_bytes(b"weights")
+    check_same_sources(with_sources(cells), tmp_path)
+
+
+def test_runs_that_have_loaded_different_things_stand_in_no_table(copied: Path, here: Here, monkeypatch: Any) -> None:
+    """Whatever the files hold by now."""
+    monkeypatch.chdir(copied.parents[1])
+    tables = [next(copied.glob(f"cells/toy-{name}/seed-5/*/quality.json")) for name in ("learns", "hurries")]
+    quality = [json.loads(table.read_text()) for table in tables]
+    assert len({text for each in quality if (text := each["made_from"]["teacher_weights"])}) == 1
+    tables[-1].write_text(json.dumps(quality[-1] | {"made_from": {"teacher_weights": "0123456789abcdef"}}))
+    line = error_line(here("study", str(copied), "--report-only"))
+    assert "the teacher of toy-learns, seed 5 was another one than that of toy-hurries, seed 5, by the same name; move " in line
+    assert f"{tables[-1].parents[1].relative_to(copied.parents[1])} away, and the same command makes it again" in line
+
+
+def test_a_study_whose_teacher_was_damaged_goes_on_with_a_whole_one(recipe_file: Any, tmp_path: Path, here: Here) -> None:
+    recipe, teacher = recipe_file(("samples = 32", "samples = 8")), tmp_path / "teacher.pt"
+    text = recipe.read_text().replace("[eval]", '[eval]\nmetrics = ["sliced_wasserstein"]\nreference = "digits"')
+    recipe.write_text(text)
+    whole = teacher.read_bytes()
+    teacher.write_bytes(whole[: len(whole) // 2])
+    words = ["study", "--recipe", recipe, "--seeds", "1", "--outdir", tmp_path / "study"]
+    done = here(*words)
+    assert done.returncode == 1 and "1 of 1 runs have failed" in done.stderr, (done.stdout, done.stderr)
+    teacher.write_bytes(whole)
+    done = here(*words, "--retry")
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    teacher.write_bytes(whole[: len(whole) // 2])
+    line = error_line(here(*words))
+    assert "teacher.pt holds something else than when 1 run (" in line
 
 
 def test_retry_continues_failed_runs_and_begins_diverged_ones_anew(copied: Path, plugins: Plugins, monkeypatch: Any) -> None:
@@ -454,7 +507,7 @@ def test_a_job_that_the_scheduler_ends_saves_its_state_and_is_queued_again(tmp_p
     pytest.importorskip("submitit")
     study = read_study(recipe="toy_2d", seeds="0", sets=(*SMALL, "train.duration_kimg=64"))
     (cell,) = prepare(study, tmp_path / "study", plugins, cell_command)
-    job = CellJob(cell.folder, cell.command, cell.again)
+    job = CellJob(cell.folder, cell.command, cell.again, {})
     thread = threading.Thread(target=job)
     thread.start()
     wait_for(lambda: any(cell.folder.glob("*/stats.jsonl")))
@@ -470,13 +523,13 @@ def test_a_pipe_in_a_cells_place_is_not_waited_for(tmp_path: Path) -> None:
     for name in (attempts.LOCK, attempts.OUTPUT, attempts.ERRORS):
         os.mkfifo(tmp_path / name)
         with pytest.raises(UserError, match=f"{name}: is no file; remove it"):
-            attempts.begin(tmp_path, [sys.executable, "-c", "pass"], {})
+            attempts.begin(tmp_path, [sys.executable, "-c", "pass"], {}, {})
         (tmp_path / name).unlink()
 
 
 def test_an_attempt_is_written_down_whatever_the_clock_and_the_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock is set back meanwhile; and the signal is one of those that have no name."""
-    attempt = attempts.begin(tmp_path, [sys.executable, "-c", "import os; os.kill(os.getpid(), 40)"], {})
+    attempt = attempts.begin(tmp_path, [sys.executable, "-c", "import os; os.kill(os.getpid(), 40)"], {}, {})
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 3600)
     attempt.process.wait(timeout=60)
@@ -515,7 +568,7 @@ def test_a_pipe_in_a_grids_place_is_no_grid(copied: Path, here: Here, monkeypatc
 def test_a_number_that_became_another_processs_gets_no_signal(tmp_path: Path) -> None:
     """attempt.json says which process to tell; it may be old, or somebody else's."""
     cell = tmp_path / "cell"
-    ours = attempts.begin(cell, [sys.executable, "-c", "import time; time.sleep(60)"], {})
+    ours = attempts.begin(cell, [sys.executable, "-c", "import time; time.sleep(60)"], {}, {})
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         for pid in (other.pid, 0, -1, 1):

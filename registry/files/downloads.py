@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -189,7 +190,7 @@ def _continue(url: str, part: Path, sha256: str | None) -> None:
     request = urllib.request.Request(url, headers=headers | {k: v for k, v in resume.items() if v})
     with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         a_part = answer.status == 206
-        if a_part and not (have and answer.headers.get("Content-Range", f"bytes {have}-").startswith(f"bytes {have}-")):
+        if a_part and not is_the_rest(answer.headers.get("Content-Range", f"bytes {have}-*/*" if have else ""), have):
             tag.unlink(missing_ok=True)
             raise _Short("it sent another part of the file than was asked for")
         have = have if a_part else 0
@@ -215,6 +216,12 @@ def _continue(url: str, part: Path, sha256: str | None) -> None:
                     )
     if total is not None and part.stat().st_size != total:
         raise _Short(f"only {part.stat().st_size} of {total} bytes arrived")
+
+
+def is_the_rest(content_range: str, have: int) -> bool:
+    """Whether an answer brings all bytes of a file but the first ones."""
+    found = re.fullmatch(r"bytes (\d+)-(\d+|\*)/(\d+|\*)", content_range.strip())
+    return found is not None and int(found[1]) == have and ("*" in found.groups() or int(found[2]) + 1 == int(found[3]))
 
 
 def _bar(url: str, total: int | None) -> Progress:

@@ -63,10 +63,16 @@ class Quality(Saved):
     """Images of the run when it was measured; earlier versions did not say."""
     changed: Annotated[list[str], FailFast()] = Field([], max_length=MOST_CHANGES)
     """What it learned otherwise from some number of images on, if it was resumed with other settings."""
+    made_from: dict[Name, Name] = Field({}, max_length=10)
+    """Hashes of what the run has loaded."""
     columns: dict[Name, Annotated[list[Name], Field(min_length=1, max_length=MOST_COLUMNS), FailFast()]] = Field(
         {}, max_length=MOST_COLUMNS
     )
     """By metric."""
+
+
+MADE_FROM = {"teacher_weights": "teacher", "data_hash": "data"}
+"""Of what a network's file says about it, what tells one teacher or data set from another; and the recipe's table that names it."""
 
 
 class Best(BaseModel):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -118,7 +119,7 @@ def distill(
             journal.log(line)
         shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
 
-        keep_best(folder, metrics)  # the run may have been killed between a line and the copy
+        keep_best(folder, metrics, run.nimg)  # the run may have been killed between a line and the copy
 
         def snapshot() -> None:
             with run.averaged() as net:
@@ -133,7 +134,7 @@ def distill(
         begun = partial(pictures_of, teacher, noise, generator.steps, folder, recipe)
         seen = partial(signs_and_teacher, run, fingerprint(run.teacher.state_dict()))
         train(partial(iterations, run, needed), run, recipe, folder, run.learners, saved, snapshot, seen, run.milestones, begun)
-        rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher)
+        rows = final_table(recipe, run, generator, teacher, noise, metrics, folder, fresh_teacher, saved.facts)
     journal.log(f"the run is in {folder.path}; its page: {folder.path / REPORT}")
     return Result(sampler_of(generator, teacher, saved.tables, folder.path), rows, folder.path)
 
@@ -191,6 +192,7 @@ def final_table(
     metrics: Metrics,
     folder: RunFolder,
     fresh_teacher: bool,
+    facts: Mapping[str, Any],
 ) -> list[Row]:
     """Generator, teacher, floor; the generator is left with its averaged weights. Raises Diverged if its images are not finite."""
     with run.averaged() as net:
@@ -201,7 +203,7 @@ def final_table(
         with whole_teacher(teacher) as f_star:
             rows += teacher_rows(f_star, noise, metrics, recipe.eval, folder.journal, fresh_teacher)
         rows.append(floor_row(metrics, recipe.eval))
-        write_table(folder, rows, metrics, recipe.eval, run.nimg)
+        write_table(folder, rows, metrics, recipe.eval, run.nimg, facts)
     net.load_state_dict(weights)
     generator.net = net  # of a split generator, the whole copy
     return rows

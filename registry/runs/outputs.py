@@ -22,9 +22,11 @@ from registry.core.text import shown
 from registry.core.version import versions
 from registry.edm.networks import Precond
 from registry.files.formats import save_network
+from registry.files.json_files import kept
 from registry.measure.measuring import Sample, measure
 from registry.measure.protocol import in_words, protocols
 from registry.measure.rows import Metrics, Row, entry, headings, summary, table
+from registry.measure.saved import BEST, MADE_FROM
 from registry.recipe.resolved import Choice, PretrainRecipe, Recipe, Tables
 from registry.recipe.tables import EvalConfig
 from registry.report.render import write_report
@@ -132,14 +134,15 @@ def measure_snapshot(
         folder.append(line, f"metric-{choice.name}.jsonl")
     numbers = "  ".join(f"{name} {found[column]:.4g}" for column, name in headings(metrics, n).items())
     folder.journal.log(f"kimg {kimg:<9.1f} {numbers}  ({n} samples)")
-    keep_best(folder, metrics)
+    keep_best(folder, metrics, nimg)
 
 
-def keep_best(folder: RunFolder, metrics: Metrics) -> None:
+def keep_best(folder: RunFolder, metrics: Metrics, nimg: int) -> None:
     """Copy the snapshot with the best first number of the first metric to network-snapshot-best, unless it is there already.
 
-    The choice is made from the lines in the folder, so a resumed run forgets a best one that came after its state. A run may have
-    been killed before it had written down which snapshot the copy is of, and somebody may have removed it: so both are compared.
+    The choice is made from the lines in the folder. A best one of more than `nimg` images, which a resumed run comes to again,
+    stays until then: its snapshot may be gone. A run may have been killed before it had written down which snapshot the copy is of,
+    and somebody may have removed it: so both are compared.
     """
     if not folder.writes or not metrics:
         return
@@ -154,11 +157,17 @@ def keep_best(folder: RunFolder, metrics: Metrics) -> None:
     best = {"kimg": first["kimg"], "metric": first["metric"], "column": column, "value": first["results"][column]}
     content = (json.dumps(best | {"file": snapshot.name}) + "\n").encode()
     copy = folder.path / f"network-snapshot-best{snapshot.suffix}"
+    before = kept(note, BEST)
+    if before is not None and before.kimg > nimg / 1000 and copy.is_file():
+        return
     try:
         if not snapshot.is_file():
             return
         if not (copy.is_file() and filecmp.cmp(snapshot, copy, shallow=False)):
-            if images_of(snapshot) != round(1000 * first["kimg"]):  # replaced by a later one within the same thousand images
+            made = images_of(snapshot)
+            if not made:
+                raise UserError(f"{snapshot}: is not whole, or cannot be read")
+            if made != round(1000 * first["kimg"]):  # replaced by a later one within the same thousand images
                 return
             folder.write(copy.name, snapshot.read_bytes())
         if not (note.is_file() and note.read_bytes() == content):
@@ -200,9 +209,12 @@ def course(stats: list[dict[str, Any]], key: str) -> tuple[list[float], list[flo
     return [line["Progress/kimg"]["mean"] for line in lines], [line[key]["mean"] for line in lines]
 
 
-def write_table(folder: RunFolder, rows: list[Row], metrics: Metrics, config: EvalConfig, nimg: int) -> None:
-    """The final table, printed and kept as quality.txt and quality.json; the best snapshot is there, too, from then on."""
-    keep_best(folder, metrics)
+def write_table(
+    folder: RunFolder, rows: list[Row], metrics: Metrics, config: EvalConfig, nimg: int, facts: Mapping[str, Any]
+) -> None:
+    """The final table, printed and kept as quality.txt and quality.json, with the network's facts that say what it was made from;
+    the best snapshot is there, too, from then on."""
+    keep_best(folder, metrics, nimg)
     spread = f"mean ± standard deviation of {config.repeats} sampling seeds" if config.repeats > 1 else "one sampling seed"
     title = f"{nimg / 1000:g} kimg: {config.samples} samples, {spread}"
     measured_like = protocols(metrics, config)
@@ -216,6 +228,7 @@ def write_table(folder: RunFolder, rows: list[Row], metrics: Metrics, config: Ev
         "columns": {choice.name: list(metric.columns) for choice, metric in metrics},
         "rows": [vars(row) | {"summary": {column: summary(row.values[column]) for column in row.values}} for row in rows],
         "protocols": measured_like,
+        "made_from": {what: facts[what] for what in MADE_FROM if facts.get(what)},
         **({"changed": folder.changed} if folder.changed else {}),
         "higher_is_better": [column for _, metric in metrics for column in metric.higher],
         "versions": versions(),

@@ -100,7 +100,7 @@ def pretrain(
         journal.log(f"training a {size} on {domain.origin} ({len(data)} images), D = {noise.D:g}")
         if run.nimg == 0:
             draw_real(folder, recipe)
-        keep_best(folder, metrics)  # the run may have been killed between a line and the copy
+        keep_best(folder, metrics, run.nimg)  # the run may have been killed between a line and the copy
         train(partial(pretraining.iterations, run), run, recipe, folder, lambda: {"denoiser": run.denoiser}, saved, snapshot)
 
         target = target or folder.path / TEACHER
@@ -111,7 +111,7 @@ def pretrain(
             if metrics:
                 teacher = Teacher(averaged, path=target.resolve(), weights=weights_hash(averaged), **vars(domain))
                 rows = teacher_rows(teacher, noise, metrics, recipe.eval, journal, fresh=True, own=True)
-                write_table(folder, [*rows, floor_row(metrics, recipe.eval)], metrics, recipe.eval, run.nimg)
+                write_table(folder, [*rows, floor_row(metrics, recipe.eval)], metrics, recipe.eval, run.nimg, facts)
     journal.log(f"the teacher is in {target}; the page of its training: {folder.path / REPORT}")
     return target
 

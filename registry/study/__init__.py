@@ -6,6 +6,7 @@ cells        a cell: one combination and one seed, its folder, and how far it is
 attempts     one attempt at a cell: a process that runs a command, and what it left
 local        cells in parallel on this machine
 slurm        cells as a Slurm array
+sources      what the files that recipes name hold, and whether it was the same for all runs
 reuse        finished runs copied from other studies
 progress     what is seen while cells run
 machine      cores, GPUs, versions

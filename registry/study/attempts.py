@@ -20,9 +20,8 @@ from typing import Any
 
 from registry.core.atomic import write_atomically
 from registry.core.errors import UserError
-from registry.runs.states import complete_tables
-from registry.study.cells import ATTEMPT, RECIPE, read_attempt
-from registry.study.machine import code, made_from, made_with
+from registry.study.cells import ATTEMPT, read_attempt
+from registry.study.machine import code, made_with
 
 LOCK, OUTPUT, ERRORS = "lock", "output.txt", "errors.txt"
 
@@ -73,8 +72,9 @@ class Leftover:
                 os.kill(pid, number)
 
 
-def begin(folder: Path, command: list[str], environment: Mapping[str, str]) -> Attempt:
-    """Start a command in a process of its own session, so that Ctrl-C reaches it through us only. Raises UserError."""
+def begin(folder: Path, command: list[str], environment: Mapping[str, str], sources: Mapping[str, str]) -> Attempt:
+    """Start a command in a process of its own session, so that Ctrl-C reaches it through us only. `sources`: what the files that
+    the recipe names hold. Raises UserError."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in (folder / LOCK, folder / OUTPUT, folder / ERRORS):
         if path.exists() and not path.is_file():  # a pipe would be waited for
@@ -85,10 +85,10 @@ def begin(folder: Path, command: list[str], environment: Mapping[str, str]) -> A
         except BlockingIOError:
             raise UserError(f"{folder}: is being run by another process") from None
         seconds = read_attempt(folder).get("seconds", 0.0)
-        made = {**made_with(), "code": code(), **made_from(complete_tables(folder / RECIPE) or {})}
         note: dict[str, Any] = {
             "command": command, "started": time.time(), "seconds": seconds, "exit": None, "error": "", "pid": None,
-            "threads": environment.get("OMP_NUM_THREADS", ""), "made_with": made,
+            "threads": environment.get("OMP_NUM_THREADS", ""), "sources": dict(sources),
+            "made_with": {**made_with(), "code": code()},
         }  # fmt: skip
         write_note(folder, note)
         process = subprocess.Popen(

@@ -6,8 +6,8 @@ import math
 import shlex
 import signal
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,6 @@ from registry.runs.checkpoints import all_images, differences, what_is_learned, 
 from registry.runs.states import NUMBERED
 from registry.study.definition import Study
 from registry.study.grid import Combination, combinations
-from registry.study.machine import files, made_from
 
 Command = Callable[[str, Combination, int, Path, bool], list[str]]
 """From recipe, combination, seed, folder and whether to resume to the command line of the run, which a user could type."""
@@ -67,6 +66,7 @@ class Note(TypedDict, total=False):
     """Of all attempts."""
     pid: int | None
     made_with: dict[str, str | None]
+    sources: dict[str, str]
     copied_from: str
 
 
@@ -85,6 +85,8 @@ class Cell:
     """The command that continues the run."""
     tables: Tables
     """The resolved recipe: what makes this cell what it is."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """What the files and folders that it names hold: digits by path."""
 
     @property
     def name(self) -> str:
@@ -184,17 +186,6 @@ def check_unchanged(cells: tuple[Cell, ...], outdir: Path, plugins: Plugins) -> 
         changes = "; ".join(f"{change} ({n} cell{'s' * (n > 1)})" for change, n in found.items())
         remove = f"move {runs[0]} away{', and others' * (len(runs) > 1)}, and retry failed runs" if runs else "remove this one"
         raise SettingError("outdir", f"has runs with other settings: {changes}; name another folder, or {remove}", str(outdir))
-
-
-def check_same_files(cells: tuple[Cell, ...], outdir: Path) -> None:
-    """Check that the files that the recipes name hold what they held when the study's runs were made. Raises SettingError."""
-    known = [(cell, cell.attempt().get("made_with", {}).get("files")) for cell in cells]
-    other = [cell for cell, digits in known if digits and {"files": digits} != made_from(cell.tables)]
-    if other:
-        named = ", ".join(Path(path).name for path in files(other[0].tables)) or "the files that the recipe names"
-        count = f"{len(other)} cell{'s' * (len(other) > 1)}"
-        problem = f"has runs that were made when other things were in {named} ({count}); put them back, or name another folder"
-        raise SettingError("outdir", problem, str(outdir))
 
 
 def changed(

@@ -24,7 +24,7 @@ from registry.plugins.loading import Plugins
 from registry.recipe.resolved import dumps
 from registry.show.journal import Journal
 from registry.study.attempts import write_note
-from registry.study.cells import Cell, Command, Status, check_same_files, check_unchanged, is_longer, prepare, status
+from registry.study.cells import Cell, Command, Status, check_unchanged, is_longer, prepare, status
 from registry.study.definition import Study
 from registry.study.local import run_local
 from registry.study.page import page
@@ -33,6 +33,7 @@ from registry.study.results import Result, read_results
 from registry.study.reuse import reuse
 from registry.study.sheets import csv_text, markdown, rich_table, sheets
 from registry.study.slurm import run_slurm
+from registry.study.sources import check_same_sources, with_sources
 from registry.study.summary import Summary, summarise
 
 STUDY = "study.toml"
@@ -77,8 +78,10 @@ def conduct(
         if not any(cell.folder.is_dir() for cell in cells):
             raise SettingError("outdir", "has no runs of this study to report", str(outdir))
         typed = (kept(outdir / "study.json", TYPED) or {"command": typed})["command"]
-        return report(study, outdir, read_results(cells), typed, journal)
-    check_same_files(cells, outdir)
+        return report(study, outdir, read_results(cells, outdir), typed, journal)
+    with journal.working("reading what the runs are made from"):
+        cells = with_sources(cells)
+    check_same_sources([cell for cell in cells if not (retry and begins_anew(cell))], outdir)
     with alone(outdir):
         write_atomically(outdir / STUDY, dumps(study.tables()).encode())
         journal.open(outdir)
@@ -87,7 +90,8 @@ def conduct(
         for source in sources:
             journal.log(f"{len(reuse(cells, source))} of {len(cells)} runs were copied from {source}")
         carry_out(study, cells, outdir, jobs, slurm, journal)
-        summary = report(study, outdir, read_results(cells), typed, journal)
+        check_same_sources(with_sources(cells), outdir)  # they may have changed meanwhile
+        summary = report(study, outdir, read_results(cells, outdir), typed, journal)
         check_all_ran(cells)
         return summary
 
@@ -115,21 +119,26 @@ def alone(outdir: Path) -> Iterator[None]:
 
 
 def forget_failures(cells: Sequence[Cell]) -> None:
-    """Make failed and diverged cells run again: a failed run continues where it was; a diverged one, and one that has learned with
-    other settings for a while, begin anew."""
+    """Make failed and diverged cells run again: a failed run continues where it was, if it does not begin anew."""
     for cell in cells:
         state, _ = status(cell)
         run = cell.run_folder()
-        if state is Status.DIVERGED and run is not None:
-            run.rename(unused(run.with_name(f"diverged-{run.name}")))
         table = run / "quality.json" if run is not None else None
-        quality = kept(table, QUALITY) if table else None
-        if state is Status.FAILED and run is not None and quality and (quality.changed or is_longer(cell, quality)):
-            run.rename(unused(run.with_name(f"changed-{run.name}")))
-        elif state is Status.FAILED and table and table.is_file() and quality is None:
+        if run is not None and begins_anew(cell):
+            run.rename(unused(run.with_name(f"{'diverged' if state is Status.DIVERGED else 'changed'}-{run.name}")))
+        elif state is Status.FAILED and table and table.is_file() and kept(table, QUALITY) is None:
             table.rename(unused(table.with_name("quality.json.damaged")))  # with it, the run would be taken for finished
         if state in (Status.FAILED, Status.DIVERGED):
             write_note(cell.folder, cell.attempt() | {"exit": None, "error": ""})
+
+
+def begins_anew(cell: Cell) -> bool:
+    """Whether a cell that runs again does so from the beginning: one that has diverged, or has learned with other settings for a
+    while, or for longer."""
+    state, _ = status(cell)
+    run = cell.run_folder()
+    quality = kept(run / "quality.json", QUALITY) if run is not None and state is Status.FAILED else None
+    return state is Status.DIVERGED or (quality is not None and (bool(quality.changed) or is_longer(cell, quality)))
 
 
 def carry_out(study: Study, cells: Sequence[Cell], outdir: Path, jobs: int, slurm: bool, journal: Journal) -> None:

@@ -93,7 +93,9 @@ def start(cell: Cell, slot: int, jobs: int) -> Attempt:
     """Start a cell's run, or continue it. Raises UserError."""
     record(cell)
     words = cell.again if cell.run_folder() else cell.command
-    return begin(cell.folder, list(words), environment(slot, jobs, cores(), gpus(), os.environ.get("OMP_NUM_THREADS")))
+    return begin(
+        cell.folder, list(words), environment(slot, jobs, cores(), gpus(), os.environ.get("OMP_NUM_THREADS")), cell.sources
+    )
 
 
 def environment(slot: int, jobs: int, cores: int, gpus: Sequence[str], threads: str | None) -> dict[str, str]:

@@ -7,9 +7,7 @@ import hashlib
 import importlib.util
 import os
 import platform
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from registry.core.version import versions
 from registry.plugins.loading import entry_points
@@ -63,47 +61,3 @@ def code() -> str:
         for path in sorted(root.rglob("*.py")) if spec.submodule_search_locations else [Path(spec.origin)]:
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-WHOLE, ENDS = 2**28, 2**20
-"""Bytes of a file that is hashed as a whole, and of the beginning and end of a larger one that are."""
-
-
-def files(tables: Mapping[str, Any]) -> dict[str, str]:
-    """The files and folders that a resolved recipe names, and twelve digits each that change with what is in them: with the bytes
-    of a network or of statistics, with names and sizes of the files in a folder."""
-    named = {text for name, table in tables.items() if name not in ("log", "swap") for text in texts(table)}
-    paths = sorted(text for text in named if os.path.isabs(text) and os.path.exists(text))
-    return {path: content_of(path, os.stat(path).st_mtime_ns) for path in paths}
-
-
-def texts(value: Any) -> Iterator[str]:
-    """All texts in plain tables and lists."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from texts(inner)
-
-
-@functools.cache
-def content_of(path: str, changed: int) -> str:
-    """Such digits of a file or folder that has `changed` at this time."""
-    digest = hashlib.sha256()
-    if os.path.isdir(path):
-        for below in sorted(below for below in Path(path).rglob("*") if below.is_file()):
-            digest.update(f"{below.relative_to(path).as_posix()}\0{below.stat().st_size}\0".encode(errors="surrogateescape"))
-    elif os.path.isfile(path):
-        size = os.path.getsize(path)
-        with open(path, "rb") as file:
-            for begin in range(0, size, ENDS) if size <= WHOLE else (0, size - ENDS):
-                file.seek(begin)
-                digest.update(file.read(ENDS))
-        digest.update(str(size).encode())
-    return digest.hexdigest()[:12]
-
-
-def made_from(tables: Mapping[str, Any]) -> dict[str, str]:
-    """The same as one entry of what a run was made with; none if the recipe names no files."""
-    found = files(tables)
-    return {"files": hashlib.sha256("".join(found.values()).encode()).hexdigest()[:12]} if found else {}

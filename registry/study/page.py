@@ -12,6 +12,8 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from registry.core.text import printable
+from registry.measure.protocol import in_words
 from registry.recipe.resolved import dumps
 from registry.show.journal import duration
 from registry.study.cells import Status
@@ -102,6 +104,10 @@ def provenance(results: Sequence[Result]) -> list[tuple[str, str]]:
             keys.setdefault(key, Counter())[str(value)] += 1
         if result.attempt:
             keys.setdefault("threads", Counter())[str(result.attempt.get("threads", ""))] += 1
+        for path, digits in result.attempt.get("sources", {}).items():
+            keys.setdefault(f"content of {printable(Path(path).name)}", Counter())[digits] += 1
+        for metric, line in in_words(result.protocols.values()).items():
+            keys.setdefault(f"{metric} is measured with", Counter())[line] += 1
         if "copied_from" in result.attempt:
             keys.setdefault("copied from", Counter())[result.attempt["copied_from"]] += 1
     return [

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from registry.core.errors import SettingError
 from registry.files.json_files import kept
 from registry.files.json_lines import STATISTICS, readable_lines
-from registry.measure.saved import QUALITY
+from registry.measure.saved import MADE_FROM, QUALITY
 from registry.study.cells import Cell, Note, Status, kimg, last_line, status
 from registry.study.statistics import Curve
 
@@ -51,6 +54,10 @@ class Result:
     rows: tuple[Measured, ...] = ()
     points: tuple[Point, ...] = ()
     attempt: Note = field(default_factory=Note)
+    made_from: Mapping[str, str] = field(default_factory=dict)
+    """What the run has loaded: hashes of the teacher's weights and of the real images."""
+    protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """How it was measured, by column."""
 
     @property
     def generator(self) -> Measured | None:
@@ -86,7 +93,9 @@ def read_result(cell: Cell) -> Result:
     main = {columns[0]: metric for metric, columns in quality.columns.items()} if quality else {}
     rows = tuple(Measured(row.name, row.evaluations, row.values) for row in quality.rows) if quality else ()
     seconds = float(last_line(run / STATISTICS).get("Timing/train_sec", {"mean": 0.0})["mean"])
-    return Result(cell, found, error, run, kimg(cell), seconds, main, rows, read_points(run), cell.attempt())
+    made_from, protocols = (quality.made_from, quality.protocols) if quality else ({}, {})
+    points = read_points(run)
+    return Result(cell, found, error, run, kimg(cell), seconds, main, rows, points, cell.attempt(), made_from, protocols)
 
 
 def read_points(run: Path) -> tuple[Point, ...]:
@@ -100,5 +109,15 @@ def read_points(run: Path) -> tuple[Point, ...]:
     return tuple(found[key] for key in sorted(found))
 
 
-def read_results(cells: Sequence[Cell]) -> tuple[Result, ...]:
-    return tuple(map(read_result, cells))
+def read_results(cells: Sequence[Cell], outdir: Path) -> tuple[Result, ...]:
+    """What the folders of all cells hold. Raises SettingError if the runs have loaded different things under the same name."""
+    results, first = tuple(map(read_result, cells)), dict[tuple[str, str], Result]()
+    for result in results:
+        for what, table in MADE_FROM.items() if result.status is Status.DONE else ():
+            if what in result.made_from:
+                known = first.setdefault((what, json.dumps(result.cell.tables.get(table), sort_keys=True)), result)
+                if known.made_from[what] != result.made_from[what]:
+                    problem = f"the {table} of {known.cell.name} was another one than that of {result.cell.name}, by the same name"
+                    remedy = f"move {known.cell.folder} or {result.cell.folder} away, and the same command makes it again"
+                    raise SettingError("outdir", f"{problem}; {remedy}", str(outdir))
+    return results

@@ -12,7 +12,7 @@ from registry.recipe.resolved import dumps
 from registry.recipe.texts import read_tables
 from registry.study.attempts import write_note
 from registry.study.cells import RECIPE, Cell, Status, identity, read_attempt, run_folder, status
-from registry.study.machine import code, made_from, made_with
+from registry.study.machine import code, made_with
 
 
 def reuse(cells: Sequence[Cell], source: Path) -> list[Cell]:
@@ -24,12 +24,15 @@ def reuse(cells: Sequence[Cell], source: Path) -> list[Cell]:
     if not source.is_dir():
         raise SettingError("reuse", "is no folder", str(source))
     present = {**made_with(), "code": code()}
-    begun = [(recipe, folder, read_attempt(folder).get("made_with")) for recipe, folder in recorded(source)]
+    begun = [(recipe, folder, read_attempt(folder)) for recipe, folder in recorded(source)]
     copied = []
     for cell in cells:
         wanted = dumps(identity(cell.tables))
-        like = present | made_from(cell.tables)
-        same = (folder for recipe, folder, made in begun if recipe == wanted and made == like and is_finished(cell, folder))
+        like = (wanted, present, cell.sources)
+        same = (
+            folder for recipe, folder, note in begun
+            if (recipe, note.get("made_with"), note.get("sources", {})) == like and is_finished(cell, folder)
+        )  # fmt: skip
         if not cell.folder.exists() and (folder := next(same, None)) is not None:
             copy(folder, cell.folder)
             copied.append(cell)

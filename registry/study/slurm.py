@@ -50,14 +50,14 @@ class CellJob:
     When the scheduler is about to end the job, submitit calls `checkpoint`: the run saves its state, and the job is queued again.
     """
 
-    def __init__(self, folder: Path, command: Sequence[str], again: Sequence[str]) -> None:
-        self.folder, self.command, self.again = folder, list(command), list(again)
+    def __init__(self, folder: Path, command: Sequence[str], again: Sequence[str], sources: Mapping[str, str]) -> None:
+        self.folder, self.command, self.again, self.sources = folder, list(command), list(again), dict(sources)
         self.attempt: Attempt | None = None
 
     def __call__(self) -> None:
         threads = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("OMP_NUM_THREADS") or str(cores())
         command = self.again if run_folder(self.folder) else self.command
-        self.attempt = begin(self.folder, command, {"OMP_NUM_THREADS": threads})
+        self.attempt = begin(self.folder, command, {"OMP_NUM_THREADS": threads}, self.sources)
         while self.attempt.poll():
             time.sleep(0.5)
 
@@ -69,7 +69,7 @@ class CellJob:
             self.attempt.signal(signal.SIGINT)
             while self.attempt.poll():
                 time.sleep(0.5)
-        return DelayedSubmission(CellJob(self.folder, self.command, self.again))
+        return DelayedSubmission(CellJob(self.folder, self.command, self.again, self.sources))
 
 
 def run_slurm(cells: Sequence[Cell], parameters: Mapping[str, Any], outdir: Path, progress: Progress) -> None:
@@ -83,7 +83,7 @@ def run_slurm(cells: Sequence[Cell], parameters: Mapping[str, Any], outdir: Path
     for cell in new:
         record(cell)
     with Signals() as signals, progress:  # a signal is answered when it is noted which jobs there are
-        works = [CellJob(cell.folder.absolute(), cell.command, cell.again) for cell in new]
+        works = [CellJob(cell.folder.absolute(), cell.command, cell.again, cell.sources) for cell in new]
         for cell, job in zip(new, executor.map_array(call, works) if new else [], strict=True):
             jobs[cell.name] = job
             write_atomically(cell.folder / JOB, json.dumps({"id": job.job_id, "executor": executor.cluster}).encode())

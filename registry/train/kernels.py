@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from registry.core.errors import BrokenContract
 from registry.core.float64 import wide
@@ -41,11 +41,16 @@ class Kernel(ABC):
         s = self.scale(rng)
         if s is None:
             return z
-        right = type(s) is Tensor and s.layout == torch.strided and s.is_floating_point() and tuple(s.shape) == (len(rng),)
+        right = (
+            type(s) in (Tensor, nn.Parameter)
+            and s.layout == torch.strided
+            and s.is_floating_point()
+            and tuple(s.shape) == (len(rng),)
+        )
         if not right or s.device.type != z.device.type:
             found = f"a {kind(s)}" + (f" of {s.dtype}, {s.layout}, {list(s.shape)} on {s.device}" if isinstance(s, Tensor) else "")
             raise BrokenContract(f"scale(rng) must give real numbers [{len(rng)}] on {z.device}, or None, and gave {found}")
-        return z * s.to(dtype).reshape(-1, *[1] * len(shape))
+        return z * s.detach().to(dtype).reshape(-1, *[1] * len(shape))
 
     def prior(self, shape: Sequence[int], sigma: float, rng: Streams) -> Tensor:
         """The kernel at `sigma` around 0: shape (C, H, W) -> [B, C, H, W]."""
