@@ -223,9 +223,6 @@ def tell(error: BaseException, message: str, code: int, debug: bool) -> None:
             return
     if debug and not isinstance(error, Interrupted | KeyboardInterrupt):
         traceback.print_exception(error)
-    if isinstance(error, click.ClickException) and not raised_by_a_plugin(error):
-        error.show()
-        return
     message = printable(message)
     many = isinstance(error, Mistakes) and "\n" in message
     click.echo(message if many else f"distill: {message.replace(chr(10), '?')}", err=True)
@@ -239,7 +236,7 @@ def reason(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
         case click.exceptions.Abort() | KeyboardInterrupt():
             return "interrupted", 130
         case click.ClickException():
-            return error.format_message(), error.exit_code
+            return usage(error), error.exit_code
         case Interrupted():
             if error.state is None:
                 return str(error), error.code
@@ -269,6 +266,14 @@ def reason(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
         case OSError() if error.filename:  # a name that the system refuses, a disk that fails
             return f"{shown(error.filename, 200)}: {error.strerror}", 1
     return f"unexpected {what} (a bug in distill; --debug shows where)", BUG
+
+
+def usage(error: click.ClickException) -> str:
+    """What is wrong with the words of a command, and where it stands which are right."""
+    text = " ".join(error.format_message().split()).removesuffix(".").replace(". (Did you", " (did you")
+    text = text[:1].lower() + text[1:]
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"{text}; see {context.command_path} --help" if context else text
 
 
 def say_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
