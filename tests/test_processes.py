@@ -132,6 +132,7 @@ def launch(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
             "distill: --set train.lr=-1: [train] lr = -1: must be greater than 0",
         ),
         (["--recipe", "no_such_recipe"], 1, "distill: no_such_recipe: no such recipe"),
+        (["--recipe", "toy_2d", "--outdir", "/proc/x"], 1, "distill: [log] outdir = '/proc/x': cannot be written"),
         (["--recipee", "quickstart"], 2, "distill: no such option '--recipee'"),
     ],
 )
@@ -143,6 +144,28 @@ def test_launched_processes_tell_an_error_once_and_nothing_else_does(
     assert (done.returncode, out) == (code, "")
     lines = errors.splitlines()
     assert len(lines) == 1 and lines[0].startswith(error), errors
+
+
+@pytest.mark.parametrize("seconds", [0, 3])
+def test_a_launch_that_is_interrupted_while_it_loads(seconds: float, recipe_file: Write, tmp_path: Path) -> None:
+    """Nobody else may say so then; and what torchrun keeps is not left."""
+    (tmp_path / "temporary").mkdir()
+    command = [
+        *COMMAND,
+        "launch",
+        "--processes",
+        "2",
+        "--recipe",
+        str(recipe_file(("duration_kimg = 0.048", "duration_kimg = 500"))),
+    ]
+    places = environment({"TMPDIR": str(tmp_path / "temporary")})
+    run = subprocess.Popen(command, env=places, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for(tmp_path, "tmp*", [run])
+    time.sleep(seconds)
+    run.send_signal(signal.SIGTERM)
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 128 + signal.SIGTERM and re.fullmatch("distill: interrupted.*\n", errors), (run.returncode, errors)
+    assert not [*(tmp_path / "temporary").glob("torchelastic*"), *(tmp_path / "temporary").glob("tmp*")]
 
 
 @pytest.mark.parametrize(

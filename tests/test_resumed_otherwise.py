@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from registry.core.errors import Interrupted, UserError
 from registry.files.bounds import STATE
@@ -23,7 +25,7 @@ from registry.runs.distill import distill
 from registry.runs.folder import RunFolder
 from registry.runs.outputs import measure_snapshot
 from registry.runs.pretrain import pretrain
-from tests.conftest import tiny_network
+from tests.conftest import grey_images, tiny_network
 from tests.test_branches import METRICS, again, finished, run
 
 __all__ = ["finished", "run"]
@@ -159,6 +161,23 @@ def test_lines_of_a_metric_that_is_not_measured_again_stay(finished: Path, run: 
     assert kimgs(run, "frechet") == kimgs(run) == [1, 2, 3]
     again(finished, run, run / "training-state-000002.pt", "train.glr=0.01", 'eval.metrics=["frechet"]')
     assert kimgs(run, "frechet") == [1, 2, 3] and kimgs(run) == [1, 2]
+
+
+def test_other_images_of_the_same_name_are_told_and_shown(finished: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    grey_images(images, 20)
+    sets = (f"eval.reference={images}", "train.duration_kimg=1")
+    run = distill(str(finished / "short.toml"), sets=sets, outdir=str(tmp_path / "runs")).folder
+    shown = (run / "real.png").read_bytes()
+    for image in images.iterdir():
+        Image.new("L", (8, 8), 255).save(image)
+    again(finished, run, run / "training-state-000001.pt", *sets, "train.duration_kimg=2")
+    log = (run / "log.txt").read_text()
+    assert re.search(
+        r"WARNING sliced_wasserstein is measured otherwise than before: reference 20 images, \w+, not 20 images, \w+;", log
+    )
+    assert (run / "real.png").read_bytes() != shown
 
 
 def test_the_teacher_of_a_branch_that_is_left_stays(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from registry.cli.options import recipe_options
 from registry.core.atomic import remove_unfinished
 from registry.core.errors import Diverged, Interrupted, Lost, Mistakes, SettingError, UserError
 from registry.core.interruption import WRITER, heeded, is_importing
-from registry.core.joining import first_to_tell, record, several
+from registry.core.joining import FOLDER_NOTE, first_to_tell, note_told, record, several
 from registry.core.text import printable, shown
 from registry.core.version import version
 from registry.plugins.faults import fault_of, raised_by_a_plugin
@@ -135,7 +135,10 @@ def interrupt(number: int, frame: FrameType | None) -> NoReturn:
     """End at a signal: in the middle of an import without an exception."""
     if is_importing(frame):
         remove_unfinished()
-        os.write(2, b"distill: interrupted\n")
+        if not several() or (
+            os.environ.get("RANK") == "0" and FOLDER_NOTE not in os.environ
+        ):  # the launcher says so if nobody does
+            os.write(2, b"distill: interrupted\n")
         os._exit(128 + number)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
@@ -221,6 +224,7 @@ def tell(error: BaseException, message: str, code: int, debug: bool) -> None:
         record("".join(traceback.format_exception(error)) if code == BUG else message)
         if not first_to_tell():
             return
+        note_told()
     if debug and not isinstance(error, Interrupted | KeyboardInterrupt):
         traceback.print_exception(error)
     message = printable(message)

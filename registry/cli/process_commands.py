@@ -17,7 +17,7 @@ from registry.cli.again import LAUNCHER, SAFE, takes_working_folder, typed
 from registry.cli.group import PARENT, main
 from registry.core.errors import Diverged, Lost, SettingError
 from registry.core.interruption import heeded
-from registry.core.joining import FOLDER_NOTE
+from registry.core.joining import FOLDER_NOTE, TOLD
 
 SHARED = ("pretrain", "generate", "evaluate")
 """The commands of which processes share the work; so does distilling."""
@@ -82,6 +82,8 @@ def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
 
     If a process is lost, all start again, at most so often. A mistake, and a run that has diverged, would only come again.
     """
+    import torch.distributed.run  # noqa: F401  (before there is a folder, which a signal amid an import would leave)
+
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         note = Path(place) / "folder"
         os.environ[FOLDER_NOTE] = str(note)
@@ -90,7 +92,7 @@ def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
             if again:
                 words, how = from_the_newest(arguments, note)
                 click.echo(f"distill: starting again ({again} of {restarts}){how}", err=True)
-            code, stopped = run_once(count, words)
+            code, stopped = run_once(count, words, Path(place))
             if stopped or code in FINAL or code - 128 in heeded():  # one process was told to stop, and saved a state
                 break
     return code
@@ -121,8 +123,9 @@ def from_the_newest(arguments: tuple[str, ...], note: Path) -> tuple[tuple[str, 
     return (*arguments[: i - alone], *arguments[i + 1 :]), f"; anew, for there is no training state in {folder}"
 
 
-def run_once(count: int, arguments: tuple[str, ...]) -> tuple[int, bool]:
-    """Run a command in so many processes: their exit code, and whether a signal to this process ended them."""
+def run_once(count: int, arguments: tuple[str, ...], place: Path) -> tuple[int, bool]:
+    """Run a command in so many processes: their exit code, and whether a signal to this process ended them. They leave their notes
+    in a place that is removed afterwards."""
     for name in [name for name in os.environ if name.startswith("PET_")]:  # torchrun's options, which are set here
         del os.environ[name]
     handled = ",".join(s.name for s in (*heeded(), signal.SIGQUIT))
@@ -138,10 +141,13 @@ def run_once(count: int, arguments: tuple[str, ...]) -> tuple[int, bool]:
         logging.disable()  # torchrun tells of each process that it ends
     words = ["--standalone", f"--nproc-per-node={count}", "--max-restarts=0", "-m", "registry.cli", *arguments]
     settings = parse_args(words)
-    settings.signals_to_handle, settings.shutdown_timeout = handled, SAVING
+    settings.signals_to_handle, settings.shutdown_timeout, settings.log_dir = handled, SAVING, str(place)
+    (place / TOLD).unlink(missing_ok=True)
     try:
         run(settings)
     except SignalException as error:
+        if not (place / TOLD).exists():  # they were still loading
+            click.echo("distill: interrupted", err=True)
         return 128 + error.sigval, True
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}

@@ -24,6 +24,8 @@ PATIENCE = 30.0
 """Minutes that processes wait for each other, unless a recipe says otherwise."""
 FOLDER_NOTE = "DISTILL_LAUNCHER_NOTE"
 """In the environment of a launched process: the file in which it says where its run is."""
+TOLD = "told"
+"""A file beside it: some process has told the user why they end."""
 ASK = timedelta(seconds=5)
 """How long a process that ends tries to learn whether another has told the user."""
 
@@ -126,6 +128,13 @@ def tell_launcher(folder: Path) -> None:
     if file := os.environ.get(FOLDER_NOTE):
         with suppress(OSError):
             Path(file).write_bytes(os.fsencode(folder.absolute()))
+
+
+def note_told() -> None:
+    """Let `distill launch` know that the user was told why the processes end."""
+    if file := os.environ.get(FOLDER_NOTE):
+        with suppress(OSError):
+            Path(file).with_name(TOLD).touch()
 
 
 def record(message: str) -> None:

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -91,6 +92,9 @@ UNREADABLE = (
 """What a damaged ZIP leads to: each kind of compression has errors of its own."""
 
 
+NO_IMAGES = "neither a folder nor a ZIP of images"
+
+
 def load_images(source: str, most: int | None = None, told: Told | None = None) -> Images:
     """Load `digits`, or a folder or uncompressed ZIP of square images in EDM's layout, or `most` of these.
 
@@ -110,8 +114,15 @@ def load_images(source: str, most: int | None = None, told: Told | None = None) 
         except UNREADABLE as error:
             raise UserError(f"{source}: is not a ZIP of images, or is damaged: {shown(error)}") from None
     if os.path.exists(path):
-        raise UserError(f"{source}: neither a folder nor a ZIP of images")
+        raise UserError(f"{source}: {'is a ZIP that is cut off or damaged' if was_zip(path) else NO_IMAGES}")
     raise UserError(f"{cut(source)}: no such data set; give 'digits', or a folder or ZIP of images in EDM's layout")
+
+
+def was_zip(path: Path) -> bool:
+    """Whether a file begins as a ZIP does."""
+    with suppress(OSError), open(path, "rb") as file:
+        return path.is_file() and file.read(4) == b"PK\3\4"
+    return False
 
 
 def member_of(archive: zipfile.ZipFile, name: str) -> bytes:

@@ -35,10 +35,10 @@ from registry.runs.outputs import (
     draw_fakes,
     draw_start,
     draw_teacher,
-    keep_best,
     measure_snapshot,
     missing_grids,
     snapshot_name,
+    take_up,
     write_network,
     write_table,
 )
@@ -119,7 +119,7 @@ def distill(
             journal.log(line)
         shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
 
-        keep_best(folder, metrics, run.nimg)  # the run may have been killed between a line and the copy
+        take_up(folder, metrics, recipe, run.nimg)
 
         def snapshot() -> None:
             with run.averaged() as net:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import time
@@ -17,6 +18,7 @@ from registry.core.atomic import sweep, unused, write_atomically
 from registry.core.errors import SettingError, UserError
 from registry.core.joining import tell_launcher
 from registry.core.locks import lock_on, taken
+from registry.core.text import shown
 from registry.files.json_lines import STATISTICS, append_line, kimg_of, readable_lines, whole_lines
 from registry.recipe.resolved import Tables, dumps
 from registry.runs.states import LATER, NUMBERED
@@ -36,6 +38,8 @@ def new_run_folder(outdir: Path, description: str) -> Path:
             number += 1
         return folder
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG and outdir.is_dir():
+            raise UserError(f"the recipe's name is too long for that of a folder: {shown(description, 60)}") from None
         raise SettingError("outdir", f"cannot be written: {error.strerror}", str(outdir)) from None
 
 

@@ -24,7 +24,7 @@ from registry.edm.networks import Precond
 from registry.files.formats import save_network
 from registry.files.json_files import kept
 from registry.measure.measuring import Sample, measure
-from registry.measure.protocol import in_words, protocols
+from registry.measure.protocol import compared_with, difference, in_words, protocols
 from registry.measure.rows import Metrics, Row, entry, headings, summary, table
 from registry.measure.saved import BEST, MADE_FROM
 from registry.recipe.resolved import Choice, PretrainRecipe, Recipe, Tables
@@ -82,6 +82,18 @@ def draw_teacher(folder: RunFolder, teacher: Teacher, noise: Noise, evaluations:
     for nfe in evaluations:
         images = torch.cat(distributed.share(n, recipe.eval.batch, partial(sampled, nfe)))
         folder.picture(partial(save_grid, name=grid_name(nfe), images=images, columns=columns), grid_name(nfe))
+
+
+def take_up(folder: RunFolder, metrics: Metrics, recipe: Recipe | PretrainRecipe, nimg: int) -> None:
+    """See to what a run finds in its folder: it may have been killed between a line and the best snapshot's copy, and metrics may
+    compare with other images than before."""
+    for choice, metric in metrics:
+        lines = folder.lines(f"metric-{choice.name}.jsonl") if folder.writes else ()
+        before = [known for line in lines if isinstance(known := line.get("compared_with"), dict)]
+        if before and (other := difference(compared_with(metric), before[-1])):
+            folder.journal.log(f"WARNING {choice.name} is measured otherwise than before: {other}; its best number begins anew")
+            draw_real(folder, recipe)
+    keep_best(folder, metrics, nimg)
 
 
 def draw_real(folder: RunFolder, recipe: Recipe | PretrainRecipe) -> None:

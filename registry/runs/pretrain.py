@@ -33,9 +33,9 @@ from registry.runs.outputs import (
     draw_curves,
     draw_fakes,
     draw_real,
-    keep_best,
     measure_snapshot,
     snapshot_name,
+    take_up,
     write_network,
     write_table,
 )
@@ -100,7 +100,7 @@ def pretrain(
         journal.log(f"training a {size} on {domain.origin} ({len(data)} images), D = {noise.D:g}")
         if run.nimg == 0:
             draw_real(folder, recipe)
-        keep_best(folder, metrics, run.nimg)  # the run may have been killed between a line and the copy
+        take_up(folder, metrics, recipe, run.nimg)
         train(partial(pretraining.iterations, run), run, recipe, folder, lambda: {"denoiser": run.denoiser}, saved, snapshot)
 
         target = target or folder.path / TEACHER
