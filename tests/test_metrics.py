@@ -57,6 +57,13 @@ def test_sliced_wasserstein_of_a_shift_and_of_a_scale() -> None:
     assert sliced_wasserstein(x[:1000], x) < 0.4
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_columns_in_order(dtype: torch.dtype) -> None:
+    x = torch.randn(50, 7).to(dtype).requires_grad_()
+    x.data[3, 2] = torch.nan
+    torch.testing.assert_close(distances.in_order(x), x.detach().sort(dim=0).values, rtol=0, atol=0, equal_nan=True)
+
+
 def test_many_projections_are_taken_in_parts() -> None:
     x = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
     more = sliced_wasserstein(x, x + 0.5, 1300)
