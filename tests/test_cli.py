@@ -250,7 +250,7 @@ def test_debug_shows_the_traceback(cli: Cli, recipe_file: Write) -> None:
 
 
 def test_wrong_usage_is_one_line(cli: Cli) -> None:
-    for args in (["--seed", "-1"], ["pretrain"], ["frobnicate"], ["--nope"], ["--set", "train.lr=1"]):
+    for args in (["--seed", "-1"], ["pretrain"], ["frobnicate"], ["evaluat"], ["--nope"], ["--set", "train.lr=1"]):
         done = cli(*args)
         assert error_line(done, 2).endswith(" --help")
 

@@ -26,6 +26,7 @@ from registry.core.contracts import Domain
 from registry.core.errors import UserError
 from registry.edm.datasets import load_images
 from registry.files.formats import save_network
+from registry.files.json_files import kept
 from registry.measure import neighbours
 from registry.measure.comparison import distinct
 from registry.measure.distances import frechet_distance, inception_score, moments
@@ -33,12 +34,14 @@ from registry.measure.inception import DIMENSION
 from registry.measure.measuring import measure
 from registry.measure.neighbours import precision_recall_density_coverage
 from registry.measure.rows import Row, best, spread, summary
+from registry.measure.saved import QUALITY
 from registry.measure.torchscript import MEAN, STD, ScriptedNetwork, is_torchscript
 from registry.plugins.loading import Plugins
 from registry.recipe.reading import resolve
 from registry.recipe.resolved import Choice
+from registry.recipe.tables import EvalConfig
 from registry.runs.folder import RunFolder
-from registry.runs.outputs import alike, keep_best
+from registry.runs.outputs import alike, keep_best, write_table
 from registry.show.journal import Journal
 from registry.testing import check_metric
 from tests.conftest import environment, error_line, grey_images, tiny_network
@@ -543,11 +546,19 @@ def test_the_best_snapshot_among_those_measured_alike(
     (tmp_path / "3.pkl").write_bytes((tmp_path / "3.pkl").read_bytes()[:-100])
     keep_best(folder, [(choice, metric)], 5000)
     assert (
-        f"WARNING {tmp_path / '3.pkl'}: is not whole, or cannot be read; the best snapshot is not kept" in capsys.readouterr().out
+        f"WARNING {tmp_path / '3.pkl'}: cannot be read, or does not say how many images it has seen; the best snapshot is not kept"
+        in capsys.readouterr().out
     )
     assert not (tmp_path / "network-snapshot-best.pkl").exists()
     old = [{"metric": "prdc", "samples": 16, "kimg": kimg} for kimg in (1, 2)]  # as version 0.1 wrote them
     assert alike([]) == [] and alike(old) == old and alike([*old, old[0] | {"compared_with": {}}])[:2] == old
+
+
+def test_a_table_is_read_whatever_a_plugin_calls_its_weights(tmp_path: Path) -> None:
+    facts = {"teacher_weights": "three\nlines\n" * 100, "data_hash": None}
+    write_table(RunFolder(tmp_path, Journal()), [Row("generator", 1)], (), EvalConfig(), 5000, facts)
+    quality = kept(tmp_path / "quality.json", QUALITY)
+    assert quality is not None and [*quality.made_from] == ["teacher_weights"]
 
 
 def test_bad_input_is_one_line(here: Cli, generator_file: Path, inception_file: Path, data: Path, tmp_path: Path) -> None:

@@ -329,6 +329,43 @@ def test_a_metric_is_left_at_a_signal(method: str, then: Callable[[], Any]) -> N
         os.kill(os.getpid(), signal.SIGTERM)  # is only noted again
 
 
+def test_every_further_signal_is_raised_as_long_as_the_metric_goes_on() -> None:
+    """Whoever catches everything may catch that, too."""
+    caught = []
+
+    def stubborn(self: Metric, rows: Tensor) -> dict[str, float]:
+        for _ in range(3):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                waits()
+            except BaseException as error:
+                caught.append(type(error))
+        return {"brightness": 1.0}
+
+    with Interruption(), pytest.raises(Interrupted):
+        guarded(odd(compare=stubborn)).compare(torch.zeros(2, 1))
+    assert caught == [Interrupted] * 3
+
+
+def test_a_copy_of_the_process_that_a_metric_makes_ends_at_a_signal() -> None:
+    """As the workers of multiprocessing's pools do."""
+    ended = []
+
+    def forks(self: Metric, rows: Tensor) -> dict[str, float]:
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(10)
+            os._exit(0)
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        return {"brightness": 1.0}
+
+    with Interruption() as interruption:
+        assert guarded(odd(compare=forks)).compare(torch.zeros(2, 1)) == {"brightness": 1.0}
+        assert ended == [-signal.SIGTERM] and not interruption.number
+
+
 def test_an_import_of_a_metrics_is_not_broken_by_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who catches ImportError, or whatever else an interrupted module raises, would take it for another fault."""
     (tmp_path / "slowly_imported.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nwhole = True\n")

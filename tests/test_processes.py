@@ -168,6 +168,28 @@ def test_a_launch_that_is_interrupted_while_it_loads(seconds: float, recipe_file
     assert not [*(tmp_path / "temporary").glob("torchelastic*"), *(tmp_path / "temporary").glob("tmp*")]
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not list a process's children")
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_launched_process_that_is_signalled_while_it_loads(which: int, recipe_file: Write, tmp_path: Path) -> None:
+    run = launch("--recipe", recipe_file(("duration_kimg = 0.048", "duration_kimg = 500")), cwd=tmp_path)
+    end = time.monotonic() + 120
+    children: list[str] = []
+    while len(children) < 2:
+        assert run.poll() is None and time.monotonic() < end
+        tasks = Path(f"/proc/{run.pid}/task").iterdir()
+        children = [pid for task in tasks for pid in (task / "children").read_text().split() if catches(pid, signal.SIGTERM)]
+        time.sleep(0.02)
+    os.kill(int(children[which]), signal.SIGTERM)
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 128 + signal.SIGTERM and re.fullmatch("distill: interrupted.*\n", errors), (run.returncode, errors)
+
+
+def catches(pid: str, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (number - 1) & 1)  # type: ignore[index]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "error"),
     [

@@ -135,9 +135,7 @@ def interrupt(number: int, frame: FrameType | None) -> NoReturn:
     """End at a signal: in the middle of an import without an exception."""
     if is_importing(frame):
         remove_unfinished()
-        if not several() or (
-            os.environ.get("RANK") == "0" and FOLDER_NOTE not in os.environ
-        ):  # the launcher says so if nobody does
+        if FOLDER_NOTE not in os.environ:  # `distill launch` says so if nobody does
             os.write(2, b"distill: interrupted\n")
         os._exit(128 + number)
     if number == signal.SIGINT:
@@ -274,10 +272,10 @@ def reason(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
 
 def usage(error: click.ClickException) -> str:
     """What is wrong with the words of a command, and where it stands which are right."""
-    text = " ".join(error.format_message().split()).removesuffix(".").replace(". (Did you", " (did you")
-    text = text[:1].lower() + text[1:]
+    text = " ".join(error.format_message().split()).removesuffix(".")
+    text = text[:1].lower() + text[1:].replace(". (Did you", " (did you").replace(". Did you", "; did you")
     context = error.ctx if isinstance(error, click.UsageError) else None
-    return f"{text}; see {context.command_path} --help" if context else text
+    return f"{text}{' See' if text.endswith('?') else '; see'} {context.command_path} --help" if context else text
 
 
 def say_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:

@@ -154,6 +154,8 @@ def run_once(count: int, arguments: tuple[str, ...], place: Path) -> tuple[int, 
         rank, code = first_failure(codes)
         if code < 0:
             click.echo(f"distill: process {rank} of {count} was ended by signal {-code}", err=True)
+        elif code - 128 in heeded() and not (place / TOLD).exists():  # it was still loading
+            click.echo("distill: interrupted", err=True)
         return (code if code > 0 else 128 - code), False
     return 0, False
 

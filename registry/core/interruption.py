@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType, FunctionType, MethodType, TracebackType
 
 from registry.core.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Ctrl-C; the end of a job; what schedulers send some time before that; a terminal that is closed."""
+
+OURS = __name__.partition(".")[0]
 
 WRITER = "distill-writer"
 """The name of a thread that works in the background, on a file or for a server: Python's shutdown must not come while there is
@@ -24,8 +28,8 @@ def heeded() -> tuple[signal.Signals, ...]:
 
 
 _entered: list[Interruption] = []
-_droppable: list[str] = []
-"""What goes on inside of `dropped_at_a_signal`, if anything does."""
+_droppable: list[tuple[str, FrameType]] = []
+"""What goes on inside of `dropped_at_a_signal`, if anything does, and whose block that is."""
 
 
 class Interruption:
@@ -50,8 +54,9 @@ class Interruption:
             raise KeyboardInterrupt
         self._to_leave |= number == signal.SIGINT
         self.number = self.number or number
-        if _droppable and not is_importing(frame):
-            raise Interrupted(f"interrupted {_droppable.pop()}", 128 + self.number)  # once: it is on its way out from then on
+        for when, block in _droppable:
+            if is_within(frame, block):
+                raise Interrupted(f"interrupted {when}", 128 + self.number)
 
 
 @contextmanager
@@ -59,7 +64,7 @@ def dropped_at_a_signal(when: str) -> Iterator[None]:
     """Inside of an Interruption a signal raises Interrupted at once: for what takes long, is not ours to divide, and may be left
     anywhere, as a metric's arithmetic."""
     stop_if_signalled(when)
-    _droppable.append(when)
+    _droppable.append((when, sys._getframe(2)))  # beyond this function's and contextlib's
     try:
         yield
     finally:
@@ -67,14 +72,37 @@ def dropped_at_a_signal(when: str) -> Iterator[None]:
     stop_if_signalled(when)  # it came during an import, or was caught
 
 
-def is_importing(frame: FrameType | None) -> bool:
-    """Whether a module is being loaded: it may take an exception for an error of another kind. PIL imports from itself for each
-    image: that passes through importlib but loads nothing."""
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib") and frame.f_code.co_name == "_find_and_load":
-            return True
+def is_within(frame: FrameType | None, block: FrameType) -> bool:
+    """Whether a frame was called by another one, and no import is between them: no exception may be raised in the block once it is
+    left, nor in a module that is being loaded."""
+    while frame is not None and frame is not block and not loads_a_module(frame):
         frame = frame.f_back
-    return False
+    return frame is block
+
+
+def is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being loaded: it may take an exception for an error of another kind."""
+    while frame is not None and not loads_a_module(frame):
+        frame = frame.f_back
+    return frame is not None
+
+
+def loads_a_module(frame: FrameType) -> bool:
+    """PIL imports from itself for each image: that passes through importlib but loads nothing."""
+    return frame.f_code.co_filename.startswith("<frozen importlib") and frame.f_code.co_name == "_find_and_load"
+
+
+def forget_in_a_child() -> None:
+    """A copy of this process, such as a worker of a plugin's pool, ends at signals as any process does."""
+    _entered.clear()
+    _droppable.clear()
+    for number in SIGNALS:
+        handler = signal.getsignal(number)
+        if isinstance(handler, FunctionType | MethodType) and handler.__module__.partition(".")[0] == OURS:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=forget_in_a_child)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import hashlib
 import json
 import math
 import time
@@ -178,7 +179,7 @@ def keep_best(folder: RunFolder, metrics: Metrics, nimg: int) -> None:
         if not (copy.is_file() and filecmp.cmp(snapshot, copy, shallow=False)):
             made = images_of(snapshot)
             if not made:
-                raise UserError(f"{snapshot}: is not whole, or cannot be read")
+                raise UserError(f"{snapshot}: cannot be read, or does not say how many images it has seen")
             if made != round(1000 * first["kimg"]):  # replaced by a later one within the same thousand images
                 return
             folder.write(copy.name, snapshot.read_bytes())
@@ -240,7 +241,7 @@ def write_table(
         "columns": {choice.name: list(metric.columns) for choice, metric in metrics},
         "rows": [vars(row) | {"summary": {column: summary(row.values[column]) for column in row.values}} for row in rows],
         "protocols": measured_like,
-        "made_from": {what: facts[what] for what in MADE_FROM if facts.get(what)},
+        "made_from": {what: hashlib.sha256(facts[what].encode()).hexdigest()[:16] for what in MADE_FROM if facts.get(what)},
         **({"changed": folder.changed} if folder.changed else {}),
         "higher_is_better": [column for _, metric in metrics for column in metric.higher],
         "versions": versions(),

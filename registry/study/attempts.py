@@ -22,6 +22,7 @@ from registry.core.atomic import write_atomically
 from registry.core.errors import UserError
 from registry.study.cells import ATTEMPT, read_attempt
 from registry.study.machine import code, made_with
+from registry.study.sources import held_now
 
 LOCK, OUTPUT, ERRORS = "lock", "output.txt", "errors.txt"
 
@@ -73,8 +74,8 @@ class Leftover:
 
 
 def begin(folder: Path, command: list[str], environment: Mapping[str, str], sources: Mapping[str, str]) -> Attempt:
-    """Start a command in a process of its own session, so that Ctrl-C reaches it through us only. `sources`: what the files that
-    the recipe names hold. Raises UserError."""
+    """Start a command in a process of its own session, so that Ctrl-C reaches it through us only. `sources`: what the files and
+    folders that the recipe names have held. Raises UserError."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in (folder / LOCK, folder / OUTPUT, folder / ERRORS):
         if path.exists() and not path.is_file():  # a pipe would be waited for
@@ -87,7 +88,7 @@ def begin(folder: Path, command: list[str], environment: Mapping[str, str], sour
         seconds = read_attempt(folder).get("seconds", 0.0)
         note: dict[str, Any] = {
             "command": command, "started": time.time(), "seconds": seconds, "exit": None, "error": "", "pid": None,
-            "threads": environment.get("OMP_NUM_THREADS", ""), "sources": dict(sources),
+            "threads": environment.get("OMP_NUM_THREADS", ""), "sources": held_now(sources),
             "made_with": {**made_with(), "code": code()},
         }  # fmt: skip
         write_note(folder, note)

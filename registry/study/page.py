@@ -99,13 +99,15 @@ def about_curves(results: Sequence[Result]) -> str:
 def provenance(results: Sequence[Result]) -> list[tuple[str, str]]:
     """What the runs were made with; where runs differ, every value with the number of runs."""
     keys: dict[str, Counter[str]] = {}
+    names = Counter(Path(path).name for path in {path for result in results for path in result.attempt.get("sources", {})})
     for result in results:
         for key, value in result.attempt.get("made_with", {}).items():
             keys.setdefault(key, Counter())[str(value)] += 1
         if result.attempt:
             keys.setdefault("threads", Counter())[str(result.attempt.get("threads", ""))] += 1
         for path, digits in result.attempt.get("sources", {}).items():
-            keys.setdefault(f"content of {printable(Path(path).name)}", Counter())[digits] += 1
+            called = Path(path).name if names[Path(path).name] == 1 else path
+            keys.setdefault(f"content of {printable(called)}", Counter())[digits] += 1
         for metric, line in in_words(result.protocols.values()).items():
             keys.setdefault(f"{metric} is measured with", Counter())[line] += 1
         if "copied_from" in result.attempt:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
@@ -49,6 +50,9 @@ class CellJob:
 
     When the scheduler is about to end the job, submitit calls `checkpoint`: the run saves its state, and the job is queued again.
     """
+
+    sources: Mapping[str, str] = MappingProxyType({})
+    """Jobs that an earlier version has queued have none."""
 
     def __init__(self, folder: Path, command: Sequence[str], again: Sequence[str], sources: Mapping[str, str]) -> None:
         self.folder, self.command, self.again, self.sources = folder, list(command), list(again), dict(sources)

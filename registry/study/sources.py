@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,11 @@ from registry.study.cells import Cell, Status, status
 
 WHOLE, ENDS = 2**28, 2**20
 """Bytes of a file that is hashed as a whole, and of the beginning and end of a larger one that are."""
+
+
+def held_now(before: Mapping[str, str]) -> dict[str, str]:
+    """What files hold now; folders are taken to hold what they held `before`, for it may take long to look into them."""
+    return {path: digits(Path(path)) if os.path.isfile(path) else of for path, of in before.items()}
 
 
 def with_sources(cells: Sequence[Cell]) -> tuple[Cell, ...]:
@@ -56,15 +62,23 @@ def digits(path: Path) -> str:
                 elif file.suffix.lower() in SUFFIXES:
                     digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode(errors="surrogateescape"))
         elif path.is_file():
-            size = path.stat().st_size
-            with open(path, "rb") as content:
-                for begin in range(0, size, ENDS) if size <= WHOLE else (0, size - ENDS):
-                    content.seek(begin)
-                    digest.update(content.read(ENDS))
-            digest.update(str(size).encode())
+            found = path.stat()
+            digest.update(content_of(path, found.st_size, found.st_mtime_ns))
     except (OSError, UserError):
         return ""
     return digest.hexdigest()[:12]
+
+
+@functools.cache
+def content_of(path: Path, size: int, changed: int) -> bytes:
+    """A hash of a file that has changed at this time. Raises OSError."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as content:
+        for begin in range(0, size, ENDS) if size <= WHOLE else (0, size - ENDS):
+            content.seek(begin)
+            digest.update(content.read(ENDS))
+    digest.update(str(size).encode())
+    return digest.digest()
 
 
 def check_same_sources(cells: Sequence[Cell], outdir: Path) -> None:
