@@ -277,7 +277,9 @@ def test_a_lock_that_is_removed_is_taken_again_or_the_run_goes_on_elsewhere(
         assert folder.name == "00000-short" and "run.lock was removed while this run goes on; it is there again" in log
         return
     loss.other.communicate()
-    assert folder.name == "00001-short" and "the folder of this run is another run's by now; the run goes on in " in log
+    assert (
+        folder.name == "00001-short" and "the folder of this run is gone, and another is in its place; the run goes on in " in log
+    )
     assert list(folder.glob("training-state-*.pt")) and list((tmp_path / "runs" / "00000-short").glob("training-state-*.pt"))
 
 

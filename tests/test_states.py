@@ -634,7 +634,8 @@ def test_a_folder_that_is_another_runs_by_now_is_left_alone(tmp_path: Path) -> N
     assert folder.path == tmp_path / "00001-short"
     assert {path.name for path in (tmp_path / "00000-short").iterdir()} == {"training-state-000004.pt"}
     assert (
-        f"the folder of this run is another run's by now; the run goes on in {folder.path}" in (folder.path / "log.txt").read_text()
+        f"the folder of this run is gone, and another is in its place; the run goes on in {folder.path}"
+        in (folder.path / "log.txt").read_text()
     )
     assert (folder.path / "notes").read_bytes() == b"ours" and (folder.path / "recipe.toml").is_file()
 

@@ -171,7 +171,7 @@ class RunFolder:
         except (OSError, UserError):
             self.path = unused(self._home)  # not into another run's
             return
-        gone = "was gone" if self.path == self._home or not self._home.exists() else "is another run's by now"
+        gone = "was gone" if self.path == self._home or not self._home.exists() else "is gone, and another is in its place"
         where = "a new folder of that name" if self.path == self._home else str(self.path)
         self._home, self._known = self.path, self._place()
         tell_launcher(self.path)
