@@ -160,10 +160,13 @@ def test_a_launch_that_is_interrupted_while_it_loads(seconds: float, recipe_file
     ]
     places = environment({"TMPDIR": str(tmp_path / "temporary")})
     run = subprocess.Popen(command, env=places, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    wait_for(tmp_path, "tmp*", [run])
-    time.sleep(seconds)
-    run.send_signal(signal.SIGTERM)
-    _, errors = run.communicate(timeout=120)
+    try:
+        wait_for(tmp_path, "tmp*", [run])
+        time.sleep(seconds)
+        run.send_signal(signal.SIGTERM)
+        _, errors = run.communicate(timeout=120)
+    finally:
+        run.kill()
     assert run.returncode == 128 + signal.SIGTERM and re.fullmatch("distill: interrupted.*\n", errors), (run.returncode, errors)
     assert not [*(tmp_path / "temporary").glob("torchelastic*"), *(tmp_path / "temporary").glob("tmp*")]
 
@@ -174,13 +177,16 @@ def test_a_launched_process_that_is_signalled_while_it_loads(which: int, recipe_
     run = launch("--recipe", recipe_file(("duration_kimg = 0.048", "duration_kimg = 500")), cwd=tmp_path)
     end = time.monotonic() + 120
     children: list[str] = []
-    while len(children) < 2:
-        assert run.poll() is None and time.monotonic() < end
-        tasks = Path(f"/proc/{run.pid}/task").iterdir()
-        children = [pid for task in tasks for pid in (task / "children").read_text().split() if catches(pid, signal.SIGTERM)]
-        time.sleep(0.02)
-    os.kill(int(children[which]), signal.SIGTERM)
-    _, errors = run.communicate(timeout=120)
+    try:
+        while len(children) < 2:
+            assert run.poll() is None and time.monotonic() < end
+            tasks = Path(f"/proc/{run.pid}/task").iterdir()
+            children = [pid for task in tasks for pid in (task / "children").read_text().split() if catches(pid, signal.SIGTERM)]
+            time.sleep(0.02)
+        os.kill(int(children[which]), signal.SIGTERM)
+        _, errors = run.communicate(timeout=120)
+    finally:
+        run.kill()
     assert run.returncode == 128 + signal.SIGTERM and re.fullmatch("distill: interrupted.*\n", errors), (run.returncode, errors)
 
 
