@@ -104,6 +104,7 @@ def test_so_is_a_safetensors_file(case: str, content: dict[str, Any], tmp_path: 
 WRONG_STATES: list[tuple[str, Any]] = [
     ("nimg", "many"), ("nimg", ...), ("parts", []), ("parts.generator", 1), ("networks", ...), ("rng", 5), ("recipe", {"train": 1}),
     ("recipe", nested(50)), ("about.steps", 10**9), ("seconds", -1.0),
+    ("about.teacher_weights", torch.zeros(3)), ("about.data_hash", torch.zeros(0)),
 ]  # fmt: skip
 
 

@@ -82,6 +82,9 @@ def test_saved_teacher_rows_are_used_until_fresh_ones_are_requested(cli: Cli, re
     assert kept[0]["measured"]["steps"] == 3
     kept[0]["row"]["values"]["sliced_w2"] = [98765.0, 98765.0]
     shelf.write_text(json.dumps(kept))
+    assert "98765" not in cli("--recipe", path).stdout  # they have changed since they were written
+    del kept[0]["digest"]
+    shelf.write_text(json.dumps(kept))
     used = cli("--recipe", path).stdout
     assert "measuring the teacher" not in used
     assert "98765" in used

@@ -190,6 +190,25 @@ def test_a_launched_process_that_is_signalled_while_it_loads(which: int, recipe_
     assert run.returncode == 128 + signal.SIGTERM and re.fullmatch("distill: interrupted.*\n", errors), (run.returncode, errors)
 
 
+def test_a_second_ctrl_c_leaves_a_launch_at_once(recipe_file: Write, tmp_path: Path) -> None:
+    """Though one of its processes answers nothing, and their locks are free then."""
+    run = launch("--recipe", recipe_file(("duration_kimg = 0.048", "duration_kimg = 500")), cwd=tmp_path)
+    try:
+        wait_for(tmp_path, "*/stats.jsonl", [run])
+        tasks = Path(f"/proc/{run.pid}/task").iterdir()
+        children = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+        os.kill(children[1], signal.SIGSTOP)
+        run.send_signal(signal.SIGINT)
+        time.sleep(2)
+        assert run.poll() is None  # it waits for what is stopped
+        run.send_signal(signal.SIGINT)
+        _, errors = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 130 and "distill: interrupted; the processes were ended at once\n" in errors
+    assert not any(Path(f"/proc/{pid}").is_dir() for pid in children)
+
+
 def catches(pid: str, number: int) -> bool:
     """Whether a process has a handler for a signal."""
     status = Path(f"/proc/{pid}/status").read_text()

@@ -746,6 +746,33 @@ def test_a_whole_state_with_odd_entries_is_refused(odd: str, recipe_file: Write,
         distill(recipe, resume=str(state), sets=["train.duration_kimg=0.064"])
 
 
+LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "one number for all": lambda zeros: torch.zeros(1).expand(zeros.shape),
+    "a number for each row": lambda zeros: zeros[..., :1].clone().expand(zeros.shape),
+    "at the end of its memory": lambda zeros: torch.zeros(zeros.numel())[-1:].expand(zeros.shape),
+    "the other way round": lambda zeros: (
+        zeros.permute(*reversed(range(zeros.ndim))).contiguous().permute(*reversed(range(zeros.ndim)))
+    ),
+}
+
+
+def test_moments_lie_in_memory_as_adam_takes_them(recipe_file: Write) -> None:
+    """torch's fused Adam goes through them as if they were dense, and wrote beyond their end."""
+    recipe = str(recipe_file())
+    state = distill(recipe).folder / "training-state-000000.pt"
+    content = load(state, STATE)
+    del content["format"], content["kind"]
+    ends = []
+    for lay in (torch.clone, *LAYOUTS.values()):
+        for learner in ("student", "generator"):
+            for moments in content["parts"][learner]["optimiser"]["state"].values():
+                moments |= {name: lay(torch.zeros(moments[name].shape)) for name in ("exp_avg", "exp_avg_sq")}
+        save(state, STATE, content)
+        ends.append(weights_hash(distill(recipe, resume=str(state), sets=["train.duration_kimg=0.064"]).generator.net))
+        state.unlink()
+    assert len(set(ends)) == 1
+
+
 def test_the_recipes_settings_of_adam_are_those_of_a_resumed_run(recipe_file: Write) -> None:
     recipe = str(recipe_file())
     state = distill(recipe).folder / "training-state-000000.pt"

@@ -52,6 +52,10 @@ fails = { "teacher.points" = "nowhere" }
 """
 
 
+def without_digest(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "digest"}
+
+
 def sets(*more: str) -> list[str]:
     return [word for text in (*SMALL, *more) for word in ("--set", text)]
 
@@ -213,7 +217,9 @@ def test_a_run_that_was_resumed_by_hand_with_other_settings_is_no_result(
 
     done.write_text(recipe)  # as it was in the end, but not all the time
     quality = json.loads((done.parent / "quality.json").read_text())
-    (done.parent / "quality.json").write_text(json.dumps(quality | {"changed": ["at 1 kimg: [train] lr: 0.002 -> 0.003"]}))
+    (done.parent / "quality.json").write_text(
+        json.dumps(without_digest(quality) | {"changed": ["at 1 kimg: [train] lr: 0.002 -> 0.003"]})
+    )
     assert here("study", str(copied), "--report-only").returncode == 0
     told = "was resumed by hand with other settings (at 1 kimg: [train] lr: 0.002 -> 0.003)"
     assert told in (copied / "study.json").read_text() and told in (copied / "index.html").read_text().replace("&gt;", ">")
@@ -237,7 +243,7 @@ def test_a_table_of_another_length_is_not_the_cells(copied: Path, plugins: Plugi
     recipe = (run / "recipe.toml").read_text()
     assert "\nduration_kimg = 0.256\n" in recipe and "\nlr_decay = 0.0\n" in recipe
     for nimg, expected in ((cell.total - 32, Status.UNFINISHED), (cell.total + 32, Status.FAILED)):
-        (run / "quality.json").write_text(json.dumps(quality | {"nimg": nimg}))
+        (run / "quality.json").write_text(json.dumps(without_digest(quality) | {"nimg": nimg}))
         (run / "recipe.toml").write_text(recipe.replace("\nduration_kimg = 0.256\n", f"\nduration_kimg = {nimg / 1000}\n"))
         assert here("study", str(copied), "--report-only").returncode == 0
         assert status(cell)[0] is expected
@@ -262,7 +268,9 @@ def test_settings_that_teach_nothing_are_no_other_settings(copied: Path, here: H
     done.write_text(recipe.replace("\nlr = 0.002\n", "\nlr = 0.003\n", 1))
     assert f"move {done.parent} away" in error_line(here("study", str(copied), "--report-only"))
     quality = json.loads((done.parent / "quality.json").read_text())
-    (done.parent / "quality.json").write_text(json.dumps(quality | {"changed": ["at 1 kimg: [train] lr: 0.002 -> 0.003"]}))
+    (done.parent / "quality.json").write_text(
+        json.dumps(without_digest(quality) | {"changed": ["at 1 kimg: [train] lr: 0.002 -> 0.003"]})
+    )
     assert here("study", str(copied), "--report-only").returncode == 0
     assert "was resumed by hand with other settings (at 1 kimg: [train] lr" in (copied / "study.json").read_text()
 
@@ -342,7 +350,7 @@ def test_runs_that_have_loaded_different_things_stand_in_no_table(copied: Path, 
     tables = [next(copied.glob(f"cells/toy-{name}/seed-5/*/quality.json")) for name in ("learns", "hurries")]
     quality = [json.loads(table.read_text()) for table in tables]
     assert len({text for each in quality if (text := each["made_from"]["teacher_weights"])}) == 1
-    tables[-1].write_text(json.dumps(quality[-1] | {"made_from": {"teacher_weights": "0123456789abcdef"}}))
+    tables[-1].write_text(json.dumps(without_digest(quality[-1]) | {"made_from": {"teacher_weights": "0123456789abcdef"}}))
     line = error_line(here("study", str(copied), "--report-only"))
     assert "the teacher of toy-learns, seed 5 was another one than that of toy-hurries, seed 5, by the same name; move " in line
     assert f"{tables[-1].parents[1].relative_to(copied.parents[1])} away, and the same command makes it again" in line

@@ -30,7 +30,7 @@ from registry.core.atomic import remove_unfinished
 from registry.core.errors import Diverged, Interrupted, Lost, Mistakes, SettingError, UserError
 from registry.core.interruption import WRITER, heeded, is_importing
 from registry.core.joining import FOLDER_NOTE, first_to_tell, note_told, record, several
-from registry.core.text import printable, shown
+from registry.core.text import cut, printable, shown
 from registry.core.version import version
 from registry.plugins.faults import fault_of, raised_by_a_plugin
 
@@ -260,7 +260,7 @@ def reason(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
         case MemoryError():
             return "there is not enough memory", 1
         case RuntimeError() | ImportError() if NO_MEMORY.search(text):
-            return f"there is not enough memory; a smaller batch_gpu needs less ({text[:100]})", 1
+            return f"there is not enough memory; fewer images at a time (batch_gpu, --batch) need less ({cut(text, 100)})", 1
         case ValueError() if "I/O operation on closed file" in text:
             return "the output has been closed", 1
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EIO, filename=None):

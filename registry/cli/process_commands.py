@@ -5,10 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -144,7 +149,11 @@ def run_once(count: int, arguments: tuple[str, ...], place: Path) -> tuple[int, 
     settings.signals_to_handle, settings.shutdown_timeout, settings.log_dir = handled, SAVING, str(place)
     (place / TOLD).unlink(missing_ok=True)
     try:
-        run(settings)
+        with left_at_a_second_ctrl_c(place):
+            try:
+                run(settings)
+            finally:
+                outlast(workers())
     except SignalException as error:
         if not (place / TOLD).exists():  # they were still loading
             click.echo("distill: interrupted", err=True)
@@ -158,6 +167,77 @@ def run_once(count: int, arguments: tuple[str, ...], place: Path) -> tuple[int, 
             click.echo("distill: interrupted", err=True)
         return (code if code > 0 else 128 - code), False
     return 0, False
+
+
+@contextmanager
+def left_at_a_second_ctrl_c(place: Path) -> Iterator[None]:
+    """torchrun waits for its processes after a first Ctrl-C, and they may be amid a long iteration. At a second one they are
+    killed, and this process ends. (A terminal's Ctrl-C does not reach them: their sessions are their own.)"""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        pressed = 0
+        while number := os.read(reader, 1):
+            pressed += number[0] == signal.SIGINT
+            if pressed == 2:
+                kill(workers())
+                shutil.rmtree(place, ignore_errors=True)
+                os.write(2, b"distill: interrupted; the processes were ended at once\n")
+                os._exit(128 + signal.SIGINT)
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        watching.join()
+        os.close(reader)
+
+
+def workers() -> list[int]:
+    """The numbers of this process's children."""
+    command = ["ps", "-A", "-o", "pid=,ppid="]
+    with suppress(OSError, ValueError):
+        tasks = Path("/proc/self/task")
+        if tasks.is_dir():
+            return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+        rows = [line.split() for line in subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()]
+        return [int(pid) for pid, parent in rows if int(parent) == os.getpid()]
+    return []
+
+
+def outlast(pids: Sequence[int]) -> None:
+    """Wait until processes have ended, whatever signals come meanwhile; those that take too long are killed."""
+    before = {number: signal.signal(number, lambda *_: None) for number in heeded()}
+    end, left = time.monotonic() + SAVING, [*pids]
+    while left and time.monotonic() < end:
+        left = [pid for pid in left if is_running(pid)]
+        time.sleep(0.1 if left else 0)
+    kill(left)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def kill(pids: Sequence[int]) -> None:
+    """End children at once, and wait until they have ended: their locks are free then."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a child has not ended."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == 0
+    except ChildProcessError:
+        return False
 
 
 def first_failure(codes: Mapping[int, int]) -> tuple[int, int]:

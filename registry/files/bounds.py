@@ -94,6 +94,9 @@ class About(Entries):
     sigmas: Annotated[list[Level] | tuple[Level, ...] | None, BeforeValidator(short)] = None
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     teacher: Texts | None = None
+    teacher_weights: Texts | None = None
+    data: Texts | None = None
+    data_hash: Texts | None = None
     recipe: Tables | None = None
     nimg: Count | None = None
     assumed: list[Any] | None = Field(None, max_length=10)

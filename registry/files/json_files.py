@@ -5,12 +5,15 @@ A schema is a pydantic type. Its parser has a limit of depth, and takes NaN and 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 T = TypeVar("T")
 MOST_BYTES = 64 * 2**20
@@ -34,6 +37,31 @@ def bounded(found: Any) -> Any:
 Number = Annotated[float, BeforeValidator(bounded)]
 """Of a measurement; it may be infinite or NaN."""
 STRICT = ConfigDict(strict=True, extra="ignore")
+
+
+class Digested(BaseModel):
+    """A record that may have a digest of all that it says: then it is refused if it says something else by now."""
+
+    model_config = STRICT
+
+    @model_validator(mode="before")
+    @classmethod
+    def unchanged(cls, found: Any) -> Any:
+        if isinstance(found, dict) and "digest" in found and found["digest"] != digest_of(found):
+            raise ValueError("is not what was written")
+        return found
+
+
+def with_digest(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as it will be read, and a digest of it."""
+    text = json.dumps(record, ensure_ascii=False).encode(errors="replace")  # a path may have bytes that are no characters
+    plain = json.loads(text)
+    return {**plain, "digest": digest_of(plain)}
+
+
+def digest_of(record: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in record.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def content(path: Path, most: int = MOST_BYTES) -> bytes:

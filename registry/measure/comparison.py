@@ -46,7 +46,7 @@ def read_results(source: str) -> list[Result]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except NoRecord:
-        raise UserError(f"{path}: neither a result of `distill evaluate` (.json) nor a run's quality.json") from None
+        raise UserError(f"{path}: neither a result of `distill evaluate` (.json) nor a run's quality.json, or damaged") from None
     if isinstance(found, Quality):
         measured = path.resolve().parent
         rows = [Row(shown(row.name), row.evaluations, escaped(row.values)) for row in found.rows]

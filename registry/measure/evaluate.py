@@ -15,6 +15,7 @@ from registry.core import distributed
 from registry.core.atomic import check_folder, write_atomically
 from registry.core.errors import SettingError, UserError
 from registry.core.version import versions
+from registry.files.json_files import with_digest
 from registry.files.json_lines import append_line
 from registry.measure.guarded import Guarded
 from registry.measure.measuring import repeats, seeds
@@ -75,8 +76,8 @@ def evaluate(
 
     content = result(sampler, config, metrics, row) | {"total_time": time.monotonic() - start}
     if distributed.rank() == 0:
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        write_atomically(path, text.encode(errors="replace"))  # a path may have bytes that are no characters
+        text = json.dumps(with_digest(content), indent=1, ensure_ascii=False) + "\n"
+        write_atomically(path, text.encode())
         journal.console.print(table_of_repeats(row, metrics, config))
         journal.console.print(particulars(content))
     journal.log(f"saved in {path}")

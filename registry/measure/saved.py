@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, FailFast, Field, TypeAdapter
 
-from registry.files.json_files import MOST_CHANGES, STRICT, Number
+from registry.files.json_files import MOST_CHANGES, STRICT, Digested, Number
 
 Values = Annotated[list[Number], Field(min_length=1, max_length=1000), FailFast()]
 MOST_ROWS, MOST_COLUMNS, MOST_CELLS = 200, 200, 10_000
@@ -30,10 +30,9 @@ def named(protocol: dict[str, Any]) -> dict[str, Any]:
     return protocol
 
 
-class Saved(BaseModel):
-    """What both kinds of file say. Files of version 0.1 have no protocols."""
+class Saved(Digested):
+    """What both kinds of file say. Files of version 0.1 have no protocols, and no digest."""
 
-    model_config = STRICT
     protocols: dict[str, Annotated[dict[str, Any], AfterValidator(named)]] = Field({}, max_length=MOST_COLUMNS)
     higher_is_better: Annotated[list[Name], FailFast()] = Field([], max_length=MOST_COLUMNS)
 

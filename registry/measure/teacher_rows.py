@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from registry.core import distributed
@@ -18,7 +18,7 @@ from registry.core.contracts import Noise, Teacher
 from registry.core.errors import UserError
 from registry.core.version import versions
 from registry.files.downloads import cache_folder
-from registry.files.json_files import STRICT, kept
+from registry.files.json_files import Digested, kept, with_digest
 from registry.files.locate import shipped
 from registry.measure.guarded import Guarded
 from registry.measure.measuring import measured
@@ -30,10 +30,9 @@ from registry.sample.heun import depends_on, heun_samples
 from registry.show.journal import Journal
 
 
-class Kept(BaseModel):
+class Kept(Digested):
     """A row with everything that it depends on."""
 
-    model_config = STRICT
     measured: dict[str, Any]
     row: SavedRow
     date: Name
@@ -106,7 +105,7 @@ def keep(path: Path, rows: dict[str, dict[str, Any]]) -> str:
     """Add rows to those saved in a file, and say so. A file of another kind that has this name stays."""
     if path.exists() and kept(path, KEPT) is None:
         return f"the teacher's rows are not saved: {path} is there and holds none, or cannot be read"
-    content = [{"measured": json.loads(key), **value} for key, value in (read_kept(path) | rows).items()]
+    content = [with_digest({"measured": json.loads(key), **value}) for key, value in (read_kept(path) | rows).items()]
     try:
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
         return f"the teacher's rows are saved in {path}"

@@ -23,7 +23,7 @@ from registry.core.text import shown
 from registry.core.version import versions
 from registry.edm.networks import Precond
 from registry.files.formats import save_network
-from registry.files.json_files import kept
+from registry.files.json_files import kept, with_digest
 from registry.measure.measuring import Sample, measure
 from registry.measure.protocol import compared_with, difference, in_words, protocols
 from registry.measure.rows import Metrics, Row, entry, headings, summary, table
@@ -246,5 +246,5 @@ def write_table(
         "higher_is_better": [column for _, metric in metrics for column in metric.higher],
         "versions": versions(),
     }
-    folder.write("quality.json", (json.dumps(content, indent=1) + "\n").encode())
+    folder.write("quality.json", (json.dumps(with_digest(content), indent=1) + "\n").encode())
     draw_page(folder)

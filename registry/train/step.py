@@ -53,8 +53,19 @@ class Adam(torch.optim.Adam):
                 raise ValueError("these are no moments of Adam's")
             if {of["exp_avg"].shape, of["exp_avg_sq"].shape} != {parameters[i].shape} or of["step"].numel() != 1:
                 raise ValueError("Adam's moments have other shapes")
-        moments = {i: split_state(of, dict.fromkeys(of, parameters[i])) for i, of in state_dict["state"].items()}
+        alike = {i: laid_out(of, parameters[i]) for i, of in state_dict["state"].items()}
+        moments = {i: split_state(of, dict.fromkeys(of, parameters[i])) for i, of in alike.items()}
         inspect.unwrap(torch.optim.Adam.load_state_dict)(self, {"param_groups": groups, "state": moments})
+
+
+def laid_out(moments: dict[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
+    """The moments as they must lie in memory: torch's fused Adam takes them for as dense as the parameter, and in its order."""
+    found = dict(moments)
+    for name, value in moments.items():
+        if name != "step" and value.stride() != parameter.stride():
+            dense = torch.empty_strided(parameter.shape, parameter.stride(), dtype=value.dtype, device=value.device)
+            found[name] = dense.copy_(value)
+    return found
 
 
 class Learner:
