@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 
 from registry.core.errors import UserError
 from registry.files import downloads
@@ -164,6 +165,21 @@ def test_a_part_that_nobody_has_asked_for_is_no_file(cache: Path) -> None:
 )  # fmt: skip
 def test_the_rest_of_a_file(content_range: str, have: int, right: bool) -> None:
     assert downloads.is_the_rest(content_range, have) == right
+
+
+def test_who_waits_for_another_process_is_told_so(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving() as server:
+        lock = downloads.place_of(server.url)
+        downloads.cache_folder().mkdir(parents=True, exist_ok=True)
+        with FileLock(lock.with_name(f"{lock.name}.lock")):
+            thread = threading.Thread(target=downloads.fetch, args=(server.url,))
+            thread.start()
+            deadline = time.monotonic() + 60
+            while "waiting for another process that downloads http" not in capsys.readouterr().err:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        thread.join(60)
+        assert lock.read_bytes() == Server.content
 
 
 def test_a_download_that_fails(cache: Path) -> None:

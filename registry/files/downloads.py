@@ -18,6 +18,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -70,7 +72,7 @@ def fetch(url: str, sha256: str | None = None) -> Path:
     folder, path = cache_folder(), place_of(url)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_name(f"{path.name}.lock"), -1):
+        with _alone(path.with_name(f"{path.name}.lock"), url):
             if not _is_whole(path, sha256):
                 _download(url, path, sha256)
     except Timeout as error:
@@ -80,6 +82,18 @@ def fetch(url: str, sha256: str | None = None) -> Path:
             f"{url}: cannot be saved in {folder}: {error.strerror or error} (set DISTILL_CACHE_DIR to another folder)"
         ) from None
     return path
+
+
+@contextmanager
+def _alone(lock: Path, url: str) -> Iterator[None]:
+    """Hold a file's lock. Whoever waits for another process is told so."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(lock, 1.0))
+        except Timeout:
+            print(f"waiting for another process that downloads {url}", file=sys.stderr)
+            held.enter_context(locked(lock, -1))
+        yield
 
 
 def place_of(url: str) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from registry.core.errors import UserError
+from registry.core.text import cut
 from registry.plugins.loading import Plugins
 from registry.recipe.reading import Reading, fields_of
 from registry.recipe.resolved import Choice
@@ -38,7 +39,7 @@ def resolve_evaluation(
     for text in sets:
         (name, *keys), value = parse_set(text)
         if name not in known:
-            raise UserError(f"--set {text}: {name!r} is none of the metrics: {', '.join(known)}")
+            raise UserError(f"--set {cut(text)}: {cut(name)!r} is none of the metrics: {', '.join(known)}")
         reading.override(["eval", name, *keys], value, f"--set {text}")
     for name, owners in known.items():
         fields = fields_of(owners)

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from registry.core.errors import Mistakes, UserError, near
 from registry.core.settings import Config, NoiseConfig
-from registry.core.text import kind, shown, text_of
+from registry.core.text import cut, kind, shown, text_of
 from registry.files.locate import locate_recipe
 from registry.plugins.component import Component
 from registry.plugins.loading import Plugins, Registered
@@ -140,7 +140,7 @@ class Reading:
         for key in reversed(keys):
             nested = {key: nested}
         self.tables = lay_over(self.tables, nested)
-        self.origins[tuple(keys)] = origin
+        self.origins[tuple(keys)] = cut(origin, 500)
 
     # `table`, `settings` and `choice` note what is wrong, and then return None.
 

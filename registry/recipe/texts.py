@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.core.errors import UserError
-from registry.core.text import shown
+from registry.core.text import cut, shown
 from registry.files.json_files import NoRecord, content
 from registry.recipe.resolved import Tables
 
@@ -80,7 +80,7 @@ def parse_set(text: str, given: str = "--set") -> tuple[list[str], Any]:
     key, equals, value = text.partition("=")
     keys = [part.strip() for part in key.split(".")]
     if not equals or len(keys) < 2 or not all(keys):
-        raise UserError(f"{given} {text}: write it as table.key=value, such as train.batch=128")
+        raise UserError(f"{given} {cut(text)}: write it as table.key=value, such as train.batch=128")
     if too_nested(value):
         raise UserError(f"{given} {shown(text, 60)}: its value is nested too deeply, or too long")
     try:
