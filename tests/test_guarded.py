@@ -348,14 +348,15 @@ def test_every_further_signal_is_raised_as_long_as_the_metric_goes_on() -> None:
 
 
 def test_a_copy_of_the_process_that_a_metric_makes_ends_at_a_signal() -> None:
-    """As the workers of multiprocessing's pools do."""
+    """As the workers of multiprocessing's pools do. What a terminal sends to all processes is for this one to answer."""
     ended = []
 
     def forks(self: Metric, rows: Tensor) -> dict[str, float]:
         pid = os.fork()
         if pid == 0:
             with contextlib.suppress(BaseException):
-                os.kill(os.getpid(), signal.SIGTERM)
+                for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):
+                    os.kill(os.getpid(), number)
                 time.sleep(10)
             os._exit(0)
         ended.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -207,6 +208,15 @@ def test_a_second_ctrl_c_leaves_a_launch_at_once(recipe_file: Write, tmp_path: P
         run.kill()
     assert run.returncode == 130 and "distill: interrupted; the processes were ended at once\n" in errors
     assert not any(Path(f"/proc/{pid}").is_dir() for pid in children)
+
+
+def test_a_launch_waits_for_no_process_but_its_own(recipe_file: Write, tmp_path: Path) -> None:
+    """What a shell has started before it became the launcher."""
+    words = shlex.join([*COMMAND, "launch", "--processes", "1", "--recipe", str(recipe_file())])
+    shell = ["bash", "-c", f"sleep 600 >/dev/null 2>&1 & echo $! > sleeping; exec {words}"]
+    done = subprocess.run(shell, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    os.kill(int((tmp_path / "sleeping").read_text()), signal.SIGKILL)  # which was not ended
 
 
 def catches(pid: str, number: int) -> bool:

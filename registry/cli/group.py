@@ -135,7 +135,7 @@ def interrupt(number: int, frame: FrameType | None) -> NoReturn:
     """End at a signal: in the middle of an import without an exception."""
     if is_importing(frame):
         remove_unfinished()
-        if FOLDER_NOTE not in os.environ:  # `distill launch` says so if nobody does
+        if FOLDER_NOTE not in os.environ and os.environ.get("RANK", "0") == "0":  # `distill launch` says so if nobody does
             os.write(2, b"distill: interrupted\n")
         os._exit(128 + number)
     if number == signal.SIGINT:

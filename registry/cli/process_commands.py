@@ -150,10 +150,7 @@ def run_once(count: int, arguments: tuple[str, ...], place: Path) -> tuple[int, 
     (place / TOLD).unlink(missing_ok=True)
     try:
         with left_at_a_second_ctrl_c(place):
-            try:
-                run(settings)
-            finally:
-                outlast(workers())
+            run(settings)
     except SignalException as error:
         if not (place / TOLD).exists():  # they were still loading
             click.echo("distill: interrupted", err=True)
@@ -173,6 +170,7 @@ def run_once(count: int, arguments: tuple[str, ...], place: Path) -> tuple[int, 
 def left_at_a_second_ctrl_c(place: Path) -> Iterator[None]:
     """torchrun waits for its processes after a first Ctrl-C, and they may be amid a long iteration. At a second one they are
     killed, and this process ends. (A terminal's Ctrl-C does not reach them: their sessions are their own.)"""
+    others, handlers = children(), {number: signal.getsignal(number) for number in (*heeded(), signal.SIGQUIT)}
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -182,7 +180,7 @@ def left_at_a_second_ctrl_c(place: Path) -> Iterator[None]:
         while number := os.read(reader, 1):
             pressed += number[0] == signal.SIGINT
             if pressed == 2:
-                kill(workers())
+                kill([*children() - others])
                 shutil.rmtree(place, ignore_errors=True)
                 os.write(2, b"distill: interrupted; the processes were ended at once\n")
                 os._exit(128 + signal.SIGINT)
@@ -192,34 +190,40 @@ def left_at_a_second_ctrl_c(place: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        for number in handlers:
+            signal.signal(number, lambda *_: None)
+        outlast([*children() - others])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.set_wakeup_fd(before)
         os.close(writer)
         watching.join()
         os.close(reader)
 
 
-def workers() -> list[int]:
+def children() -> set[int]:
     """The numbers of this process's children."""
-    command = ["ps", "-A", "-o", "pid=,ppid="]
-    with suppress(OSError, ValueError):
-        tasks = Path("/proc/self/task")
-        if tasks.is_dir():
-            return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
-        rows = [line.split() for line in subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()]
-        return [int(pid) for pid, parent in rows if int(parent) == os.getpid()]
-    return []
+    own = Path("/proc/self/task")
+    if (own / str(os.getpid()) / "children").is_file():
+        found = set[int]()
+        for task in own.iterdir():
+            with suppress(OSError):  # a thread that has just ended
+                found |= {*map(int, (task / "children").read_text().split())}
+        return found
+    try:
+        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout.splitlines()
+    except OSError:  # there is no ps
+        return set()
+    return {int(pid) for pid, parent in map(str.split, listed) if int(parent) == os.getpid()}
 
 
 def outlast(pids: Sequence[int]) -> None:
-    """Wait until processes have ended, whatever signals come meanwhile; those that take too long are killed."""
-    before = {number: signal.signal(number, lambda *_: None) for number in heeded()}
+    """Wait until processes have ended; those that take too long are killed."""
     end, left = time.monotonic() + SAVING, [*pids]
     while left and time.monotonic() < end:
         left = [pid for pid in left if is_running(pid)]
         time.sleep(0.1 if left else 0)
     kill(left)
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def kill(pids: Sequence[int]) -> None:

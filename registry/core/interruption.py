@@ -45,9 +45,10 @@ class Interruption:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        _entered.remove(self)
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        if self in _entered:  # not in a copy of the process
+            _entered.remove(self)
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and any(entered._to_leave for entered in _entered):
@@ -93,13 +94,14 @@ def loads_a_module(frame: FrameType) -> bool:
 
 
 def forget_in_a_child() -> None:
-    """A copy of this process, such as a worker of a plugin's pool, ends at signals as any process does."""
+    """A copy of this process, such as a worker of a plugin's pool, ends at the SIGTERM that the pool sends. The other signals,
+    which a terminal or a scheduler sends to all processes, are for this process to answer."""
     _entered.clear()
     _droppable.clear()
     for number in SIGNALS:
         handler = signal.getsignal(number)
         if isinstance(handler, FunctionType | MethodType) and handler.__module__.partition(".")[0] == OURS:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 os.register_at_fork(after_in_child=forget_in_a_child)

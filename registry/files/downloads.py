@@ -91,7 +91,7 @@ def _alone(lock: Path, url: str) -> Iterator[None]:
         try:
             held.enter_context(locked(lock, 1.0))
         except Timeout:
-            print(f"waiting for another process that downloads {url}", file=sys.stderr)
+            print(f"waiting for another process that downloads or checks {url}", file=sys.stderr)
             held.enter_context(locked(lock, -1))
         yield
 

@@ -88,13 +88,16 @@ def draw_teacher(folder: RunFolder, teacher: Teacher, noise: Noise, evaluations:
 def take_up(folder: RunFolder, metrics: Metrics, recipe: Recipe | PretrainRecipe, nimg: int) -> None:
     """See to what a run finds in its folder: it may have been killed between a line and the best snapshot's copy, and metrics may
     compare with other images than before."""
-    for choice, metric in metrics:
-        lines = folder.lines(f"metric-{choice.name}.jsonl") if folder.writes else ()
-        before = [known for line in lines if isinstance(known := line.get("compared_with"), dict)]
-        if before and (other := difference(compared_with(metric), before[-1])):
-            folder.journal.log(f"WARNING {choice.name} is measured otherwise than before: {other}; its best number begins anew")
-            draw_real(folder, recipe)
-    keep_best(folder, metrics, nimg)
+    try:
+        for choice, metric in metrics:
+            lines = folder.lines(f"metric-{choice.name}.jsonl") if folder.writes else ()
+            before = [known for line in lines if isinstance(known := line.get("compared_with"), dict)]
+            if before and (other := difference(compared_with(metric), before[-1])):
+                folder.journal.log(f"WARNING {choice.name} is measured otherwise than before: {other}; its best number begins anew")
+                draw_real(folder, recipe)
+        keep_best(folder, metrics, nimg)
+    except OSError as error:  # a disk that does not answer at present
+        folder.journal.log(f"WARNING {error.filename}: {error.strerror}; the run goes on")
 
 
 def draw_real(folder: RunFolder, recipe: Recipe | PretrainRecipe) -> None:

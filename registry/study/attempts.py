@@ -88,7 +88,7 @@ def begin(folder: Path, command: list[str], environment: Mapping[str, str], sour
         seconds = read_attempt(folder).get("seconds", 0.0)
         note: dict[str, Any] = {
             "command": command, "started": time.time(), "seconds": seconds, "exit": None, "error": "", "pid": None,
-            "threads": environment.get("OMP_NUM_THREADS", ""), "sources": held_now(sources),
+            "threads": environment.get("OMP_NUM_THREADS", ""), "sources": held_now(sources, folder),
             "made_with": {**made_with(), "code": code()},
         }  # fmt: skip
         write_note(folder, note)

@@ -13,14 +13,18 @@ from typing import Any
 from registry.core.errors import SettingError, UserError
 from registry.edm.image_files import LABELS, SUFFIXES, files_below
 from registry.runs.states import states
-from registry.study.cells import Cell, Status, status
+from registry.study.cells import Cell, Status, read_attempt, run_folder, status
 
 WHOLE, ENDS = 2**28, 2**20
 """Bytes of a file that is hashed as a whole, and of the beginning and end of a larger one that are."""
 
 
-def held_now(before: Mapping[str, str]) -> dict[str, str]:
-    """What files hold now; folders are taken to hold what they held `before`, for it may take long to look into them."""
+def held_now(before: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """What files hold now; folders are taken to hold what they held `before`, for it may take long to look into them. If the run
+    in a cell's folder has a state that it goes on from, what they held when that run began."""
+    begun = read_attempt(folder).get("sources")
+    if begun is not None and has_a_state(folder):
+        return begun
     return {path: digits(Path(path)) if os.path.isfile(path) else of for path, of in before.items()}
 
 
@@ -63,15 +67,15 @@ def digits(path: Path) -> str:
                     digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode(errors="surrogateescape"))
         elif path.is_file():
             found = path.stat()
-            digest.update(content_of(path, found.st_size, found.st_mtime_ns))
+            digest.update(content_of(path, found.st_size, (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)))
     except (OSError, UserError):
         return ""
     return digest.hexdigest()[:12]
 
 
 @functools.cache
-def content_of(path: Path, size: int, changed: int) -> bytes:
-    """A hash of a file that has changed at this time. Raises OSError."""
+def content_of(path: Path, size: int, which: tuple[int, ...]) -> bytes:
+    """A hash of a file, which is `which` on its disk and has changed then. Raises OSError."""
     digest = hashlib.sha256()
     with open(path, "rb") as content:
         for begin in range(0, size, ENDS) if size <= WHOLE else (0, size - ENDS):
@@ -97,5 +101,10 @@ def check_same_sources(cells: Sequence[Cell], outdir: Path) -> None:
 
 def keeps_something(cell: Cell) -> bool:
     """Whether a cell has a result, or a state that its run goes on from."""
-    run = cell.run_folder()
-    return status(cell)[0] is Status.DONE or (run is not None and bool(states(run)))
+    return status(cell)[0] is Status.DONE or has_a_state(cell.folder)
+
+
+def has_a_state(folder: Path) -> bool:
+    """Whether the run in a cell's folder has one to go on from."""
+    run = run_folder(folder)
+    return run is not None and bool(states(run))
