@@ -55,6 +55,25 @@ def test_a_run_that_failed_says_so_until_it_goes_on(
     assert not (folder / "error.txt").exists() and read_history(folder).state == "finished"
 
 
+def test_what_fails_after_a_signal_is_an_interruption(recipe_file: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A scheduler signals all processes, and a loss that reads images in processes of its own loses them."""
+
+    class Loses(Poisoned):
+        def generator(self, *args: Any) -> Any:
+            if (tmp_path / "runs" / "00000-short" / "training-state-000000.pt").is_file():
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise RuntimeError("a worker exited unexpectedly")
+            return super().generator(*args)
+
+    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: Loses(range(1000, 1001), 8))
+    with pytest.raises(
+        Interrupted, match="interrupted, and then RuntimeError: a worker exited unexpectedly; the last state"
+    ) as end:
+        distill(str(recipe_file()))
+    assert end.value.code == 143 and end.value.state == str(tmp_path / "runs" / "00000-short" / "training-state-000000.pt")
+    assert not (tmp_path / "runs" / "00000-short" / "error.txt").exists()
+
+
 def test_the_page_of_an_interrupted_run_does_not_say_that_it_runs(
     recipe_file: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from registry.core import distributed
 from registry.core.atomic import write_atomically
 from registry.core.errors import Diverged, Interrupted, Lost, UserError
-from registry.core.interruption import Interruption
+from registry.core.interruption import Interruption, signalled
 from registry.core.text import shown
 from registry.files.locate import ERROR
 from registry.runs.folder import RunFolder
@@ -36,7 +36,13 @@ def interruptible(start: Callable[[], RunFolder]) -> Iterator[RunFolder]:
                 raise
             raise Interrupted("interrupted; the state is kept", stop.code, str(state)) from None
         except Exception as error:
-            end(folder, error)
+            number = 0 if isinstance(error, UserError | Diverged | Lost) else signalled()
+            end(folder, None if number else error)
+            if number:  # to all processes, perhaps, and a plugin's workers have ended
+                kept = next(iter(states(folder.path)), None)
+                left = "the last state is kept" if kept else "there is no state yet"
+                what = f"interrupted, and then {type(error).__name__}: {shown(error, 200)}; {left}"
+                raise Interrupted(what, 128 + number, str(kept) if kept else None) from error
             raise
         except BaseException:  # who leaves at once waits for nothing
             folder.release()
