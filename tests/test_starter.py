@@ -92,7 +92,7 @@ def test_every_dimension(D: str, pictures: Path, here: Here, tmp_path: Path, mon
 
 def test_mistakes(pictures: Path, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "give --teacher FILE, or --data FOLDER, or both." in here("init").stderr
+    assert "give --teacher FILE, or --data FOLDER, or both; see " in here("init").stderr
     assert "--data nothing: no such data set" in error_line(here("init", "--data", "nothing"))
     assert "nothing: no such file" in error_line(here("init", "--teacher", "nothing"))
     assert "--dim -1: must be a positive number, or inf" in error_line(here("init", "--data", pictures, "--dim", "-1"))
