@@ -16,6 +16,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Ctrl-C; the end of a job; what schedulers send some time before that; a terminal that is closed."""
 
 OURS = __name__.partition(".")[0]
+"""The package whose handlers of signals a copy of the process does not keep."""
 
 WRITER = "distill-writer"
 """The name of a thread that works in the background, on a file or for a server: Python's shutdown must not come while there is
@@ -89,7 +90,8 @@ def is_importing(frame: FrameType | None) -> bool:
 
 
 def loads_a_module(frame: FrameType) -> bool:
-    """PIL imports from itself for each image: that passes through importlib but loads nothing."""
+    """Whether this is where the import system loads one. PIL imports from itself for each image: that passes through importlib,
+    but loads nothing."""
     return frame.f_code.co_filename.startswith("<frozen importlib") and frame.f_code.co_name == "_find_and_load"
 
 

@@ -92,9 +92,6 @@ UNREADABLE = (
 """What a damaged ZIP leads to: each kind of compression has errors of its own."""
 
 
-NO_IMAGES = "neither a folder nor a ZIP of images"
-
-
 def load_images(source: str, most: int | None = None, told: Told | None = None) -> Images:
     """Load `digits`, or a folder or uncompressed ZIP of square images in EDM's layout, or `most` of these.
 
@@ -114,7 +111,8 @@ def load_images(source: str, most: int | None = None, told: Told | None = None) 
         except UNREADABLE as error:
             raise UserError(f"{source}: is not a ZIP of images, or is damaged: {shown(error)}") from None
     if os.path.exists(path):
-        raise UserError(f"{source}: {'is a ZIP that is cut off or damaged' if was_zip(path) else NO_IMAGES}")
+        what = "is a ZIP that is cut off or damaged" if was_zip(path) else "neither a folder nor a ZIP of images"
+        raise UserError(f"{source}: {what}")
     raise UserError(f"{cut(source)}: no such data set; give 'digits', or a folder or ZIP of images in EDM's layout")
 
 

@@ -60,6 +60,7 @@ def with_digest(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digest_of(record: Mapping[str, Any]) -> str:
+    """Sixteen digits of all that a record says but its digest."""
     rest = {name: value for name, value in record.items() if name != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 

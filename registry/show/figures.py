@@ -21,8 +21,9 @@ INK, ACCENT, SECOND, FAINT = "#22303c", "#c8553d", "#2a7f9e", "#c9d1d6"
 LINES = (ACCENT, SECOND, INK, "#c99b2f", "#8a6fb0")
 MOST_OF_LABEL = 28
 """Characters that fit beside a panel."""
-MARGINS = (0.15, 0.4, 0.55)
-"""Inches at the right, top and bottom. A layout that matplotlib works out itself takes as long as the drawing."""
+MARGINS = (0.15, 0.6, 0.55)
+"""Inches at the right, at the top (a title, and an axis's offset below it) and bottom. A layout that matplotlib works out itself
+takes as long as the drawing."""
 
 
 def save_figure(path: Path, figure: Figure) -> None:
@@ -89,8 +90,6 @@ def save_curves(path: Path, panels: Sequence[tuple[str, dict[str, tuple[list[flo
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
             ax.yaxis.set_major_formatter("{x:.3g}")
             ax.yaxis.set_minor_formatter("")
-        else:
-            ax.ticklabel_format(axis="y", useOffset=False)  # which would be written over the title
         ax.set_ylabel(shown(label, MOST_OF_LABEL), color=INK, fontsize=10)
         if len(curves) > 1:
             ax.legend(fontsize=9, frameon=False, labelcolor=INK)
