@@ -284,6 +284,34 @@ def test_a_line_is_added_on_a_line_of_its_own(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o600 == 0o600
 
 
+def test_a_line_with_a_flipped_bit_is_not_believed(tmp_path: Path) -> None:
+    path, line = tmp_path / "metric-fid.jsonl", {"results": {"fid": 2.5}, "metric": "fid50k", "snapshot_pkl": "a.pt", "kimg": 1.0}
+    append_line(path, line)
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        assert all(line.items() <= found.items() for found in read_lines(path)), damaged  # the digest's own name may be another
+
+
+def test_a_run_that_goes_on_says_which_lines_are_damaged(recipe_file: Callable[..., Path], here: Cli, tmp_path: Path) -> None:
+    words = ["--recipe", recipe_file(), "--set", 'eval.metrics=["sliced_wasserstein"]', "--set", "eval.reference=digits"]
+    assert here(*words).returncode == 0
+    file = tmp_path / "runs" / "00000-short" / "metric-sliced_wasserstein.jsonl"
+    first, *later = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(first.replace(b'"sliced_w2": ', b'"sliced_w2": 1') + b"".join(later))
+    assert len(read_lines(file)) == len(later) > 0
+    again = here(*words, "--resume", "auto")
+    assert again.returncode == 0 and f"WARNING {file.name}: 1 damaged line is left out" in again.stdout
+    assert file.read_bytes() == b"".join(later)
+
+
+def test_a_name_in_two_lines_is_one_line(recipe_file: Callable[..., Path], here: Cli, tmp_path: Path) -> None:
+    assert "00000-a_b; its page" in here("--recipe", recipe_file(name="a\nb.toml"), "--set", "eval.metrics=[]").stdout
+    assert (tmp_path / "runs" / "00000-a_b").is_dir()
+
+
 def test_no_empty_file_is_left_on_a_full_disk(tmp_path: Path) -> None:
     script = (
         "import pathlib, resource, signal\nfrom registry.files.json_lines import append_line\n"

@@ -47,7 +47,7 @@ class Digested(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def unchanged(cls, found: Any) -> Any:
-        if isinstance(found, dict) and "digest" in found and found["digest"] != digest_of(found):
+        if isinstance(found, dict) and not is_unchanged(found):
             raise ValueError("is not what was written")
         return found
 
@@ -57,6 +57,11 @@ def with_digest(record: Mapping[str, Any]) -> dict[str, Any]:
     text = json.dumps(record, ensure_ascii=False).encode(errors="replace")  # a path may have bytes that are no characters
     plain = json.loads(text)
     return {**plain, "digest": digest_of(plain)}
+
+
+def is_unchanged(record: Mapping[str, Any]) -> bool:
+    """Whether a record says what it said when it was written, as far as it has a digest."""
+    return "digest" not in record or record["digest"] == digest_of(record)
 
 
 def digest_of(record: Mapping[str, Any]) -> str:

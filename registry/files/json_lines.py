@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from registry.files.json_files import LARGEST, NoRecord, content
+from registry.files.json_files import LARGEST, NoRecord, content, is_unchanged, with_digest
 
 STATISTICS = "stats.jsonl"
 MOST_LINES = 2**30
@@ -18,8 +18,8 @@ MOST_LINES = 2**30
 
 
 def append_line(path: Path, entry: dict[str, Any]) -> None:
-    """Add an entry, on a line of its own also if the last one was cut off. A new file for which the disk has no room is not left
-    behind. Raises OSError, also for a pipe in the file's place."""
+    """Add an entry with its digest, on a line of its own also if the last one was cut off. A new file for which the disk has no
+    room is not left behind. Raises OSError, also for a pipe in the file's place."""
     new = not path.exists()
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
     try:
@@ -28,7 +28,7 @@ def append_line(path: Path, entry: dict[str, Any]) -> None:
                 raise OSError(errno.EINVAL, "is not a file")
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - 1, 0))
-            file.write((b"" if file.read(1) in (b"", b"\n") else b"\n") + json.dumps(entry).encode() + b"\n")
+            file.write((b"" if file.read(1) in (b"", b"\n") else b"\n") + json.dumps(with_digest(entry)).encode() + b"\n")
     except OSError:
         with suppress(OSError):
             if new and not path.stat().st_size:
@@ -55,16 +55,17 @@ def whole_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     for line in content(path, MOST_LINES).decode(errors="replace").splitlines():
         try:
             entry = json.loads(line)
+            whole = is_whole_line(entry)
         except (ValueError, RecursionError):
             continue
-        if is_whole_line(entry) and not (path.name == STATISTICS and "results" in entry):
+        if whole and not (path.name == STATISTICS and "results" in entry):
             found.append((line, entry))
     return found
 
 
 def is_whole_line(entry: Any) -> bool:
-    """Whether this is what a run writes: statistics or a measurement, numbers within bounds, at some thousands of images."""
-    if not isinstance(entry, dict):
+    """Whether this is what a run has written: statistics or a measurement, numbers within bounds, at some thousands of images."""
+    if not isinstance(entry, dict) or not is_unchanged(entry):
         return False
     return is_measurement(entry) if "results" in entry else is_statistics(entry)
 

@@ -74,10 +74,9 @@ MADE_FROM = {"teacher_weights": "teacher", "data_hash": "data"}
 """Of what a network's file says about it, what tells one teacher or data set from another; and the recipe's table that names it."""
 
 
-class Best(BaseModel):
+class Best(Digested):
     """A run's best.json: its snapshot with the best number so far."""
 
-    model_config = STRICT
     kimg: Number
     column: Name
     value: Number

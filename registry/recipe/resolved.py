@@ -218,9 +218,10 @@ def parts(recipe: Recipe | PretrainRecipe) -> tuple[int, int, int]:
 
 
 def name_of(path: Path) -> str:
-    """The name of a recipe: its file's, or for the recipe.toml of a run folder NNNNN-NAME that NAME."""
-    run = re.fullmatch(r"\d{5,}-(.+)", path.absolute().parent.name)
-    return run[1] if path.name == RECIPE and run else path.stem
+    """The name of a recipe: its file's, or for the recipe.toml of a run folder NNNNN-NAME that NAME. It becomes part of a folder's
+    name and of lines, so that what cannot be printed becomes "_"."""
+    run = re.fullmatch(r"\d{5,}-(.+)", path.absolute().parent.name, re.DOTALL)
+    return "".join(c if c.isprintable() else "_" for c in (run[1] if path.name == RECIPE and run else path.stem))
 
 
 def eval_tables(config: EvalConfig, metrics: Iterable[Choice]) -> Tables:

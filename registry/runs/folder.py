@@ -220,9 +220,12 @@ class RunFolder:
         for path in (self.path / STATISTICS, *metrics) if self.writes else ():
             if not path.is_file():
                 continue
+            whole = whole_lines(path)
+            if damaged := sum(bool(line.strip()) for line in path.read_bytes().splitlines()) - len(whole):
+                self.journal.log(f"WARNING {path.name}: {damaged} damaged line{'s are' * (damaged > 1) or ' is'} left out")
             again = [kimg] if snapshot_due and path.name != STATISTICS else []
             kept, left = list[str](), list[str]()
-            for line, entry in whole_lines(path):
+            for line, entry in whole:
                 (left if kimg_of(entry) > kimg or kimg_of(entry) in again else kept).append(line)
             if keep and left and (path.name != STATISTICS or written is None):
                 aside.append(unused(path.with_name(path.name + LATER)))

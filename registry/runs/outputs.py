@@ -171,7 +171,7 @@ def keep_best(folder: RunFolder, metrics: Metrics, nimg: int) -> None:
     first = min(found, key=lambda e: sign * float(e["results"][column]))
     snapshot, note = folder.path / first["snapshot_pkl"], folder.path / "best.json"
     best = {"kimg": first["kimg"], "metric": first["metric"], "column": column, "value": first["results"][column]}
-    content = (json.dumps(best | {"file": snapshot.name}) + "\n").encode()
+    content = (json.dumps(with_digest(best | {"file": snapshot.name})) + "\n").encode()
     copy = folder.path / f"network-snapshot-best{snapshot.suffix}"
     before = kept(note, BEST)
     if before is not None and before.kimg > nimg / 1000 and copy.is_file():
