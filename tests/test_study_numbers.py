@@ -23,7 +23,8 @@ from registry.study.conduct import conduct, strict
 from registry.study.definition import Study, checked, read_study
 from registry.study.grid import as_text, axes_of, combinations, split_values
 from registry.study.local import environment
-from registry.study.statistics import averaged, band, common_end, holm, paired, t_test, value_at
+from registry.study.sheets import estimate
+from registry.study.statistics import Effect, averaged, band, common_end, holm, paired, t_test, value_at
 from registry.study.summary import Summary
 from tests.conftest import ROOT, error_line
 
@@ -183,6 +184,20 @@ def test_numbers_that_are_not_positive_are_compared_by_their_difference() -> Non
     found = paired({0: 1.0, 1: 0.0}, {0: 0.5, 1: 0.25})
     assert found is not None
     assert (found.scale, found.estimate, found.n) == ("difference", 0.125, 2)
+
+
+@pytest.mark.parametrize(
+    ("effect", "text"),
+    [
+        (Effect("ratio", 1.0004, 1.0002, 1.0006, 0.01, 5), "1.0004 [1.0002, 1.0006]"),
+        (Effect("ratio", 0.9, 0.81, 1.0, 0.05, 5), "0.9 [0.81, 1]"),
+        (Effect("ratio", 1 + 1e-15, 1.0, 1.0, 1.0, 5), "1 [1, 1]"),
+        (Effect("ratio", 0.5, math.nan, math.nan, math.nan, 1), "0.5"),
+        (Effect("difference", 1.0004, 0.5, 1.5, 0.01, 5), "1 [0.5, 1.5]"),
+    ],
+)
+def test_a_ratio_that_is_not_one_does_not_read_as_one(effect: Effect, text: str) -> None:
+    assert estimate(effect) == text
 
 
 def test_seeds_without_a_number_are_left_out() -> None:

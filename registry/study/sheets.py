@@ -138,9 +138,12 @@ def place(summary: Summary, comparison: Comparison) -> str:
 
 
 def estimate(effect: Effect) -> str:
-    """The estimate with its interval, if there is one."""
-    interval = "" if math.isnan(effect.low) else f" [{effect.low:.3g}, {effect.high:.3g}]"
-    return f"{effect.estimate:.3g}{interval}"
+    """The estimate with its interval, if there is one; a ratio that is not 1 has so many digits that it does not read as 1."""
+    numbers = [n for n in (effect.estimate, effect.low, effect.high) if not math.isnan(n)]
+    ratio = effect.scale == "ratio"
+    digits = next((d for d in range(3, 9) if not (ratio and any(float(f"{n:.{d}g}") == 1 != n for n in numbers))), 9)
+    first, *interval = (f"{n:.{digits}g}" for n in numbers)
+    return f"{first} [{', '.join(interval)}]" if interval else first
 
 
 def p_text(p: float) -> str:
