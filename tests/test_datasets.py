@@ -466,6 +466,12 @@ def test_nothing_is_left_out_of_a_folder_without_a_word(case: str, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
+def test_a_pipe_is_no_data_set_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: neither a folder nor a ZIP of images"):
+        load_images(str(tmp_path / "pipe"))
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="needs the rights to become another user")
 def test_a_folder_or_list_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     """As another user, for root may read everything. It is the source that is named, not the destination."""

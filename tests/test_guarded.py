@@ -7,12 +7,14 @@ import functools
 import importlib
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -365,6 +367,77 @@ def test_a_copy_of_the_process_that_a_metric_makes_ends_at_a_signal() -> None:
     with Interruption() as interruption:
         assert guarded(odd(compare=forks)).compare(torch.zeros(2, 1)) == {"brightness": 1.0}
         assert ended == [-signal.SIGTERM] and not interruption.number
+
+
+def test_a_copy_that_is_signalled_at_once_ends() -> None:
+    """A pool that is closed just after it was opened would wait for it."""
+    with Interruption() as interruption:
+        copies = [multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)) for _ in range(5)]
+        for copy in copies:
+            copy.start()
+            copy.terminate()
+        for copy in copies:
+            copy.join(30)
+            copy.kill()
+        assert [copy.exitcode for copy in copies] == [-signal.SIGTERM] * 5 and not interruption.number
+
+
+def test_what_a_copy_starts_can_be_interrupted() -> None:
+    with Interruption():
+        what = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+        done = subprocess.run([sys.executable, "-c", what], preexec_fn=lambda: None, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
+def test_a_pool_that_waits_for_its_workers_is_left() -> None:
+    """They do not answer what a terminal sends to all."""
+    workers: list[multiprocessing.process.BaseProcess] = []
+
+    def shares(self: Metric, rows: Tensor) -> dict[str, float]:
+        with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
+            busy = [pool.submit(time.sleep, 60) for _ in range(2)]
+            workers.extend(multiprocessing.active_children())
+            for number, pid in [(signal.SIGUSR1, each.pid) for each in workers] + [(signal.SIGUSR1, os.getpid())]:
+                os.kill(pid or 0, number)
+            return {"brightness": float(len([each.result() for each in busy]))}
+
+    try:
+        with Interruption(), pytest.raises(Interrupted) as stopped:
+            guarded(odd(compare=shares)).compare(torch.zeros(2, 1))
+        assert stopped.value.code == 128 + signal.SIGUSR1 and len(workers) == 2 and all(each.is_alive() for each in workers)
+    finally:
+        for each in workers:
+            each.terminate()
+
+
+def test_what_fails_after_a_signal_is_an_interruption() -> None:
+    def fails(self: Metric, rows: Tensor) -> dict[str, float]:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            waits()
+        except BaseException:
+            raise RuntimeError("the workers have ended") from None
+        return {}
+
+    with Interruption(), pytest.raises(Interrupted, match="while a metric compared images"):
+        guarded(odd(compare=fails)).compare(torch.zeros(2, 1))
+
+
+def test_a_metric_is_left_after_the_import_that_a_signal_came_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "also_slowly_imported.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def computes(self: Metric, rows: Tensor) -> dict[str, float]:
+        importlib.import_module("also_slowly_imported")
+        waits()
+        return {}
+
+    with Interruption(), pytest.raises(Interrupted, match="while a metric compared images"):
+        guarded(odd(compare=computes)).compare(torch.zeros(2, 1))
+
+
+def test_details_are_kept_as_they_are_read_again() -> None:
+    assert guarded(odd(details={"sizes": (1, 2)})).details == {"sizes": [1, 2]}
 
 
 def test_an_import_of_a_metrics_is_not_broken_by_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,6 +210,35 @@ def test_a_second_ctrl_c_leaves_a_launch_at_once(recipe_file: Write, tmp_path: P
     assert not any(Path(f"/proc/{pid}").is_dir() for pid in children)
 
 
+SIGNALLED = """
+import os, signal, subprocess, sys
+from registry.cli import main
+
+class Popen(subprocess.Popen):
+    def __init__(self, *given, **named):
+        super().__init__(*given, **named)
+        if "registry.cli" in str(self.args):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+subprocess.Popen = Popen
+main()
+"""
+
+
+def test_a_launch_that_is_signalled_between_the_starts_of_two_processes(recipe_file: Write, tmp_path: Path) -> None:
+    """torchrun does not know yet of the first."""
+    words = ["launch", "--processes", "2", "--recipe", str(recipe_file(("duration_kimg = 0.048", "duration_kimg = 500")))]
+    run = subprocess.Popen(
+        [sys.executable, "-c", SIGNALLED, *words], env=environment(), cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    try:
+        _, errors = run.communicate(timeout=120)
+    finally:
+        run.kill()
+    assert (run.returncode, errors) == (128 + signal.SIGTERM, "distill: interrupted\n")
+
+
 def test_a_launch_waits_for_no_process_but_its_own(recipe_file: Write, tmp_path: Path) -> None:
     """What a shell has started before it became the launcher."""
     words = shlex.join([*COMMAND, "launch", "--processes", "1", "--recipe", str(recipe_file())])
@@ -486,12 +515,12 @@ def test_the_slurm_script_saves_a_state_and_goes_on(sent: signal.Signals, recipe
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_waits_for_the_others_answers_signals(rank: int, number: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rank", "address"), [(0, "127.0.0.1"), (1, "127.0.0.1"), (0, "nobody.invalid")])
+def test_a_process_that_waits_for_the_others_answers_signals(rank: int, address: str, number: int, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    alone = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    alone = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": "0", "MASTER_ADDR": address, "MASTER_PORT": str(port)}
     run = subprocess.Popen(
         [sys.executable, "-m", "registry.cli", "--recipe", "quickstart"], cwd=tmp_path, env=environment(alone), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -500,7 +529,10 @@ def test_a_process_that_waits_for_the_others_answers_signals(rank: int, number: 
     deadline = time.monotonic() + 120
     while "libtorch_cpu" not in status.read_text() and time.monotonic() < deadline:  # torch is being loaded
         time.sleep(0.1)
-    time.sleep(3)
+    worked = -100
+    while (now := clock_ticks(run.pid)) > worked + 5 and time.monotonic() < deadline:  # it waits for others when it works no more
+        worked = now
+        time.sleep(2)
     run.send_signal(number)
     try:
         out, err = run.communicate(timeout=60)
@@ -508,6 +540,12 @@ def test_a_process_that_waits_for_the_others_answers_signals(rank: int, number: 
         run.kill()
     assert run.returncode == 128 + number, (out, err)
     assert err.strip() == "distill: interrupted"
+
+
+def clock_ticks(pid: int) -> int:
+    """For how long a process has worked."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def test_ranks_count_from_0(tmp_path: Path) -> None:

@@ -133,6 +133,21 @@ def test_damaged_rows_of_a_teacher_are_none(tmp_path: Path) -> None:
     assert read_kept(file) == {}
 
 
+def test_a_damaged_row_of_a_teacher_costs_no_other(tmp_path: Path) -> None:
+    file, rows = tmp_path / "teacher.quality.json", {}
+    for D in "345":
+        rows[f'{{"D": "{D}"}}'] = {"row": ROW | {"note": "", "values": {"fid": [float(D)]}}, "date": "2026-11-22", "versions": {}}
+    third = rows.popitem()
+    keep(file, rows)
+    damaged = file.read_text().replace("3.0", "3.5")
+    file.write_text(damaged)
+    assert list(read_kept(file)) == ['{"D": "4"}']
+    told = keep(file, dict([third]))
+    assert told.endswith("teacher.quality.json; the file before has damaged rows, and is teacher.quality.json.damaged now")
+    assert list(read_kept(file)) == ['{"D": "4"}', '{"D": "5"}']
+    assert (tmp_path / "teacher.quality.json.damaged").read_text() == damaged
+
+
 @pytest.mark.parametrize("text", [NESTED, "teacher = 3\nnoise = [1]", "a." * 50_000 + "b = 1", "a = [[[" * 5000, "\xff"])
 def test_a_damaged_recipe_in_a_run_folder_is_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(text, encoding="latin-1")

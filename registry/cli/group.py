@@ -135,7 +135,8 @@ def interrupt(number: int, frame: FrameType | None) -> NoReturn:
     """End at a signal: in the middle of an import without an exception."""
     if is_importing(frame):
         remove_unfinished()
-        if FOLDER_NOTE not in os.environ and os.environ.get("RANK", "0") == "0":  # `distill launch` says so if nobody does
+        launched = FOLDER_NOTE in os.environ and "RANK" in os.environ  # `distill launch` says so if nobody does
+        if not launched and os.environ.get("RANK", "0") == "0":
             os.write(2, b"distill: interrupted\n")
         os._exit(128 + number)
     if number == signal.SIGINT:
@@ -199,6 +200,8 @@ def leave(code: int) -> NoReturn:
         os._exit(code or 1)
     except ValueError:  # somebody closed them
         os._exit(code)
+    if several() or code > 128:  # Python would wait for a plugin's workers
+        end_workers()
     if several() or any(thread.name == WRITER for thread in threading.enumerate()):
         os._exit(code)
     told = threading.Timer(PATIENCE, say_who_stays)
@@ -206,6 +209,17 @@ def leave(code: int) -> NoReturn:
     with suppress(RuntimeError):  # no more threads may be begun
         told.start()
     sys.exit(code)
+
+
+def end_workers() -> None:
+    """End the processes that a plugin has started by multiprocessing, and left behind."""
+    if "multiprocessing" in sys.modules:
+        import multiprocessing
+
+        with suppress(ValueError):  # this is not the main thread
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's loaders of data would complain
+        for process in multiprocessing.active_children():
+            process.terminate()
 
 
 def say_who_stays() -> None:

@@ -87,8 +87,7 @@ def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
 
     If a process is lost, all start again, at most so often. A mistake, and a run that has diverged, would only come again.
     """
-    import torch.distributed.run  # noqa: F401  (before there is a folder, which a signal amid an import would leave)
-
+    load_all()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         note = Path(place) / "folder"
         os.environ[FOLDER_NOTE] = str(note)
@@ -101,6 +100,15 @@ def run_all(count: int, restarts: int, arguments: tuple[str, ...]) -> int:
             if stopped or code in FINAL or code - 128 in heeded():  # one process was told to stop, and saved a state
                 break
     return code
+
+
+def load_all() -> None:
+    """Load what torchrun will, before there is a folder: a signal amid an import would leave it."""
+    import encodings.idna  # noqa: F401
+    import stringprep  # noqa: F401
+
+    import torch.distributed.elastic.rendezvous.c10d_rendezvous_backend
+    import torch.distributed.run  # noqa: F401
 
 
 def resumed(arguments: Sequence[str]) -> tuple[int, str] | None:
@@ -218,8 +226,12 @@ def children() -> set[int]:
 
 
 def outlast(pids: Sequence[int]) -> None:
-    """Wait until processes have ended; those that take too long are killed."""
+    """Wait until processes have ended, which are told to once more: torchrun may have been left before it knew of them. Those that
+    take too long are killed."""
     end, left = time.monotonic() + SAVING, [*pids]
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     while left and time.monotonic() < end:
         left = [pid for pid in left if is_running(pid)]
         time.sleep(0.1 if left else 0)
@@ -227,13 +239,15 @@ def outlast(pids: Sequence[int]) -> None:
 
 
 def kill(pids: Sequence[int]) -> None:
-    """End children at once, and wait until they have ended: their locks are free then."""
+    """End children at once, with what they have started, and wait until they have ended: their locks are free then. (Not forever:
+    one may wait for a disk.)"""
     for pid in pids:
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    for pid in pids:
-        with suppress(ChildProcessError):
-            os.waitpid(pid, 0)
+            (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
+    end, left = time.monotonic() + 5, [*pids]
+    while left and time.monotonic() < end:
+        left = [pid for pid in left if is_running(pid)]
+        time.sleep(0.02 if left else 0)
 
 
 def is_running(pid: int) -> bool:

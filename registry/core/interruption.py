@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType, FunctionType, MethodType, TracebackType
 
 from registry.core.errors import Interrupted
@@ -28,9 +31,25 @@ def heeded() -> tuple[signal.Signals, ...]:
     return tuple(s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN)
 
 
+AGAIN = 2.0
+"""Seconds after which a block is left that could not be left when the signal came."""
+
+
+@dataclass(eq=False)
+class Block:
+    """One of `dropped_at_a_signal`: what goes on in it, whose frame it is in, and whether it was told to end."""
+
+    when: str
+    frame: FrameType
+    told: bool = False
+
+
 _entered: list[Interruption] = []
-_droppable: list[tuple[str, FrameType]] = []
-"""What goes on inside of `dropped_at_a_signal`, if anything does, and whose block that is."""
+_droppable: list[Block] = []
+"""The innermost block, if there is one."""
+_asking = threading.Lock()
+"""Held while a block is asked again, so that the signal comes while it is noted."""
+_forking = threading.local()
 
 
 class Interruption:
@@ -47,39 +66,70 @@ class Interruption:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self in _entered:  # not in a copy of the process
+            with _asking:
+                _droppable.clear()
             _entered.remove(self)
             for number, handler in self._previous.items():
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and any(entered._to_leave for entered in _entered):
+        if number == signal.SIGINT and any(entered._to_leave for entered in _entered) and not is_forking(frame):
             raise KeyboardInterrupt
         self._to_leave |= number == signal.SIGINT
         self.number = self.number or number
-        for when, block in _droppable:
-            if is_within(frame, block):
-                raise Interrupted(f"interrupted {when}", 128 + self.number)
+        for block in _droppable:
+            if not block.told:
+                block.told = True
+                _thread.start_new_thread(ask_again, (block,))  # threading's own has locks, which this may have come between
+            if is_within(frame, block.frame):
+                raise Interrupted(f"interrupted {block.when}", 128 + self.number)
+
+
+def ask_again(block: Block) -> None:
+    """Signal a block until it is left: an import may have been under way, or the block may catch what is raised, or wait for its
+    workers before it lets it pass."""
+    while True:
+        time.sleep(AGAIN)
+        with _asking:
+            handler = signal.getsignal(signal.SIGTERM)
+            noted = isinstance(handler, MethodType) and handler.__self__ in _entered
+            if block not in _droppable or not noted:
+                return
+            signal.pthread_kill(_thread_of_signals(), signal.SIGTERM)
+
+
+def _thread_of_signals() -> int:
+    return threading.main_thread().ident or 0
 
 
 @contextmanager
 def dropped_at_a_signal(when: str) -> Iterator[None]:
     """Inside of an Interruption a signal raises Interrupted at once: for what takes long, is not ours to divide, and may be left
-    anywhere, as a metric's arithmetic."""
+    anywhere, as a metric's arithmetic. What else is raised after a signal is its consequence: workers have ended, perhaps."""
     stop_if_signalled(when)
-    _droppable.append((when, sys._getframe(2)))  # beyond this function's and contextlib's
+    _droppable.append(Block(when, sys._getframe(2)))  # beyond this function's and contextlib's
     try:
         yield
+    except Exception:
+        _droppable.clear()
+        stop_if_signalled(when)
+        raise
     finally:
         _droppable.clear()
     stop_if_signalled(when)  # it came during an import, or was caught
 
 
 def is_within(frame: FrameType | None, block: FrameType) -> bool:
-    """Whether a frame was called by another one, and no import is between them: no exception may be raised in the block once it is
-    left, nor in a module that is being loaded."""
-    while frame is not None and frame is not block and not loads_a_module(frame):
+    """Whether a frame was called by another one, and no import is between them, nor a fork: no exception may be raised in the block
+    once it is left, nor in a module that is being loaded."""
+    while frame is not None and frame is not block and not loads_a_module(frame) and not is_forking(frame):
         frame = frame.f_back
     return frame is block
+
+
+def is_forking(frame: FrameType | None) -> bool:
+    """Whether this is what is called at a fork, which no exception leaves."""
+    return frame is not None and frame.f_code in (keep_signals_waiting.__code__, let_signals_come.__code__)
 
 
 def is_importing(frame: FrameType | None) -> bool:
@@ -97,16 +147,33 @@ def loads_a_module(frame: FrameType) -> bool:
 
 def forget_in_a_child() -> None:
     """A copy of this process, such as a worker of a plugin's pool, ends at the SIGTERM that the pool sends. The other signals,
-    which a terminal or a scheduler sends to all processes, are for this process to answer."""
+    which a terminal or a scheduler sends to all processes, are for this process to answer. (They are not ignored: what the copy
+    starts would ignore them, too.)"""
     _entered.clear()
     _droppable.clear()
     for number in SIGNALS:
         handler = signal.getsignal(number)
         if isinstance(handler, FunctionType | MethodType) and handler.__module__.partition(".")[0] == OURS:
-            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else left_to_the_parent)
+    let_signals_come()
 
 
-os.register_at_fork(after_in_child=forget_in_a_child)
+def left_to_the_parent(number: int, frame: FrameType | None) -> None:
+    """Do nothing."""
+
+
+def keep_signals_waiting() -> None:
+    """Until a copy of this process has forgotten the handlers: it would note a signal, and not end."""
+    _forking.before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if _entered else None
+
+
+def let_signals_come() -> None:
+    before: set[signal.Signals] | None = _forking.before
+    if before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+os.register_at_fork(before=keep_signals_waiting, after_in_child=forget_in_a_child, after_in_parent=let_signals_come)
 
 
 @contextmanager

@@ -118,8 +118,9 @@ def load_images(source: str, most: int | None = None, told: Told | None = None) 
 
 def was_zip(path: Path) -> bool:
     """Whether a file begins as a ZIP does."""
-    with suppress(OSError), open(path, "rb") as file:
-        return path.is_file() and file.read(4) == b"PK\3\4"
+    if path.is_file():  # and no pipe, which would be waited for
+        with suppress(OSError), open(path, "rb") as file:
+            return file.read(4) == b"PK\3\4"
     return False
 
 

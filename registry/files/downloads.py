@@ -72,9 +72,10 @@ def fetch(url: str, sha256: str | None = None) -> Path:
     folder, path = cache_folder(), place_of(url)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(path.with_name(f"{path.name}.lock"), url):
-            if not _is_whole(path, sha256):
-                _download(url, path, sha256)
+        if not _is_whole(path, sha256):  # a file that is there is nobody's alone
+            with _alone(path.with_name(f"{path.name}.lock"), url):
+                if not _is_whole(path, sha256):
+                    _download(url, path, sha256)
     except Timeout as error:
         raise UserError(f"{url}: another process holds the lock {error.lock_file}") from None
     except OSError as error:
@@ -91,7 +92,7 @@ def _alone(lock: Path, url: str) -> Iterator[None]:
         try:
             held.enter_context(locked(lock, 1.0))
         except Timeout:
-            print(f"waiting for another process that downloads or checks {url}", file=sys.stderr)
+            print(f"waiting for another process that downloads {url}", file=sys.stderr)
             held.enter_context(locked(lock, -1))
         yield
 

@@ -45,11 +45,11 @@ class Guarded(Metric):
             self.demand(number is None or (type(number) is int and number > 1), f"{name} must be None or a number of images")
         self.most, self.protocol, self.fingerprint = metric.most, metric.protocol, metric.fingerprint
         self.demand(self.fingerprint is None or is_text(self.fingerprint), "fingerprint must be None or text")
-        self.details = metric.details
         with self.told("details must be a dict of plain, finite values"):
-            written = json.dumps(dict(self.details), allow_nan=False, ensure_ascii=False)
-        self.demand(all(isinstance(name, str) for name in self.details), "details must have names that are text")
+            written = json.dumps(dict(metric.details), allow_nan=False, ensure_ascii=False)
+        self.demand(all(isinstance(name, str) for name in metric.details), "details must have names that are text")
         self.demand(is_text(written), "details must hold text that can be written as UTF-8")
+        self.details = json.loads(written)  # as they are read again: a tuple has become a list
         self.width = 0
         """Numbers in a row, from the first one on."""
         self.code = code_of(type(metric))

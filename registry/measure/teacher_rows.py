@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from registry.core import distributed
-from registry.core.atomic import write_atomically
+from registry.core.atomic import unused, write_atomically
 from registry.core.contracts import Noise, Teacher
 from registry.core.errors import UserError
 from registry.core.version import versions
 from registry.files.downloads import cache_folder
-from registry.files.json_files import Digested, kept, with_digest
+from registry.files.json_files import Digested, NoRecord, content, kept, parse_record, with_digest
 from registry.files.locate import shipped
 from registry.measure.guarded import Guarded
 from registry.measure.measuring import measured
@@ -39,7 +40,11 @@ class Kept(Digested):
     versions: dict[str, Any]
 
 
-KEPT = TypeAdapter(list[Kept])
+ROW = TypeAdapter(Kept)
+ROWS = TypeAdapter(list[dict[str, Any]])
+BEGINNING = b'[\n {\n  "measured": '
+"""Of a file of rows."""
+SET_ASIDE = ".damaged"
 
 
 def teacher_rows(
@@ -91,26 +96,42 @@ def places(teacher: Teacher, own: bool) -> tuple[Path | None, Path | None]:
 
 
 def read_kept(path: Path | None) -> dict[str, dict[str, Any]]:
-    """The rows saved in a file, by everything that they depend on; empty if it cannot be read."""
-    if path is None:
-        return {}
-    entries = kept(path, KEPT) or []
+    """The rows saved in a file that are whole, by everything that they depend on; none if it cannot be read."""
+    rows = [whole(row) for row in kept(path, ROWS) or []] if path else []
     return {
         json.dumps(e.measured, sort_keys=True): {"row": vars(e.row) | {"note": ""}, "date": e.date, "versions": e.versions}
-        for e in entries
+        for e in filter(None, rows)
     }
 
 
+def whole(row: dict[str, Any]) -> Kept | None:
+    """A row of a file, if it is what was written."""
+    with suppress(NoRecord):
+        return parse_record(json.dumps(row), ROW)
+    return None
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a file of rows has one that is not what was written."""
+    rows = kept(path, ROWS)
+    return rows is None or not all(map(whole, rows))
+
+
 def keep(path: Path, rows: dict[str, dict[str, Any]]) -> str:
-    """Add rows to those saved in a file, and say so. A file of another kind that has this name stays."""
-    if path.exists() and kept(path, KEPT) is None:
-        return f"the teacher's rows are not saved: {path} is there and holds none, or cannot be read"
-    content = [with_digest({"measured": json.loads(key), **value}) for key, value in (read_kept(path) | rows).items()]
+    """Add rows to those saved in a file, and say so. If some there are damaged, it is set aside with them. A file of another kind
+    that has this name stays."""
+    entries = [with_digest({"measured": json.loads(key), **value}) for key, value in (read_kept(path) | rows).items()]
+    aside = ""
     try:
-        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-        return f"the teacher's rows are saved in {path}"
-    except UserError:
-        return f"the teacher's rows could not be saved in {path.parent}; they will be measured again"
+        if path.exists() and is_damaged(path):
+            if not content(path).startswith(BEGINNING):
+                return f"the teacher's rows are not saved: {path} is there and holds none, or cannot be read"
+            damaged = path.rename(unused(path.with_name(path.name + SET_ASIDE)))
+            aside = f"; the file before has damaged rows, and is {damaged.name} now"
+        write_atomically(path, (json.dumps(entries, indent=1) + "\n").encode())
+        return f"the teacher's rows are saved in {path}{aside}"
+    except (UserError, OSError, NoRecord):
+        return f"the teacher's rows could not be saved in {path.parent}; they will be measured again{aside}"
 
 
 def row_depends_on(teacher: Teacher, noise: Noise, metrics: Metrics, config: EvalConfig, steps: int) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def distill(
             journal.log(line)
         shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
 
-        take_up(folder, metrics, recipe, run.nimg)
+        take_up(folder, metrics, recipe, run.nimg, teacher.images)
 
         def snapshot() -> None:
             with run.averaged() as net:

@@ -54,11 +54,7 @@ def draw_start(folder: RunFolder, images: Tensor, real: Tensor | None, recipe: R
     """fakes_init.png: the generator's images before training. And real.png, where the teacher or the recipe has real images."""
     columns, name = recipe.log.grid, "fakes_init.png"
     folder.picture(lambda place: save_samples(place / name, images, columns, real), name)
-    if real is not None:
-        n = min(columns**2, MOST_OF_TEACHER)
-        folder.picture(lambda place: save_samples(place / "real.png", real[:n], columns), "real.png")
-    else:
-        draw_real(folder, recipe)
+    draw_real(folder, recipe, real)
 
 
 def missing_grids(folder: RunFolder, resolution: int, steps: int) -> list[int]:
@@ -85,7 +81,7 @@ def draw_teacher(folder: RunFolder, teacher: Teacher, noise: Noise, evaluations:
         folder.picture(partial(save_grid, name=grid_name(nfe), images=images, columns=columns), grid_name(nfe))
 
 
-def take_up(folder: RunFolder, metrics: Metrics, recipe: Recipe | PretrainRecipe, nimg: int) -> None:
+def take_up(folder: RunFolder, metrics: Metrics, recipe: Recipe | PretrainRecipe, nimg: int, real: Tensor | None = None) -> None:
     """See to what a run finds in its folder: it may have been killed between a line and the best snapshot's copy, and metrics may
     compare with other images than before."""
     try:
@@ -94,17 +90,19 @@ def take_up(folder: RunFolder, metrics: Metrics, recipe: Recipe | PretrainRecipe
             before = [known for line in lines if isinstance(known := line.get("compared_with"), dict)]
             if before and (other := difference(compared_with(metric), before[-1])):
                 folder.journal.log(f"WARNING {choice.name} is measured otherwise than before: {other}; its best number begins anew")
-                draw_real(folder, recipe)
+                draw_real(folder, recipe, real)
         keep_best(folder, metrics, nimg)
     except OSError as error:  # a disk that does not answer at present
         folder.journal.log(f"WARNING {error.filename}: {error.strerror}; the run goes on")
 
 
-def draw_real(folder: RunFolder, recipe: Recipe | PretrainRecipe) -> None:
-    """real.png: a grid of real images, where the recipe names some."""
+def draw_real(folder: RunFolder, recipe: Recipe | PretrainRecipe, real: Tensor | None = None) -> None:
+    """real.png: a grid of real images: the teacher's own, or those that the recipe names, if it does."""
     columns, source = recipe.log.grid, recipe.data.source if recipe.data else recipe.eval.reference
     n = min(columns**2, MOST_OF_TEACHER)
-    if source and source != "teacher" and not source.endswith(".npz"):
+    if real is not None:
+        folder.picture(lambda place: save_samples(place / "real.png", real[:n], columns), "real.png")
+    elif source and source != "teacher" and not source.endswith(".npz"):
         folder.picture(lambda place: save_samples(place / "real.png", read_images(source, n).x()[:n], columns), "real.png")
 
 
