@@ -30,7 +30,7 @@ from registry.runs.outputs import measure_snapshot
 from registry.runs.states import newest_whole, set_later_aside, states
 from registry.show.journal import Journal
 from registry.study.local import Signals
-from tests.conftest import RECIPE, tiny_network
+from tests.conftest import RECIPE, environment, tiny_network
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
 Write = Callable[..., Path]
@@ -209,6 +209,21 @@ def test_a_study_notes_every_signal_that_asks_it_to_stop() -> None:
         with Signals() as signals:
             os.kill(os.getpid(), number)
             assert signals.number == number
+
+
+@pytest.mark.parametrize(
+    "what", ["a backend that is missing", "settings for a program that is missing", "settings that are no text"]
+)
+def test_the_settings_of_matplotlibs_user_end_no_run(what: str, recipe_file: Write, tmp_path: Path) -> None:
+    """A shell in a notebook, for instance, names its own backend."""
+    (tmp_path / "rc").write_bytes(b"text.usetex: True\n" if "program" in what else b"font.family: \xff\n")
+    other = {"MPLBACKEND": "module://nowhere.backend"} if "backend" in what else {"MATPLOTLIBRC": str(tmp_path / "rc")}
+    command = [sys.executable, "-m", "registry.cli", "--recipe", str(recipe_file())]
+    done = subprocess.run(command, env=environment(other), cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "00000-short"
+    assert (run / "curves.png").is_file() == ("text" not in what)
+    assert ("no picture: matplotlib cannot be used: UnicodeDecodeError" in (run / "log.txt").read_text()) == ("text" in what)
 
 
 def test_a_users_file_in_the_place_of_the_teachers_rows_stays(recipe_file: Write, tmp_path: Path) -> None:

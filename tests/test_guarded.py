@@ -88,6 +88,9 @@ BUILT: dict[str, tuple[Any, str]] = {
     "details without letters": (odd(details={"a": "\udcff"}), "details must hold text that can be written as UTF-8"),
     "a fingerprint without letters": (odd(fingerprint="\udcff"), "fingerprint must be None or text"),
     "fingerprint": (odd(fingerprint=3), "fingerprint must be None or text"),
+    "a long fingerprint": (odd(fingerprint="a" * 1001), "fingerprint must be one line of at most 1000 characters"),
+    "a fingerprint in lines": (odd(fingerprint="a\nb"), "fingerprint must be one line of at most 1000 characters"),
+    "long details": (odd(details={"a": "a" * 100_001}), "details must have at most 100,000 characters"),
 }
 
 
@@ -434,6 +437,12 @@ def test_a_metric_is_left_after_the_import_that_a_signal_came_in(tmp_path: Path,
 
     with Interruption(), pytest.raises(Interrupted, match="while a metric compared images"):
         guarded(odd(compare=computes)).compare(torch.zeros(2, 1))
+
+
+def test_a_metric_that_needs_too_much_memory_is_named() -> None:
+    too_large = odd(compare=lambda self, rows: {"brightness": float(torch.empty(10**15).sum())})
+    with pytest.raises(UserError, match="metric 'odd': there is not enough memory for it; smaller settings, or fewer images"):
+        guarded(too_large).compare(torch.zeros(2, 1))
 
 
 def test_details_are_kept_as_they_are_read_again() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ipfm_plugin.loss import IPFMLoss
 from registry.core.errors import Diverged, Interrupted, UserError
@@ -141,6 +142,15 @@ def test_a_run_without_an_image_left_ends_and_keeps_the_states_from_before(recip
     assert "training-state-000000.pt" in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["loss_scaling", "generator_loss_scaling"])
+@pytest.mark.parametrize("kimg", [0.048, 0.4])
+def test_a_run_whose_gradients_are_all_replaced_has_diverged(kimg: float, key: str, here: Here, recipe_file: Write) -> None:
+    """The losses are finite, and so are the weights: but nothing is learned."""
+    done = here("--recipe", recipe_file(("duration_kimg = 0.048", f"duration_kimg = {kimg}")), "--set", f"train.{key}=1e300")
+    who = "student" if key == "loss_scaling" else "generator"
+    assert done.returncode == Diverged.code and f"most of the {who}'s gradient was not finite in its last " in done.stderr
+
+
 def test_a_few_bad_images_do_not_end_a_run_but_the_log_says_since_when(recipe_file: Write, poison: Any) -> None:
     poison(range(23, 50), 2)
     log = (distill(str(recipe_file(*LONGER)), sets=KEEP).folder / "log.txt").read_text()
@@ -240,7 +250,25 @@ WRONG: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "one value an image": (lambda v: v.flatten(1).sum(1), r"of shape \(8,\)"),
     "a number": (lambda v: 1.0, "gave a float"),
     "no gradient": (lambda v: v.detach(), "without a gradient"),
+    "on no device": (lambda v: torch.empty_like(v, device="meta", requires_grad=True), "on cpu, and gave them on meta"),
+    "eight bits": (lambda v: v.to(torch.float8_e4m3fn), "gave torch.float8_e4m3fn of shape"),
+    "another layout": (lambda v: v.to_mkldnn(), "in another layout"),
+    "no numbers": (lambda v: FakeTensorMode().from_tensor(v.detach()), "gave a tensor without numbers"),
+    "a gradient of another shape": (lambda v: WrongGradient.apply(v), "going backward from its values fails: RuntimeError: Function Wro"),
+    "no way back": (lambda v: NoWayBack.apply(v), "going backward from its values fails: NotImplementedError"),
 }  # fmt: skip
+
+
+class NoWayBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values * 2
+
+
+class WrongGradient(NoWayBack):
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient[:, :, :2]
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -252,6 +252,19 @@ def test_a_table_of_another_length_is_not_the_cells(copied: Path, plugins: Plugi
     assert status(cell)[0] is Status.UNFINISHED and (cell.folder / f"changed-{run.name}").is_dir()
 
 
+def test_the_table_of_another_run_is_not_the_cells(copied: Path, plugins: Plugins, here: Here, monkeypatch: Any) -> None:
+    monkeypatch.chdir(copied.parents[1])
+    cells = prepare(read_study(str(copied)), Path("runs/study-toys"), plugins, cell_command)
+    runs = [run for cell in cells if status(cell)[0] is Status.DONE and (run := cell.run_folder())]
+    shutil.copy(runs[0] / "quality.json", runs[1] / "quality.json")
+    done = next(cell for cell in cells if cell.run_folder() == runs[1])
+    assert status(done) == (Status.FAILED, "its quality.json cannot be read, or is another run's")
+    assert "quality.json: is the table of another run than the recipe.toml beside it" in error_line(here("table", runs[1]))
+    assert here("table", runs[0]).returncode == 0
+    forget_failures(cells)
+    assert status(done)[0] is Status.UNFINISHED and (runs[1] / "quality.json.damaged").is_file()
+
+
 def test_settings_that_teach_nothing_are_no_other_settings(copied: Path, here: Here, monkeypatch: Any) -> None:
     monkeypatch.chdir(copied.parents[1])
     done = next(path for path in sorted(copied.glob("cells/*/seed-*/0*-*/recipe.toml")) if (path.parent / "quality.json").is_file())

@@ -209,6 +209,44 @@ def register_trackers():
 """
 
 
+FORKS = """
+import os, sys
+from registry.api import Component, Config, Tracker, hookimpl
+
+class Forks(Tracker):
+    def __init__(self, leave): self.leave = leave
+    def begin(self, folder, recipe, nimg): pass
+    def picture(self, nimg, name, path): pass
+    def end(self): pass
+    def numbers(self, nimg, values):
+        pid = os.fork()
+        if pid == 0:
+            self.leave()
+        else:
+            print("ended with", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+def fails(): raise ValueError("in a copy")
+def returns(): pass
+
+@hookimpl
+def register_trackers():
+    return [Component(leave.__name__, Config, lambda config, leave=leave: Forks(leave), "a tracker") for leave in (sys.exit, fails, returns)]
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("exit", 0), ("fails", 1), ("returns", 1)])
+def test_a_copy_of_the_process_that_a_tracker_makes_is_no_second_run(
+    name: str, code: int, recipe_file: Write, cli: Here, tmp_path: Path
+) -> None:
+    done = cli("--recipe", recipe_file(tracked(name)), env=installed(tmp_path / "site", "forks", FORKS))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"ended with {code}\n") == 3 and done.stdout.count("the run is in") == 1, done.stdout
+    told = "distill: a copy of this process, made by a plugin, has ended by ValueError\n"
+    assert done.stderr == (told * 3 if name == "fails" else "")
+    folder = next((tmp_path / "runs").glob("*-short"))
+    assert len(statistics(folder)) == 3 and not (folder / "error.txt").exists() and "has failed" not in done.stdout
+
+
 def test_whatever_a_tracker_raises_or_clears_the_run_goes_on(recipe_file: Write, cli: Here, tmp_path: Path) -> None:
     env = installed(tmp_path / "site", "rude", RUDE)
     done = cli("--recipe", recipe_file(tracked("clears", "leaves", "mumbles", "quiet")), env=env)

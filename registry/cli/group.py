@@ -27,7 +27,7 @@ from registry.cli import completion
 from registry.cli.again import LAUNCHER, going_on
 from registry.cli.options import recipe_options
 from registry.core.atomic import remove_unfinished
-from registry.core.errors import Diverged, Interrupted, Lost, Mistakes, SettingError, UserError
+from registry.core.errors import Diverged, Interrupted, Lost, Mistakes, SettingError, UserError, is_out_of_memory
 from registry.core.interruption import WRITER, heeded, is_importing
 from registry.core.joining import FOLDER_NOTE, first_to_tell, note_told, record, several
 from registry.core.text import cut, printable, shown
@@ -39,7 +39,6 @@ BUG = 70
 """The exit code if the fault is ours (EX_SOFTWARE)."""
 PATIENCE = 3.0
 """Seconds that threads have to end after all is done, until it is said that they are waited for."""
-NO_MEMORY = re.compile("out of memory|can't allocate memory|failed to map segment")
 COMPLETION = "_DISTILL_COMPLETE"
 """In the environment when a shell asks how a word may go on (click's name for it)."""
 PARENT = "DISTILL_LAUNCHER"
@@ -273,7 +272,7 @@ def reason(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
     match error:
         case MemoryError():
             return "there is not enough memory", 1
-        case RuntimeError() | ImportError() if NO_MEMORY.search(text):
+        case RuntimeError() | ImportError() if is_out_of_memory(error):
             return f"there is not enough memory; fewer images at a time (batch_gpu, --batch) need less ({cut(text, 100)})", 1
         case ValueError() if "I/O operation on closed file" in text:
             return "the output has been closed", 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from registry.core.text import shown, text_of
@@ -14,6 +15,14 @@ class UserError(Exception):
 
 class BrokenContract(UserError):
     """What a component gave is not what its kind promises. Whoever knows the component's name puts it before the message."""
+
+
+NO_MEMORY = re.compile("out of memory|can't allocate memory|failed to map segment")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was not enough memory, on a device or in the machine, for a tensor, or for a library."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError | ImportError) and bool(NO_MEMORY.search(str(error))))
 
 
 class Mistakes(UserError):

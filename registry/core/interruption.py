@@ -50,6 +50,8 @@ _droppable: list[Block] = []
 _asking = threading.Lock()
 """Held while a block is asked again, so that the signal comes while it is noted."""
 _forking = threading.local()
+_copied = False
+"""Whether this is a copy of a process in which an Interruption was entered."""
 
 
 class Interruption:
@@ -103,19 +105,23 @@ def _thread_of_signals() -> int:
 
 
 @contextmanager
-def dropped_at_a_signal(when: str) -> Iterator[None]:
+def dropped_at_a_signal(when: str, within: FrameType | None = None) -> Iterator[None]:
     """Inside of an Interruption a signal raises Interrupted at once: for what takes long, is not ours to divide, and may be left
-    anywhere, as a metric's arithmetic. What else is raised after a signal is its consequence: workers have ended, perhaps."""
+    anywhere, as a metric's arithmetic. What else is raised after a signal is its consequence: workers have ended, perhaps.
+    `within`: the frame whose block it is, if that is not the caller's."""
     stop_if_signalled(when)
-    _droppable.append(Block(when, sys._getframe(2)))  # beyond this function's and contextlib's
+    _droppable.append(Block(when, within or sys._getframe(2)))  # beyond this function's and contextlib's
     try:
         yield
-    except Exception:
+    except BaseException as error:
+        leave_if_copied(error)
         _droppable.clear()
-        stop_if_signalled(when)
+        if isinstance(error, Exception):
+            stop_if_signalled(when)
         raise
     finally:
         _droppable.clear()
+    leave_if_copied()
     stop_if_signalled(when)  # it came during an import, or was caught
 
 
@@ -149,6 +155,8 @@ def forget_in_a_child() -> None:
     """A copy of this process, such as a worker of a plugin's pool, ends at the SIGTERM that the pool sends. The other signals,
     which a terminal or a scheduler sends to all processes, are for this process to answer. (They are not ignored: what the copy
     starts would ignore them, too.)"""
+    global _copied
+    _copied = _copied or bool(_entered)
     _entered.clear()
     _droppable.clear()
     for number in SIGNALS:
@@ -156,6 +164,16 @@ def forget_in_a_child() -> None:
         if isinstance(handler, FunctionType | MethodType) and handler.__module__.partition(".")[0] == OURS:
             signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else left_to_the_parent)
     let_signals_come()
+
+
+def leave_if_copied(error: BaseException | None = None) -> None:
+    """A copy that a plugin has made, and that comes back out of the plugin's code, by an `error` or without one, ends here: it
+    would go on as a second run, and write into the same files."""
+    if _copied:
+        asked = isinstance(error, SystemExit)
+        if error is not None and not asked:
+            os.write(2, f"distill: a copy of this process, made by a plugin, has ended by {type(error).__name__}\n".encode())
+        os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else int(not asked))
 
 
 def left_to_the_parent(number: int, frame: FrameType | None) -> None:

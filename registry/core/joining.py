@@ -70,7 +70,10 @@ def place_of_notes(patience: timedelta) -> Store:
     if number("RANK") == 0:  # by a name that is always its own: torch waits for another one, and answers no signal
         return TCPStore("localhost", port, is_master=True, timeout=patience, wait_for_workers=False)
     patiently(patience, lambda wait: socket.create_connection((address, port), wait.total_seconds()).close())
-    return TCPStore(address, port, is_master=False, timeout=patience, wait_for_workers=False)
+    known = lambda wait: TCPStore(address, port, is_master=False, timeout=max(wait, ASK), wait_for_workers=False)  # noqa: E731
+    found = patiently(patience, known)  # another program may answer there, or a network that takes all connections
+    found.set_timeout(patience)
+    return found
 
 
 def patiently(patience: timedelta, attempt: Callable[[timedelta], T]) -> T:

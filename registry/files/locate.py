@@ -179,6 +179,8 @@ def _locate_toml(name: str, what: str, files: list[Path]) -> Path:
         return found
     if os.path.isdir(path):
         raise UserError(f"{name}: this is a folder; a {what} is a TOML file")
+    if os.path.exists(path):
+        raise UserError(f"{cut(name)}: is no regular file; a {what} is a TOML file")
     known = sorted({p.stem for p in files})
     raise UserError(f"{cut(name)}: no such {what}{near(Path(name).stem, known)}; shipped: {', '.join(known)}")
 

@@ -17,7 +17,7 @@ from registry.core.text import shown
 from registry.files.json_files import NoRecord, read_record
 from registry.measure.protocol import Protocol, difference, in_words
 from registry.measure.rows import Row, cell
-from registry.measure.saved import EITHER, Quality
+from registry.measure.saved import EITHER, Quality, is_of
 
 MARK = "†"
 
@@ -48,6 +48,8 @@ def read_results(source: str) -> list[Result]:
     except NoRecord:
         raise UserError(f"{path}: neither a result of `distill evaluate` (.json) nor a run's quality.json, or damaged") from None
     if isinstance(found, Quality):
+        if not is_of(found, path.parent):
+            raise UserError(f"{path}: is the table of another run than the recipe.toml beside it")
         measured = path.resolve().parent
         rows = [Row(shown(row.name), row.evaluations, escaped(row.values)) for row in found.rows]
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
@@ -15,11 +16,14 @@ import torch
 from torch import Tensor
 
 from registry.core.contracts import Domain, Metric
-from registry.core.errors import UserError
+from registry.core.errors import UserError, is_out_of_memory
 from registry.core.interruption import dropped_at_a_signal
 from registry.core.surroundings import surroundings_restored
-from registry.core.text import is_text, kind
+from registry.core.text import is_text, kind, shown
 from registry.recipe.resolved import Choice
+
+LONGEST = 1000
+"""Characters of a fingerprint."""
 
 
 class Guarded(Metric):
@@ -45,10 +49,13 @@ class Guarded(Metric):
             self.demand(number is None or (type(number) is int and number > 1), f"{name} must be None or a number of images")
         self.most, self.protocol, self.fingerprint = metric.most, metric.protocol, metric.fingerprint
         self.demand(self.fingerprint is None or is_text(self.fingerprint), "fingerprint must be None or text")
+        short = self.fingerprint is None or (len(self.fingerprint) <= LONGEST and self.fingerprint.isprintable())
+        self.demand(short, f"fingerprint must be one line of at most {LONGEST} characters")
         with self.told("details must be a dict of plain, finite values"):
             written = json.dumps(dict(metric.details), allow_nan=False, ensure_ascii=False)
         self.demand(all(isinstance(name, str) for name in metric.details), "details must have names that are text")
         self.demand(is_text(written), "details must hold text that can be written as UTF-8")
+        self.demand(len(written) <= 100 * LONGEST, f"details must have at most {100 * LONGEST:,} characters")
         self.details = json.loads(written)  # as they are read again: a tuple has become a list
         self.width = 0
         """Numbers in a row, from the first one on."""
@@ -56,7 +63,7 @@ class Guarded(Metric):
         """A hash of the plugin's code: the formula may change, and the name stay."""
 
     def embed(self, images: Tensor) -> Tensor:
-        with surroundings_restored(), dropped_at_a_signal("while images were measured"):
+        with self.contained("while images were measured"):
             rows = self.metric.embed(images.clone())  # which are the next metric's, too
         self.demand(isinstance(rows, Tensor), f"embed must give rows [n, d], not a {kind(rows)}")
         right = rows.ndim == 2 and len(rows) == len(images)
@@ -69,13 +76,25 @@ class Guarded(Metric):
         return rows.cpu()
 
     def compare(self, rows: Tensor) -> dict[str, float]:
-        with surroundings_restored(), dropped_at_a_signal("while a metric compared images"):
+        with self.contained("while a metric compared images"):
             return self.numbers("compare", self.metric.compare(rows))
 
     def floor(self, repeat: int) -> dict[str, float]:
-        with surroundings_restored(), dropped_at_a_signal("while a metric compared images"):
+        with self.contained("while a metric compared images"):
             found = self.metric.floor(repeat)
         return {} if found == {} else self.numbers("floor", found)
+
+    @contextmanager
+    def contained(self, when: str) -> Iterator[None]:
+        """The plugin's own code: it is left at a signal, and changes nothing of what follows."""
+        try:
+            with surroundings_restored(), dropped_at_a_signal(when, sys._getframe(2)):
+                yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            need = "smaller settings, or fewer images (batch, samples), need less"
+            raise UserError(f"{self.who}: there is not enough memory for it; {need} ({shown(error, 100)})") from error
 
     def save_reference(self, path: Path) -> bool:
         return bool(self.metric.save_reference(path))

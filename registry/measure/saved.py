@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, FailFast, Field, TypeAdapter
 
-from registry.files.json_files import MOST_CHANGES, STRICT, Digested, Number
+from registry.core.errors import UserError
+from registry.files.json_files import MOST_CHANGES, STRICT, Digested, Number, kept
+from registry.files.locate import RECIPE
+from registry.recipe.resolved import UNTRAINED
+from registry.recipe.texts import read_tables
 
 Values = Annotated[list[Number], Field(min_length=1, max_length=1000), FailFast()]
 MOST_ROWS, MOST_COLUMNS, MOST_CELLS = 200, 200, 10_000
@@ -62,6 +69,8 @@ class Quality(Saved):
     """Images of the run when it was measured; earlier versions did not say."""
     changed: Annotated[list[str], FailFast()] = Field([], max_length=MOST_CHANGES)
     """What it learned otherwise from some number of images on, if it was resumed with other settings."""
+    learned_by: Name | None = None
+    """The digest of the recipe that the run has learned by."""
     made_from: dict[Name, Name] = Field({}, max_length=10)
     """Hashes of what the run has loaded."""
     columns: dict[Name, Annotated[list[Name], Field(min_length=1, max_length=MOST_COLUMNS), FailFast()]] = Field(
@@ -95,6 +104,29 @@ class Evaluated(Saved):
     results: dict[Name, Annotated[dict[Name, Summary], Field(max_length=MOST_COLUMNS)]] = Field(max_length=MOST_COLUMNS)
     evaluations: Evaluations | None
     network: str
+
+
+def learned_by(recipe: Path) -> str | None:
+    """A digest of what a run has learned by, but for how long, as the recipe in its folder says; None if that cannot be read."""
+    try:
+        tables = read_tables(recipe)
+    except UserError:
+        return None
+    learned = {name: table for name, table in tables.items() if name not in UNTRAINED}
+    if isinstance(train := learned.get("train"), dict):
+        learned["train"] = {key: value for key, value in train.items() if key != "duration_kimg"}
+    return hashlib.sha256(json.dumps(learned, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def kept_table(run: Path) -> Quality | None:
+    """The table in a run's folder, if it can be read and is not that of another run."""
+    found = kept(run / "quality.json", QUALITY)
+    return found if found and is_of(found, run) else None
+
+
+def is_of(table: Quality, run: Path) -> bool:
+    """Whether a table is that of the run in this folder, as far as both say what was learned by."""
+    return table.learned_by is None or learned_by(run / RECIPE) in (None, table.learned_by)
 
 
 QUALITY = TypeAdapter(Quality)

@@ -17,7 +17,7 @@ from registry.core.text import printable, printable_values, shown
 from registry.files.json_files import ANYTHING, kept
 from registry.files.json_lines import STATISTICS, readable_lines
 from registry.files.locate import ERROR, RECIPE
-from registry.measure.saved import BEST, QUALITY, Best, Quality
+from registry.measure.saved import BEST, Best, Quality, kept_table
 from registry.plugins.component import Component
 from registry.plugins.loading import Plugins
 from registry.recipe.tables import (
@@ -161,7 +161,7 @@ def read_history(path: Path) -> History:
         p.stem.removeprefix("metric-"): [line for line in readable_lines(p) if {"kimg", "results"} <= line.keys()]
         for p in sorted(path.glob("metric-*.jsonl"))
     }
-    quality = kept(path / "quality.json", QUALITY)
+    quality = kept_table(path)
     whole = kept(path / "quality.json", ANYTHING) or {}
     versions = whole.get("versions")
     return History(

@@ -97,6 +97,10 @@ def check_noise(choice: Choice, noise: Noise, shape: tuple[int, int, int]) -> No
         demand(choice, type(value) in (int, float) and value > 0, f"{name} must be a positive number, not {value!r}")
     room = can_be_spaced(noise.sigma_min, noise.sigma_max, noise.rho)
     demand(choice, room, f"sigma^(1/rho) must leave numbers from sigma_min to sigma_max, and does not with rho = {noise.rho}")
+    methods = {"prior": noise.prior, "perturb": noise.perturb,
+               "student_sigma": noise.student_sigma, "generator_sigma": noise.generator_sigma}  # fmt: skip
+    for name, method in methods.items():
+        demand(choice, callable(method), f"{name} must be a method, not a {kind(method)}")
     n, rng, autocast = 2, Streams.derived("check", range(2)), autocasts()
     with told_of(choice):
         drawn = noise.prior(shape, noise.sigma_init, rng)

@@ -9,7 +9,7 @@ from pathlib import Path
 from registry.core import distributed
 from registry.core.atomic import write_atomically
 from registry.core.errors import Diverged, Interrupted, Lost, UserError
-from registry.core.interruption import Interruption, signalled
+from registry.core.interruption import Interruption, leave_if_copied, signalled
 from registry.core.text import shown
 from registry.files.locate import ERROR
 from registry.runs.folder import RunFolder
@@ -28,7 +28,8 @@ def interruptible(start: Callable[[], RunFolder]) -> Iterator[RunFolder]:
         folder = start()
         folder.remove(ERROR)
         try:
-            yield folder
+            with contained():
+                yield folder
         except Interrupted as stop:
             state = None if stop.state else newest(folder)
             end(folder)
@@ -48,6 +49,17 @@ def interruptible(start: Callable[[], RunFolder]) -> Iterator[RunFolder]:
             folder.release()
             raise
         end(folder)
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """No copy of this process that a plugin makes leaves this alive."""
+    try:
+        yield
+    except BaseException as error:
+        leave_if_copied(error)
+        raise
+    leave_if_copied()
 
 
 def end(folder: RunFolder, error: Exception | None = None) -> None:

@@ -16,6 +16,7 @@ from filelock import Timeout
 from registry.core import distributed
 from registry.core.atomic import sweep, unused, write_atomically
 from registry.core.errors import SettingError, UserError
+from registry.core.interruption import leave_if_copied
 from registry.core.joining import tell_launcher
 from registry.core.locks import lock_on, taken
 from registry.core.text import shown
@@ -155,6 +156,7 @@ class RunFolder:
     def keep_there(self) -> None:
         """If the folder is gone, go on in a new one of that name, take its lock, and say so. If another run's is there now, go on
         under the next number. If neither can be had, it is tried again the next time; whoever writes a file says why it cannot."""
+        leave_if_copied()
         if not self.writes or (self.is_there() and self._still_locked()):
             return
         self._known = None

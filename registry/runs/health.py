@@ -17,19 +17,21 @@ from registry.runs.checkpoints import Stateful
 from registry.train.step import Learner
 
 DEAD = 16
-"""A learner from whose last so many steps every image was dropped has learned nothing, and will not."""
+"""A learner from whose last so many steps every image was dropped, or of whose gradient most values were replaced, has learned
+nothing, and will not."""
 
 
 def check_health(learners: Mapping[str, Learner], nimg: int, strict: bool, begin: bool, end: bool) -> bool:
-    """Whether all is well: no learner was without any image in its last step.
+    """Whether all is well: no learner was without any image, or most of its gradient, in its last step.
 
     Raises Diverged, in all processes, if a learner's weights or moments are not finite, or nothing was left to learn from in its
-    last steps (after the first one, and at the `end` of a run: in that one). With `strict`, also if a single image was dropped or a
-    single value of a gradient was replaced since the last tick.
+    last steps (after the first one, and at the `end` of a run: in that one), or hardly anything of a gradient. With `strict`, also
+    if a single image was dropped or a single value of a gradient was replaced since the last tick.
     """
     where = f"at {nimg / 1000:.3f} kimg"
     problem: UserError | Diverged | None = changed_types(learners)
     dead = {name: int(learner.tally.dead.item()) for name, learner in learners.items()}
+    lost = {name: int(learner.tally.lost.item()) for name, learner in learners.items()}
     for name, learner in learners.items() if problem is None else ():
         if tensor := not_finite(learner.modules):
             problem = Diverged(f"{tensor} of the {name} is not finite {where}", nimg)
@@ -41,6 +43,10 @@ def check_health(learners: Mapping[str, Learner], nimg: int, strict: bool, begin
         elif dead[name] >= (1 if end else DEAD):
             steps = f"{dead[name]} step{'s' * (dead[name] > 1)}"
             problem = Diverged(f"the {name}'s loss was not finite for any image in its last {steps}", nimg)
+        elif lost[name] and lost[name] >= (min(learner.tally.steps, DEAD) if end else DEAD):
+            steps = f"{lost[name]} step{'s' * (lost[name] > 1)}"
+            advice = "look at the loss's gradient, and at the scaling of losses"
+            problem = Diverged(f"most of the {name}'s gradient was not finite in its last {steps}", nimg, advice)
         elif strict and (learner.tally.dropped.item() or learner.tally.repaired.item()):
             problem = Diverged(f"the {name}'s loss or gradient was not finite, and this recipe stops at the first such value", nimg)
         if problem:
@@ -48,7 +54,7 @@ def check_health(learners: Mapping[str, Learner], nimg: int, strict: bool, begin
     for found in distributed.gather(problem):  # a network's statistics may be unlike in the processes
         if found is not None:
             raise found
-    return not any(dead.values())
+    return not any((*dead.values(), *lost.values()))
 
 
 def changed_types(learners: Mapping[str, Learner]) -> UserError | None:

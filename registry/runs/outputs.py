@@ -24,10 +24,11 @@ from registry.core.version import versions
 from registry.edm.networks import Precond
 from registry.files.formats import save_network
 from registry.files.json_files import kept, with_digest
+from registry.files.locate import RECIPE
 from registry.measure.measuring import Sample, measure
 from registry.measure.protocol import compared_with, difference, in_words, protocols
 from registry.measure.rows import Metrics, Row, entry, headings, summary, table
-from registry.measure.saved import BEST, MADE_FROM
+from registry.measure.saved import BEST, MADE_FROM, learned_by
 from registry.recipe.resolved import Choice, PretrainRecipe, Recipe, Tables
 from registry.recipe.tables import EvalConfig
 from registry.report.render import write_report
@@ -242,6 +243,7 @@ def write_table(
         "columns": {choice.name: list(metric.columns) for choice, metric in metrics},
         "rows": [vars(row) | {"summary": {column: summary(row.values[column]) for column in row.values}} for row in rows],
         "protocols": measured_like,
+        "learned_by": learned_by(folder.path / RECIPE),
         "made_from": {what: hashlib.sha256(facts[what].encode()).hexdigest()[:16] for what in MADE_FROM if facts.get(what)},
         **({"changed": folder.changed} if folder.changed else {}),
         "higher_is_better": [column for _, metric in metrics for column in metric.higher],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,26 +30,42 @@ takes as long as the drawing."""
 def save_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG. Raises UserError."""
     buffer = io.BytesIO()
-    with plain_text():
-        figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=110)
     write_atomically(path, buffer.getvalue())
 
 
 @contextmanager
-def plain_text() -> Iterator[None]:
-    """Names of runs are drawn as they are: a $ begins no formula, and signs that the font lacks are boxes without a warning."""
+def drawing() -> Iterator[None]:
+    """matplotlib as it comes, whatever settings its user has: figures look alike everywhere. Names of runs are drawn as they are:
+    a $ begins no formula, and signs that the font lacks are boxes without a warning. Raises UserError if it cannot be used."""
+    load_matplotlib()
     import matplotlib
 
-    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+    with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        matplotlib.rcdefaults()
+        matplotlib.rcParams["text.parse_math"] = False
         yield
 
 
-def _figure(rows: int, size: tuple[float, float], left: float) -> tuple[Figure, Any]:
+def load_matplotlib() -> None:
+    """Load it without the backend that the environment names for windows and notebooks, and that may be missing here. Raises
+    UserError."""
+    backend = os.environ.pop("MPLBACKEND", None)
     try:
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError:
-        raise UserError(f"figures of curves and points need matplotlib: {install('plots')}") from None
+        raise UserError(f"figures need matplotlib: {install('plots')}") from None
+    except Exception as error:  # its user's settings cannot be read
+        raise UserError(f"matplotlib cannot be used: {type(error).__name__}: {shown(error, 200)}") from None
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+
+
+def _figure(rows: int, size: tuple[float, float], left: float) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
     figure, (width, height) = Figure(figsize=size), size
     right, top, bottom = MARGINS
     axes = figure.subplots(rows, 1, sharex=rows > 1, squeeze=False)[:, 0]
@@ -62,6 +79,7 @@ def _figure(rows: int, size: tuple[float, float], left: float) -> tuple[Figure, 
     return figure, axes
 
 
+@drawing()
 def save_scatter(path: Path, points: Any, real: Any = None) -> None:
     """Write a PNG of points in the plane [n, 2] and, if given, the real ones [m, 2]. Raises UserError."""
     figure, (ax,) = _figure(1, (6, 6), left=0.6)
@@ -73,6 +91,7 @@ def save_scatter(path: Path, points: Any, real: Any = None) -> None:
     save_figure(path, figure)
 
 
+@drawing()
 def save_curves(path: Path, panels: Sequence[tuple[str, dict[str, tuple[list[float], list[float]]], bool]], title: str) -> None:
     """Write a PNG of stacked panels (axis label, {name: (kimg, values)}, logarithmic?) over kimg. Raises UserError."""
     panels = [p for p in panels if any(len(x) for x, _ in p[1].values())]
@@ -95,6 +114,5 @@ def save_curves(path: Path, panels: Sequence[tuple[str, dict[str, tuple[list[flo
             ax.legend(fontsize=9, frameon=False, labelcolor=INK)
         ax.yaxis.set_label_coords(-0.75 * left / (width - left - MARGINS[0]), 0.5)
     axes[-1].set_xlabel("thousands of images (kimg)", color=INK, fontsize=10)
-    with plain_text():
-        figure.suptitle(printable(title), color=INK, fontsize=11)
+    figure.suptitle(printable(title), color=INK, fontsize=11)
     save_figure(path, figure)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.core.contracts import Tracker
+from registry.core.interruption import leave_if_copied
 from registry.core.surroundings import surroundings_restored
 from registry.core.text import shown
 from registry.recipe.resolved import Choice
@@ -42,9 +43,11 @@ class Trackers:
             try:
                 with surroundings_restored():
                     tell(tracker)
+                leave_if_copied()
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a stranger's code
+                leave_if_copied(error)
                 self.chosen.remove((choice, tracker))
                 reason = f"{type(error).__name__}: {shown(error, 200)}"
                 self.journal.log(f"WARNING {choice.who} has failed ({reason}); the run goes on without it")

@@ -23,7 +23,7 @@ from registry.core.text import shown
 from registry.files.json_files import kept
 from registry.files.json_lines import STATISTICS, readable_lines
 from registry.files.locate import locate_recipe
-from registry.measure.saved import QUALITY, Quality
+from registry.measure.saved import Quality, kept_table
 from registry.plugins.loading import Plugins
 from registry.recipe.reading import expect, resolve
 from registry.recipe.resolved import Recipe, Tables, dumps
@@ -200,7 +200,7 @@ def changed(
 
 def told_by_its_table(run: Path) -> bool:
     """Whether a finished run itself says that it was resumed with other settings: it counts as failed, and can be made again."""
-    quality = kept(run / "quality.json", QUALITY)
+    quality = kept_table(run)
     return quality is not None and bool(quality.changed)
 
 
@@ -217,7 +217,7 @@ def status(cell: Cell, folder: Path | None = None) -> tuple[Status, str]:
         return Status.WAITING, ""
     code = attempt["exit"]
     finished = run is not None and (run / "quality.json").is_file()
-    quality = kept(run / "quality.json", QUALITY) if run else None
+    quality = kept_table(run) if run else None
     # Somebody may have made a table before the end.
     short = quality is not None and quality.nimg is not None and quality.nimg < cell.total
     if code in INTERRUPTED or (code is None and (short or not finished)):
@@ -227,7 +227,7 @@ def status(cell: Cell, folder: Path | None = None) -> tuple[Status, str]:
     if code:
         return Status.FAILED, attempt.get("error", "")
     if run is None or quality is None:
-        return Status.FAILED, "its quality.json cannot be read" if finished else "the run left no numbers"
+        return Status.FAILED, "its quality.json cannot be read, or is another run's" if finished else "the run left no numbers"
     if quality.changed:
         what = shown(quality.changed[0], 200)
         return Status.FAILED, f"was resumed by hand with other settings ({what}); if failed runs are retried, it begins anew"

@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from registry.core.errors import UserError
-from registry.core.version import install
-from registry.show.figures import plain_text
+from registry.show.figures import drawing
 from registry.study.cells import Status
 from registry.study.statistics import band
 from registry.study.summary import Group, Summary, TeacherRows, named, teacher_name
@@ -64,6 +62,7 @@ def layout(summary: Summary, without: int | None = None) -> Layout:
     return Layout(None if first is None else (first, summary.axes[first][1]), others, panels)
 
 
+@drawing()
 def figures(summary: Summary, theme: Theme) -> dict[str, Figure]:
     """All figures by name: every metric over kimg, over time, and over evaluations. Raises UserError without matplotlib."""
     found: dict[str, Figure | None] = {}
@@ -179,10 +178,8 @@ def draw_teacher(ax: Axes, teacher: TeacherRows, column: str, color: str) -> Non
 
 def new_figure(summary: Summary, plan: Layout, theme: Theme) -> tuple[Figure, list[Axes]]:
     """Panels in up to four columns, in the style of the theme. Raises UserError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError(f"figures need matplotlib: {install('plots')}") from None
+    from matplotlib.figure import Figure
+
     count = len(plan.panels)
     columns = min(count, 4 if count > 6 else 3)
     rows = math.ceil(count / columns)
@@ -200,8 +197,7 @@ def new_figure(summary: Summary, plan: Layout, theme: Theme) -> tuple[Figure, li
         ax.set_visible(False)
     for ax, panel in zip(axes, plan.panels, strict=False):
         if panel:
-            with plain_text():
-                ax.set_title(named([summary.axes[i][0] for i in plan.others], panel), color=theme.ink, fontsize=9.5)
+            ax.set_title(named([summary.axes[i][0] for i in plan.others], panel), color=theme.ink, fontsize=9.5)
     return figure, axes[:count]
 
 
@@ -222,8 +218,7 @@ def finish(figure: Figure, axes: Sequence[Axes], column: str, theme: Theme, loga
     if len(labels) > 1:
         names = sorted(labels, key=lambda name: name.startswith(BESIDE))  # what the study measures comes first
         handles = [labels[name] for name in names]
-        with plain_text():
-            figure.legend(handles, names, loc="outside right center", fontsize=8.5, frameon=False, labelcolor=theme.ink)
+        figure.legend(handles, names, loc="outside right center", fontsize=8.5, frameon=False, labelcolor=theme.ink)
 
 
 def readable_ticks(ax: Axes) -> None:
@@ -250,12 +245,13 @@ def name_of(summary: Summary, plan: Layout, line: str | None) -> str:
     return line if any(ch.isalpha() for ch in line) and line not in ("inf", "nan") else f"{key} = {line}"
 
 
+@drawing()
 def as_image(figure: Figure, kind: str) -> bytes:
     """A figure as PNG with white ground, or as SVG without one; the same figure gives the same bytes."""
     import matplotlib
 
     buffer = io.BytesIO()
-    with plain_text(), matplotlib.rc_context({"svg.hashsalt": "distill", "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"svg.hashsalt": "distill", "svg.fonttype": "path"}):
         if kind == "svg":
             figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
         else:

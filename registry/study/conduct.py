@@ -19,7 +19,7 @@ from registry.core.atomic import check_folder, unused, write_atomically
 from registry.core.errors import SettingError, UserError
 from registry.core.locks import locked
 from registry.files.json_files import kept
-from registry.measure.saved import QUALITY
+from registry.measure.saved import kept_table
 from registry.plugins.loading import Plugins
 from registry.recipe.resolved import dumps
 from registry.show.journal import Journal
@@ -126,7 +126,7 @@ def forget_failures(cells: Sequence[Cell]) -> None:
         table = run / "quality.json" if run is not None else None
         if run is not None and begins_anew(cell):
             run.rename(unused(run.with_name(f"{'diverged' if state is Status.DIVERGED else 'changed'}-{run.name}")))
-        elif state is Status.FAILED and table and table.is_file() and kept(table, QUALITY) is None:
+        elif state is Status.FAILED and table and table.is_file() and kept_table(table.parent) is None:
             table.rename(unused(table.with_name("quality.json.damaged")))  # with it, the run would be taken for finished
         if state in (Status.FAILED, Status.DIVERGED):
             write_note(cell.folder, cell.attempt() | {"exit": None, "error": ""})
@@ -137,7 +137,7 @@ def begins_anew(cell: Cell) -> bool:
     while, or for longer."""
     state, _ = status(cell)
     run = cell.run_folder()
-    quality = kept(run / "quality.json", QUALITY) if run is not None and state is Status.FAILED else None
+    quality = kept_table(run) if run is not None and state is Status.FAILED else None
     return state is Status.DIVERGED or (quality is not None and (bool(quality.changed) or is_longer(cell, quality)))
 
 

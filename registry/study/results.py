@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from registry.core.errors import SettingError
-from registry.files.json_files import kept
 from registry.files.json_lines import STATISTICS, readable_lines
-from registry.measure.saved import MADE_FROM, QUALITY
+from registry.measure.saved import MADE_FROM, kept_table
 from registry.study.cells import Cell, Note, Status, kimg, last_line, status
 from registry.study.statistics import Curve
 
@@ -89,7 +88,7 @@ def read_result(cell: Cell) -> Result:
     run = cell.run_folder()
     if run is None:
         return Result(cell, found, error, None, 0.0, 0.0, attempt=cell.attempt())
-    quality = kept(run / "quality.json", QUALITY)
+    quality = kept_table(run)
     main = {columns[0]: metric for metric, columns in quality.columns.items()} if quality else {}
     rows = tuple(Measured(row.name, row.evaluations, row.values) for row in quality.rows) if quality else ()
     seconds = float(last_line(run / STATISTICS).get("Timing/train_sec", {"mean": 0.0})["mean"])

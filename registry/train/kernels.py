@@ -38,6 +38,8 @@ class Kernel(ABC):
     def draw(self, shape: Sequence[int], rng: Streams, dtype: torch.dtype = torch.float32) -> Tensor:
         """B draws of the kernel at sigma = 1 around 0: shape (C, H, W) -> [B, C, H, W]. Raises BrokenContract."""
         z = rng.normal(shape).to(dtype)
+        if not callable(self.scale):
+            raise BrokenContract(f"scale must be a method, not a {kind(self.scale)}")
         s = self.scale(rng)
         if s is None:
             return z

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from registry.core.contracts import Denoiser, KnowsLevelRatio, Noise
 from registry.core.errors import BrokenContract
 from registry.core.streams import Streams
+
+REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types of numbers that a plugin may give."""
 
 
 def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
@@ -36,12 +41,27 @@ def generator_weight(x: Tensor, f_star: Tensor) -> Tensor:
     return 1 / (x - f_star).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-5).detach()
 
 
-def shaped(values: Tensor, x: Tensor) -> Tensor:
-    """An objective, before its weight would hide that it has another shape than x. Raises BrokenContract."""
-    if not isinstance(values, Tensor) or values.shape != x.shape:
-        given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
-        raise BrokenContract(f"objective() must give values of the images' shape, {tuple(x.shape)}, and gave {given}")
+def of_images(values: Tensor, x: Tensor, wanted: str) -> Tensor:
+    """A plugin's values for images x [b, C, H, W]: plain real numbers of that shape, on that device. Raises BrokenContract."""
+    if not isinstance(values, Tensor):
+        raise BrokenContract(f"{wanted}, and gave a {type(values).__name__}")
+    if isinstance(values, FakeTensor):
+        raise BrokenContract(f"{wanted}, and gave a tensor without numbers")
+    try:
+        values = values.as_subclass(Tensor)  # whose operations could be any
+    except NotImplementedError:
+        raise BrokenContract(f"{wanted}, and gave them in another layout, for instance a sparse one") from None
+    if values.is_nested or values.shape != x.shape or values.dtype not in REAL:
+        shape = "a nested tensor" if values.is_nested else f"{values.dtype} of shape {tuple(values.shape)}"
+        raise BrokenContract(f"{wanted}, and gave {shape}")
+    if values.layout != torch.strided or values.device != x.device:
+        raise BrokenContract(f"{wanted}, on {x.device}, and gave them on {values.device}, {values.layout}")
     return values
+
+
+def shaped(values: Tensor, x: Tensor) -> Tensor:
+    """An objective, before its weight would hide that it is none. Raises BrokenContract."""
+    return of_images(values, x, f"objective() must give values of the images' shape, {tuple(x.shape)}")
 
 
 class DenoisingGame(ABC):

@@ -19,9 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from registry.core import distributed
-from registry.core.errors import BrokenContract, UserError
+from registry.core.errors import BrokenContract, Diverged, Interrupted, Lost, UserError, is_out_of_memory
 from registry.core.float64 import wide
+from registry.core.interruption import leave_if_copied
 from registry.core.sharding import is_split, local, split_state
+from registry.core.text import shown
+from registry.train.losses import of_images
 from registry.train.reduction import GradientSum
 
 AT_ONCE = 16
@@ -120,15 +123,17 @@ class Learner:
                     x.backward(*torch.autograd.grad(self.scaling * reduced, leaf))
                 else:
                     (self.scaling * reduced).backward(inputs=self.parameters if shared else None, retain_graph=shared)
-        except RuntimeError as error:
+        except Exception as error:
             if "hooks should return None" in str(error):
                 raise UserError("a hook on a weight gives something; such a hook must give nothing") from None
             if "backward through the graph a second time" in str(error):
                 raise BrokenContract("a loss must not go backward through its own graph: the host does") from None
-            if "modified by an inplace operation" not in str(error):
+            if "modified by an inplace operation" in str(error):
+                what = "a network or a loss writes to a tensor that is needed for its gradient"
+                raise UserError(f"{what} (unless memory is 'full', a part of a network must not write to its input)") from None
+            if not values_are_at_fault(error):
                 raise
-            what = "a network or a loss writes to a tensor that is needed for its gradient"
-            raise UserError(f"{what} (unless memory is 'full', a part of a network must not write to its input)") from None
+            raise BrokenContract(f"going backward from its values fails: {type(error).__name__}: {shown(error, 200)}") from error
         self.sums = self.sums + torch.stack([reduced.detach(), (~finite).sum()])
 
     @contextmanager
@@ -151,13 +156,13 @@ class Learner:
         if self.over_processes is not None:
             self.over_processes.finish()
         self.seen = 0
+        values = sum(p.grad.numel() for p in self.parameters if p.grad is not None)
         repaired, norm = guard_gradients(self.parameters, self.clip)
-        self.tally.repaired += repaired
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         distributed.spread(self.modules.buffers())  # statistics of a batch are those of the first process's images, as in DDP
         loss, dropped = distributed.sum_(self.sums)
-        self.tally.add(loss, dropped, norm, self.batch)
+        self.tally.add(loss, dropped, norm, self.batch, repaired, values)
         self.sums = torch.zeros_like(self.sums)
 
     def changed_type(self) -> str | None:
@@ -189,11 +194,15 @@ class Tally:
         self.device = device
         self.dead = torch.zeros((), device=device)
         """The last steps without a single image left, in a row; ticks do not reset it."""
+        self.lost = torch.zeros((), device=device)
+        """The last steps, in a row, in which most values of the gradient were not finite."""
+        self.steps = 0
         self.clear()
 
     def revive(self) -> None:
         """Begin anew, after a rollback."""
-        self.dead = torch.zeros_like(self.dead)
+        self.dead, self.lost = torch.zeros_like(self.dead), torch.zeros_like(self.lost)
+        self.steps = 0
         self.clear()
 
     def clear(self) -> None:
@@ -203,13 +212,16 @@ class Tally:
         self.first = torch.zeros_like(self.losses[0])  # the first step that dropped an image, from 1
         self.norms = torch.zeros((), device=self.device)  # sum
 
-    def add(self, loss: Tensor, dropped: Tensor, norm: Tensor, batch: int) -> None:
-        """A step's loss, the images dropped of its batch, and the norm of its gradient."""
+    def add(self, loss: Tensor, dropped: Tensor, norm: Tensor, batch: int, repaired: Tensor, values: int) -> None:
+        """A step's loss, the images dropped of its batch, the norm of its gradient, and how many of its values were replaced."""
         loss = loss.to(self.losses.dtype)
         self.losses += torch.stack([torch.ones_like(loss), loss, loss**2])
         self.dropped += dropped
         self.norms += norm
+        self.repaired += repaired
         self.dead = torch.where(dropped >= batch, self.dead + 1, 0)
+        self.lost = torch.where(2 * repaired > values, self.lost + 1, 0)
+        self.steps += 1
         self.first = torch.where((dropped > 0) & (self.first == 0), self.losses[0], self.first)
 
     def read(self) -> dict[str, float]:
@@ -239,6 +251,7 @@ def reduce(values: Tensor, batch: int) -> tuple[Tensor, Tensor]:
 
 def checked(values: Tensor, x: Tensor, method: str) -> Tensor:
     """The values that a loss gives for images x [b, C, H, W], if it can be learned from them. Raises BrokenContract."""
+    leave_if_copied()
     if not torch.is_grad_enabled():
         torch.set_grad_enabled(True)
         raise BrokenContract(f"{method}() turned gradients off for all that follows; use `with torch.no_grad():` instead")
@@ -246,18 +259,17 @@ def checked(values: Tensor, x: Tensor, method: str) -> Tensor:
         torch.set_autocast_enabled(x.device.type, False)
         raise BrokenContract(f"{method}() turned autocast on for all that follows; use `with torch.autocast(…):` instead")
     wanted = f"{method}() must give unreduced values of the images' shape, {tuple(x.shape)}"
-    if not isinstance(values, Tensor):
-        raise BrokenContract(f"{wanted}, and gave a {type(values).__name__}")
-    try:
-        values = values.as_subclass(Tensor)  # whose operations could be any
-    except NotImplementedError:
-        raise BrokenContract(f"{wanted}, and gave them in another layout, for instance a sparse one") from None
-    if values.is_nested or values.shape != x.shape or not values.is_floating_point():
-        shape = "a nested tensor" if values.is_nested else f"{values.dtype} of shape {tuple(values.shape)}"
-        raise BrokenContract(f"{wanted}, and gave {shape}")
+    values = of_images(values, x, wanted)
     if not values.requires_grad:
         raise BrokenContract(f"{method}() gave values without a gradient, so there is nothing to learn from")
     return values
+
+
+def values_are_at_fault(error: Exception) -> bool:
+    """Whether a backward pass fails by what a loss has put into the graph, and not by the device, its memory or another process."""
+    elsewhere = (UserError, Interrupted, Diverged, Lost, OSError)
+    words = ("CUDA", "cuDNN", "NCCL", "gloo", "MPS backend")
+    return not (isinstance(error, elsewhere) or is_out_of_memory(error) or any(word in str(error) for word in words))
 
 
 def shield(x: Tensor, finite: Tensor) -> None:
