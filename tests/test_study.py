@@ -20,6 +20,7 @@ import torch
 
 from registry.cli.study_commands import cell_command
 from registry.core.errors import UserError
+from registry.measure.saved import learned_by
 from registry.plugins.loading import Plugins
 from registry.study import attempts
 from registry.study.attempts import write_note
@@ -280,10 +281,9 @@ def test_settings_that_teach_nothing_are_no_other_settings(copied: Path, here: H
     assert "[generator] init: " in error_line(here("study", str(copied), "--report-only")), "it may have begun there"
     done.write_text(recipe.replace("\nlr = 0.002\n", "\nlr = 0.003\n", 1))
     assert f"move {done.parent} away" in error_line(here("study", str(copied), "--report-only"))
-    quality = json.loads((done.parent / "quality.json").read_text())
-    (done.parent / "quality.json").write_text(
-        json.dumps(without_digest(quality) | {"changed": ["at 1 kimg: [train] lr: 0.002 -> 0.003"]})
-    )
+    quality = without_digest(json.loads((done.parent / "quality.json").read_text()))
+    changed = {"learned_by": learned_by(done), "changed": ["at 1 kimg: [train] lr: 0.002 -> 0.003"]}
+    (done.parent / "quality.json").write_text(json.dumps(quality | changed))
     assert here("study", str(copied), "--report-only").returncode == 0
     assert "was resumed by hand with other settings (at 1 kimg: [train] lr" in (copied / "study.json").read_text()
 

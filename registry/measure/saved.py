@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, FailFast, Field, TypeAdapter
 from registry.core.errors import UserError
 from registry.files.json_files import MOST_CHANGES, STRICT, Digested, Number, kept
 from registry.files.locate import RECIPE
-from registry.recipe.resolved import UNTRAINED
+from registry.recipe.resolved import UNTRAINED, without_unlearned
 from registry.recipe.texts import read_tables
 
 Values = Annotated[list[Number], Field(min_length=1, max_length=1000), FailFast()]
@@ -112,9 +112,8 @@ def learned_by(recipe: Path) -> str | None:
         tables = read_tables(recipe)
     except UserError:
         return None
-    learned = {name: table for name, table in tables.items() if name not in UNTRAINED}
-    if isinstance(train := learned.get("train"), dict):
-        learned["train"] = {key: value for key, value in train.items() if key != "duration_kimg"}
+    learned = {name: table for name, table in without_unlearned(tables).items() if name not in UNTRAINED}
+    learned.get("train", {}).pop("duration_kimg", None)
     return hashlib.sha256(json.dumps(learned, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -205,6 +205,19 @@ UNTRAINED = ("log", "eval", "swap")
 """The tables that say where a run is logged and how it is measured, and which were swapped in."""
 
 
+UNLEARNED = {
+    "train": {"batch_gpu", "memory", "compile", "shard", "device", "threads", "rollbacks", "timeout_minutes"},
+    "generator": {"recompute"},
+}
+"""Settings that change how the same is learned, by table."""
+
+
+def without_unlearned(tables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """A recipe without the settings that change only how the same is learned."""
+    named = {name: table for name, table in tables.items() if isinstance(table, Mapping)}
+    return {name: {k: v for k, v in table.items() if k not in UNLEARNED.get(name, ())} for name, table in named.items()}
+
+
 def training_tables(recipe: Recipe | PretrainRecipe) -> Tables:
     """The part of the recipe that a network's file holds: all but where the run was logged and how it was measured."""
     return {name: table for name, table in recipe.tables().items() if name not in UNTRAINED}

@@ -16,6 +16,7 @@ from registry.core.text import shown, text_of
 from registry.files.bounds import STATE
 from registry.files.formats import blueprint
 from registry.files.plain import load, save
+from registry.recipe.resolved import without_unlearned
 from registry.recipe.tables import MOST_KIMG, PretrainConfig, TrainConfig, lengths
 from registry.runs.background import Background, in_main_memory
 from registry.train.step import Learner
@@ -102,13 +103,6 @@ def restore_state(path: Path, content: Mapping[str, Any], parts: Mapping[str, St
 
 NO_EFFECT = {("generator", "init"): " (which has no effect on a run that goes on)"}
 """Settings that count at the start of a run only."""
-
-
-UNLEARNED = {
-    "train": {"batch_gpu", "memory", "compile", "shard", "device", "threads", "rollbacks", "timeout_minutes"},
-    "generator": {"recompute"},
-}
-"""Settings that change how the same is learned, by table."""
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: tuple[str, ...] = ("swap",)) -> list[str]:
@@ -242,12 +236,6 @@ def number(table: Mapping[str, Any], key: str) -> float:
     """A setting in a recipe that nobody has checked; 0 if it is none."""
     value = table.get(key)
     return value if isinstance(value, int | float) and 0 <= value <= MOST_KIMG else 0
-
-
-def without_unlearned(tables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """A recipe without the settings that change only how the same is learned."""
-    named = {name: table for name, table in tables.items() if isinstance(table, Mapping)}
-    return {name: {k: v for k, v in table.items() if k not in UNLEARNED.get(name, ())} for name, table in named.items()}
 
 
 def check_same_run(state: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

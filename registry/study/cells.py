@@ -26,10 +26,10 @@ from registry.files.locate import locate_recipe
 from registry.measure.saved import Quality, kept_table
 from registry.plugins.loading import Plugins
 from registry.recipe.reading import expect, resolve
-from registry.recipe.resolved import Recipe, Tables, dumps
+from registry.recipe.resolved import Recipe, Tables, dumps, without_unlearned
 from registry.recipe.tables import StudyConfig
 from registry.recipe.texts import read_tables
-from registry.runs.checkpoints import all_images, differences, what_is_learned, without_unlearned
+from registry.runs.checkpoints import all_images, differences, what_is_learned
 from registry.runs.states import NUMBERED
 from registry.study.definition import Study
 from registry.study.grid import Combination, combinations
