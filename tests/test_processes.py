@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from registry.cli.process_commands import first_failure
-from tests.conftest import ROOT, environment, error_line
+from tests.conftest import ROOT, environment, error_line, installed
 
 Write = Callable[..., Path]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -540,6 +540,46 @@ def test_a_process_that_waits_for_the_others_answers_signals(rank: int, address:
         run.kill()
     assert run.returncode == 128 + number, (out, err)
     assert err.strip() == "distill: interrupted"
+
+
+POOLS = """
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from registry.api import Component, Config, Metric, hookimpl
+
+class Pools(Metric):
+    columns = ("pools",)
+    pool = None
+
+    def embed(self, images):
+        return images.flatten(1).mean(1, keepdim=True)
+
+    def compare(self, rows):
+        self.pool = self.pool or ProcessPoolExecutor(2, multiprocessing.get_context("fork"))
+        return {"pools": float(sum(self.pool.map(abs, rows.flatten().tolist())))}
+
+@hookimpl
+def register_metrics():
+    return [Component("pools", Config, lambda config, domain: Pools(), "keeps its workers")]
+"""
+
+
+def test_workers_that_a_plugin_keeps_end_with_their_process(recipe_file: Write, tmp_path: Path) -> None:
+    env = environment(installed(tmp_path / "site", "pools", POOLS))
+    words = ["launch", "--processes", "2", "--recipe", str(recipe_file(append='metrics = ["pools"]\n'))]
+    done = subprocess.run([*COMMAND, *words], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    end = time.monotonic() + 20
+    while left := [line for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in (line := words_of(path))]:
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
+
+
+def words_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has just ended
+        return b""
 
 
 def clock_ticks(pid: int) -> int:

@@ -14,6 +14,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -199,8 +200,8 @@ def leave(code: int) -> NoReturn:
         os._exit(code or 1)
     except ValueError:  # somebody closed them
         os._exit(code)
-    if several() or code > 128:  # Python would wait for a plugin's workers
-        end_workers()
+    if several() or code > 128:  # Python would not wait for a plugin's workers, or for too long
+        end_workers(0.0 if code > 128 else PATIENCE)
     if several() or any(thread.name == WRITER for thread in threading.enumerate()):
         os._exit(code)
     told = threading.Timer(PATIENCE, say_who_stays)
@@ -210,13 +211,16 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def end_workers() -> None:
-    """End the processes that a plugin has started by multiprocessing, and left behind."""
+def end_workers(patience: float) -> None:
+    """End what a plugin has started by multiprocessing and left behind, if it does not end within so many seconds."""
     if "multiprocessing" in sys.modules:
         import multiprocessing
 
         with suppress(ValueError):  # this is not the main thread
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's loaders of data would complain
+        end = time.monotonic() + patience
+        for process in multiprocessing.active_children():
+            process.join(max(end - time.monotonic(), 0.0))
         for process in multiprocessing.active_children():
             process.terminate()
 
