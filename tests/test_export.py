@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from registry.export.source import single_file
 from registry.files.formats import save_network
 from tests.conftest import environment, error_line, tiny_network
 
+Here = Callable[..., subprocess.CompletedProcess[str]]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 ALONE = """
@@ -136,6 +138,22 @@ def test_the_card_of_a_snapshot_has_what_was_measured_of_it(cli: Cli, recipe_fil
     assert done.returncode == 0, done.stderr
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert {r.metric_type: r.metric_value for r in card.data.eval_results} == pytest.approx(lines[-1]["results"])
+
+
+@pytest.mark.parametrize("what", ["the network", "the lines"])
+def test_the_card_has_no_number_of_another_run(what: str, here: Cli, recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = recipe_file(append='metrics = ["sliced_wasserstein"]\nreference = "digits"\n')
+    first, second = tmp_path / "first" / "00000-short", tmp_path / "second" / "00000-short"
+    for run, lr in ((first, 1e-3), (second, 2e-3)):
+        assert here("--recipe", recipe, "--outdir", run.parent, "--set", f"train.lr={lr}").returncode == 0
+    if what == "the lines":
+        (first / "quality.json").unlink()
+    for file in second.glob("network-snapshot-*" if what == "the network" else "metric-*"):
+        shutil.copy(file, first)
+    assert here("export", first, tmp_path / "out").returncode == 0
+    assert "value:" not in (tmp_path / "out" / "README.md").read_text()
+    assert here("export", second, tmp_path / "right").returncode == 0
+    assert "value:" in (tmp_path / "right" / "README.md").read_text()
 
 
 def test_the_teachers_licence_is_known_where_it_is_published() -> None:

@@ -7,7 +7,11 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +22,12 @@ from filelock import FileLock
 from PIL import Image
 
 from registry.builtin.noise import GaussianNoise
-from registry.core.errors import UserError
+from registry.core.errors import SettingError, UserError
 from registry.core.levels import heun_levels
 from registry.core.streams import Streams, TorchStreams
 from registry.edm.latents import pfgmpp_latents
 from registry.files.formats import load_network, save_network
-from registry.sample.generate import Form, generate, parse_seeds, read_parts, write_part
+from registry.sample.generate import Form, claim, generate, parse_seeds, read_parts, write_part
 from registry.sample.heun import heun
 from registry.sample.opening import open_sampler
 from registry.sample.sampler import Rng
@@ -51,6 +55,23 @@ def pixels(folder: Path) -> dict[str, bytes]:
 
 
 # ----------------------------------------------------------------------------------------------------- the pieces
+
+
+def test_a_folder_is_claimed_by_one_of_two_commands(tmp_path: Path) -> None:
+    """They begin at once, with other settings."""
+
+    def claims(folder: Path, both: threading.Barrier, seed: int) -> bool:
+        both.wait()
+        with suppress(SettingError):
+            claim(folder, {"seed": seed})
+            return True
+        return False
+
+    with ThreadPoolExecutor(2) as pool:
+        for i in range(50):
+            (tmp_path / str(i)).mkdir()
+            both = threading.Barrier(2)
+            assert sum(pool.map(partial(claims, tmp_path / str(i), both), range(2))) == 1
 
 
 def test_seeds() -> None:

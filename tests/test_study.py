@@ -29,7 +29,7 @@ from registry.study.conduct import forget_failures
 from registry.study.definition import read_study
 from registry.study.grid import Combination
 from registry.study.reuse import is_finished, recorded, reuse
-from registry.study.slurm import CellJob
+from registry.study.slurm import Call, CellJob
 from registry.study.sources import check_same_sources, sources, with_sources
 from tests.conftest import environment, error_line
 
@@ -538,6 +538,53 @@ def test_a_job_that_the_scheduler_ends_saves_its_state_and_is_queued_again(tmp_p
     assert submission.function.again[-2:] == ["--resume", "auto"]
     assert list(cell.folder.glob("*/training-state-*.pt"))
     assert status(cell)[0] is Status.UNFINISHED
+
+
+@pytest.mark.parametrize("to", ["the job alone", "all of its processes"])
+def test_submitit_queues_a_job_again_that_reaches_its_time_limit(to: str, tmp_path: Path, plugins: Plugins) -> None:
+    """submitit's own process and handler, with a stand-in for scontrol. Slurm's signal reaches the run, too."""
+    helpers = pytest.importorskip("submitit.helpers")
+    study = read_study(recipe="toy_2d", seeds="0", sets=(*SMALL, "train.duration_kimg=64", "log.state_minutes=1000"))
+    (cell,) = prepare(study, tmp_path / "study", plugins, cell_command)
+    submission = helpers.DelayedSubmission(Call(), CellJob(cell.folder, cell.command, cell.again, {}))
+    submission.set_timeout(0, 3)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/asked"\n')
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    submission.dump(tmp_path / "77_0_submitted.pkl")
+    slurm = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "77", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "0"}
+    env = environment({**slurm, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
+    command = [sys.executable, "-m", "submitit.core._submit", str(tmp_path)]
+    job = subprocess.Popen(command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        wait_for(lambda: any(cell.folder.glob("*/stats.jsonl")))
+        run = read_attempt(cell.folder)["pid"]
+        for pid in (job.pid, run) if to == "all of its processes" else (job.pid,):
+            os.kill(pid, signal.SIGUSR2)
+        told, _ = job.communicate(timeout=60)
+    finally:
+        job.kill()
+    assert (tmp_path / "asked").read_text() == "requeue 77_0\n", told
+    assert list(cell.folder.glob("*/training-state-*.pt")) and status(cell)[0] is Status.UNFINISHED
+    again = helpers.DelayedSubmission.load(tmp_path / "77_0_submitted.pkl")
+    assert isinstance(again.function, CellJob) and again.function.again[-2:] == ["--resume", "auto"]
+
+
+@pytest.mark.parametrize(("answer", "code"), [("sbatch: error: invalid partition specified: gpu", 1), ("hello", 0)])
+def test_a_scheduler_that_refuses_jobs_is_told_in_a_line(
+    answer: str, code: int, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit")
+    (tmp_path / "bin").mkdir()
+    for name in ("sbatch", "srun", "sacct", "scontrol"):
+        text = f'#!/bin/sh\necho "{answer}"{" >&2" if code else ""}\nexit {code}\n' if name == "sbatch" else "#!/bin/sh\n"
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    done = here("study", "--recipe", "toy_2d", *sets("slurm.timeout_min=5"), "--slurm")
+    *_, line = done.stderr.splitlines()  # submitit passes on what sbatch says
+    assert done.returncode == 1 and "the scheduler does not take the jobs: " in line and answer in line
 
 
 def test_a_pipe_in_a_cells_place_is_not_waited_for(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from types import FrameType, FunctionType, MethodType, TracebackType
 
 from registry.core.errors import Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-"""Ctrl-C; the end of a job; what schedulers send some time before that; a terminal that is closed."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+"""Ctrl-C; the end of a job; what schedulers send some time before that (for submitit the second); a terminal that is closed."""
 
 OURS = __name__.partition(".")[0]
 """The package whose handlers of signals a copy of the process does not keep."""
@@ -27,8 +27,17 @@ one."""
 
 
 def heeded() -> tuple[signal.Signals, ...]:
-    """Those of the signals that are answered: not that of a closed terminal if nohup has it ignored."""
-    return tuple(s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN)
+    """Those of the signals that are answered: not that of a closed terminal if nohup has it ignored, and not that of submitit if
+    this is its own process, in which a caller runs us."""
+    others = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+    if not (is_ours(handler := signal.getsignal(signal.SIGUSR2)) or handler == signal.SIG_DFL):
+        others |= {signal.SIGUSR2}
+    return tuple(s for s in SIGNALS if s not in others)
+
+
+def is_ours(handler: object) -> bool:
+    """Whether what answers a signal is this package's."""
+    return isinstance(handler, FunctionType | MethodType) and handler.__module__.partition(".")[0] == OURS
 
 
 AGAIN = 2.0
@@ -160,8 +169,7 @@ def forget_in_a_child() -> None:
     _entered.clear()
     _droppable.clear()
     for number in SIGNALS:
-        handler = signal.getsignal(number)
-        if isinstance(handler, FunctionType | MethodType) and handler.__module__.partition(".")[0] == OURS:
+        if is_ours(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else left_to_the_parent)
     let_signals_come()
 

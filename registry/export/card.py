@@ -19,6 +19,7 @@ from registry.files.facts import NetworkFacts
 from registry.files.locate import RECIPE, is_url, open_path, published, shipped
 from registry.measure.protocol import in_words
 from registry.measure.rows import Row
+from registry.measure.saved import digest_of_learned
 from registry.recipe.resolved import dumps
 from registry.report.history import History, read_history
 
@@ -118,18 +119,20 @@ def licence_of(source: str, asked: str | None) -> str:
     return OURS if source and shipped() in open_path(source).parents else UNKNOWN
 
 
-def numbers_of(file: Path, nimg: int | None) -> Numbers:
-    """What the run that wrote a network measured of it: its final table, or what was measured when the snapshot was made."""
+def numbers_of(file: Path, facts: NetworkFacts) -> Numbers:
+    """What the run that wrote a network measured of it: its final table, or what was measured when the snapshot was made. Nothing
+    that was measured of a run by another recipe."""
+    nimg, learned = facts.nimg, digest_of_learned(facts.recipe) if facts.recipe else None
     if nimg is None or not (file.parent / RECIPE).is_file():
         return Numbers()
     try:
         history = read_history(file.parent)
     except UserError:
         return Numbers()
-    if history.quality is not None and history.quality.nimg == nimg:
+    if history.quality is not None and history.quality.nimg == nimg and agree(history.quality.learned_by, learned):
         rows = [Row(row.name, row.evaluations, dict(row.values)) for row in history.quality.rows]
         return Numbers(rows, history.quality.protocols, dataset_of(history))
-    values = snapshot_values(history, nimg)
+    values = snapshot_values(history, nimg, learned)
     return Numbers([Row("generator", None, values)], {}, dataset_of(history)) if values else Numbers()
 
 
@@ -142,12 +145,17 @@ def dataset_of(history: History) -> str:
     return names[0] if names else f"images of {name_of(str(own))}" if own else ""
 
 
-def snapshot_values(history: History, nimg: int) -> dict[str, list[float]]:
-    """{column: values} that were measured at so many images."""
+def agree(measured: object, learned: str | None) -> bool:
+    """Whether digests of recipes are the same, as far as both are known."""
+    return measured is None or learned is None or measured == learned
+
+
+def snapshot_values(history: History, nimg: int, learned: str | None) -> dict[str, list[float]]:
+    """{column: values} that were measured at so many images of a run that has learned by this recipe."""
     found: dict[str, list[float]] = {}
     for lines in history.measurements.values():
         for line in lines:
-            if abs(line["kimg"] * 1000 - nimg) < 1:
+            if abs(line["kimg"] * 1000 - nimg) < 1 and agree(line.get("learned_by"), learned):
                 found |= {column: [result] for column, result in line["results"].items() if isinstance(result, int | float)}
     return found
 

@@ -45,7 +45,7 @@ def write_folder(sampler: Sampler, facts: NetworkFacts, file: Path, target: Path
         raise UserError(f"{target}: the name is not in UTF-8, which safetensors needs; give another") from None
     license = licence_of(str(facts.table("teacher").get("source", "")), license)
     with new_folder(target) as folder, journal.progress("exporting", 3) as bar:
-        fill(folder, target, sampler, facts, numbers_of(file, facts.nimg), license)
+        fill(folder, target, sampler, facts, numbers_of(file, facts), license)
         bar.at(1, "compared")
         run_alone(folder, sampler)
         bar.at(2, "pictures")

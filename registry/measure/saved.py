@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,9 +110,13 @@ class Evaluated(Saved):
 def learned_by(recipe: Path) -> str | None:
     """A digest of what a run has learned by, but for how long, as the recipe in its folder says; None if that cannot be read."""
     try:
-        tables = read_tables(recipe)
+        return digest_of_learned(read_tables(recipe))
     except UserError:
         return None
+
+
+def digest_of_learned(tables: Mapping[str, Any]) -> str:
+    """The same of a recipe's tables, which a network's file holds, too."""
     learned = {name: table for name, table in without_unlearned(tables).items() if name not in UNTRAINED}
     learned.get("train", {}).pop("duration_kimg", None)
     return hashlib.sha256(json.dumps(learned, sort_keys=True, default=str).encode()).hexdigest()[:16]

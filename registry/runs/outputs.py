@@ -143,9 +143,9 @@ def measure_snapshot(
     start = time.monotonic()
     with folder.journal.progress("measuring the snapshot", n) as bar:
         found = measure(metrics, sample, range(n), config.batch, bar.at)
-    seconds, kimg = time.monotonic() - start, nimg / 1000
+    seconds, kimg, learned = time.monotonic() - start, nimg / 1000, learned_by(folder.path / RECIPE)
     for choice, metric in metrics:
-        line = entry(choice, metric, found, n, file, seconds) | {"kimg": kimg, "train_seconds": trained}
+        line = entry(choice, metric, found, n, file, seconds) | {"kimg": kimg, "train_seconds": trained, "learned_by": learned}
         folder.append(line, f"metric-{choice.name}.jsonl")
     numbers = "  ".join(f"{name} {found[column]:.4g}" for column, name in headings(metrics, n).items())
     folder.journal.log(f"kimg {kimg:<9.1f} {numbers}  ({n} samples)")

@@ -221,6 +221,11 @@ def claim(outdir: Path, settings: dict[str, Any]) -> None:
     """Record what the folder's images were made with. Raises UserError if it holds images made otherwise."""
     note = outdir / NOTE
     wanted = json.loads(json.dumps(settings))
+    content = (json.dumps(wanted, indent=1) + "\n").encode()
+    if not note.exists():
+        with suppress(UserError):  # another command has just claimed it, or it cannot be written, which is said below
+            write_atomically(note, content, new=True)
+            return
     if note.is_file():
         try:
             found = read_record(note, ANYTHING)
@@ -230,7 +235,7 @@ def claim(outdir: Path, settings: dict[str, Any]) -> None:
         if other:
             changes = "; ".join(f"{k}: {shown(found.get(k), 60)} there, {shown(wanted.get(k), 60)} now" for k in other)
             raise SettingError("outdir", f"has images made with other settings ({changes}); give another folder", str(outdir))
-    write_atomically(note, (json.dumps(wanted, indent=1) + "\n").encode())
+    write_atomically(note, content)
 
 
 def check_unmarked(outdir: Path, seeds: Sequence[int]) -> None:

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from registry.core.atomic import write_atomically
 from registry.core.errors import Interrupted, SettingError, UserError
+from registry.core.text import shown
 from registry.core.version import install
 from registry.files.json_files import kept
 from registry.study.attempts import Attempt, begin, is_running, write_note
@@ -40,6 +41,8 @@ class Submitted(TypedDict):
 
 SUBMITTED = TypeAdapter(Submitted)
 POLL_SECONDS = 2.0
+UNKNOWN_SECONDS = 60.0
+"""After which it is said of which jobs the scheduler has no word."""
 
 MOST_TIMEOUTS = 100
 """How often a job that reached its time limit is queued again; submitit's own three end a run of days on a cluster of hours."""
@@ -88,17 +91,20 @@ def run_slurm(cells: Sequence[Cell], parameters: Mapping[str, Any], outdir: Path
         record(cell)
     with Signals() as signals, progress:  # a signal is answered when it is noted which jobs there are
         works = [CellJob(cell.folder.absolute(), cell.command, cell.again, cell.sources) for cell in new]
-        for cell, job in zip(new, executor.map_array(call, works) if new else [], strict=True):
+        for cell, job in zip(new, submitted(executor, works) if new else [], strict=True):
             jobs[cell.name] = job
             write_atomically(cell.folder / JOB, json.dumps({"id": job.job_id, "executor": executor.cluster}).encode())
         for cell in cells:
             progress.started(cell)
-        waiting = list(cells)
+        waiting, begun = list(cells), time.monotonic()
         while waiting and not signals.number:
             for cell in list(waiting):
                 if ended(cell, jobs.get(cell.name)):
                     waiting.remove(cell)
                     progress.ended(cell)
+            if begun and time.monotonic() > begun + UNKNOWN_SECONDS:
+                tell_unknown(waiting, jobs, progress)
+                begun = 0.0
             progress.update()
             time.sleep(POLL_SECONDS if executor.cluster == "slurm" else 0.2)
     if signals.number:
@@ -106,9 +112,24 @@ def run_slurm(cells: Sequence[Cell], parameters: Mapping[str, Any], outdir: Path
         raise Interrupted(text, 128 + signals.number)
 
 
-def call(job: CellJob) -> None:
-    """Run a job: submitit maps a function over an array's arguments."""
-    job()
+class Call:
+    """Runs a job of an array: submitit maps this over the jobs, and asks this, not the job, for a `checkpoint`."""
+
+    def __call__(self, job: CellJob) -> None:
+        job()
+
+    def checkpoint(self, job: CellJob) -> DelayedSubmission:
+        return job.checkpoint()
+
+
+def submitted(executor: AutoExecutor, works: Sequence[CellJob]) -> Sequence[Job[None]]:
+    """The jobs of an array. Raises SettingError if the scheduler refuses it."""
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    try:
+        return executor.map_array(Call(), works)
+    except (FailedJobError, FailedSubmissionError, OSError) as error:
+        raise SettingError("slurm", f"the scheduler does not take the jobs: {shown(error, 500)}") from None
 
 
 def open_executor(parameters: Mapping[str, Any], outdir: Path) -> AutoExecutor:
@@ -138,6 +159,15 @@ def queued(cell: Cell, folder: Path) -> Job[None] | None:
         return None
     job: Job[None] = submitit.SlurmJob(folder, note["id"])
     return None if job.done(force_check=True) else job
+
+
+def tell_unknown(waiting: Sequence[Cell], jobs: Mapping[str, Job[None]], progress: Progress) -> None:
+    """Say of which jobs the scheduler has no word: they may be gone, or it keeps no accounts."""
+    for cell in waiting:
+        job = jobs.get(cell.name)
+        if job is not None and job.state == "UNKNOWN" and not is_running(cell.folder):
+            remedy = f"if it is gone, remove {cell.folder / JOB} and give the same command again"
+            progress.journal.log(f"WARNING {cell.name}: the scheduler says nothing of its job {shown(job.job_id, 60)}; {remedy}")
 
 
 def has_begun(cell: Cell) -> bool:
