@@ -575,6 +575,46 @@ def test_workers_that_a_plugin_keeps_end_with_their_process(recipe_file: Write, 
         time.sleep(0.1)
 
 
+POOLED = """
+import multiprocessing
+from ipfm_plugin.loss import IPFMLoss
+from registry.api import Component, Config, hookimpl
+
+class Pooled(IPFMLoss):
+    pool = None
+
+    def objective(self, x, f_star, f):
+        self.pool = self.pool or multiprocessing.get_context("fork").Pool(2)
+        self.pool.map(abs, range(20))
+        return super().objective(x, f_star, f)
+
+@hookimpl
+def register_losses():
+    return [Component("pooled", Config, lambda config, domain: Pooled(), "has workers")]
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_whose_loss_has_workers_ends_at_a_signal_and_so_do_they(number: int, recipe_file: Write, tmp_path: Path) -> None:
+    """A pool's own way to end waits for a lock that an ended worker may have held."""
+    recipe = recipe_file(('use = "ipfm"', 'use = "pooled"'), ("duration_kimg = 0.048", "duration_kimg = 500"))
+    run = subprocess.Popen(
+        [*COMMAND, "--recipe", str(recipe)], env=environment(installed(tmp_path / "site", "pooled", POOLED)), cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for(tmp_path / "runs", "stats.jsonl", [run])
+        (os.kill if number == signal.SIGTERM else os.killpg)(run.pid, number)
+        out, errors = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 128 + number and "the state is kept" in errors, (out, errors)
+    end = time.monotonic() + 20
+    while left := [line for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in (line := words_of(path))]:
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
+
+
 def words_of(path: Path) -> bytes:
     try:
         return path.read_bytes()

@@ -19,6 +19,8 @@ from registry.core.errors import Interrupted, UserError
 from registry.files.bounds import STATE
 from registry.files.formats import load_network, save_network
 from registry.files.plain import load, save
+from registry.measure.comparison import read_results
+from registry.measure.saved import learned_by
 from registry.recipe.texts import read_tables
 from registry.runs.checkpoints import learned_otherwise
 from registry.runs.distill import distill
@@ -59,6 +61,18 @@ def test_a_last_snapshot_is_measured_though_an_older_table_is_there(
     again(finished, run, "auto", BOTH)
     assert kimgs(run) == [1, 2, 3] and kimgs(run, "frechet") == [3]
     assert best == [path.read_bytes() for path in (run / "best.json", run / "network-snapshot-best.pkl")]
+
+
+def test_the_table_stays_the_runs_own_when_it_goes_on_with_other_settings(
+    finished: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = json.loads((run / "quality.json").read_text())
+    monkeypatch.setattr("registry.runs.distill.measure_snapshot", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        again(finished, run, "auto", "train.duration_kimg=9.216", "train.lr=0.002")
+    now = json.loads((run / "quality.json").read_text())
+    assert now["learned_by"] == learned_by(run / "recipe.toml") != before["learned_by"]
+    assert now["rows"] == before["rows"] and read_results(str(run))[0].row.name == "generator"
 
 
 @pytest.mark.parametrize("how", ["removed", "another"])

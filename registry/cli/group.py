@@ -200,9 +200,8 @@ def leave(code: int) -> NoReturn:
         os._exit(code or 1)
     except ValueError:  # somebody closed them
         os._exit(code)
-    if several() or code > 128:  # Python would not wait for a plugin's workers, or for too long
-        end_workers(0.0 if code > 128 else PATIENCE)
-    if several() or any(thread.name == WRITER for thread in threading.enumerate()):
+    ended = (several() or code > 128) and end_workers(0.0 if code > 128 else PATIENCE)  # Python waits for them, or never does
+    if several() or ended or any(thread.name == WRITER for thread in threading.enumerate()):
         os._exit(code)
     told = threading.Timer(PATIENCE, say_who_stays)
     told.daemon = True
@@ -211,8 +210,9 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def end_workers(patience: float) -> None:
-    """End what a plugin has started by multiprocessing and left behind, if it does not end within so many seconds."""
+def end_workers(patience: float) -> bool:
+    """End what a plugin has started by multiprocessing and left behind, if it does not end within so many seconds. Whether there
+    was any: then Python's shutdown must not come, which would wait for their locks."""
     if "multiprocessing" in sys.modules:
         import multiprocessing
 
@@ -221,8 +221,11 @@ def end_workers(patience: float) -> None:
         end = time.monotonic() + patience
         for process in multiprocessing.active_children():
             process.join(max(end - time.monotonic(), 0.0))
-        for process in multiprocessing.active_children():
+        left = multiprocessing.active_children()
+        for process in left:
             process.terminate()
+        return bool(left)
+    return False
 
 
 def say_who_stays() -> None:

@@ -15,6 +15,7 @@ from rich.text import Text
 from registry.core.errors import UserError
 from registry.core.text import shown
 from registry.files.json_files import NoRecord, read_record
+from registry.files.locate import RECIPE
 from registry.measure.protocol import Protocol, difference, in_words
 from registry.measure.rows import Row, cell
 from registry.measure.saved import EITHER, Quality, is_of
@@ -43,6 +44,10 @@ def read_results(source: str) -> list[Result]:
         raise UserError(f"{path}: is not a file")
     try:
         found = read_record(path, EITHER)
+    except FileNotFoundError as error:
+        run = (path.parent / RECIPE).is_file()
+        what = "its run has not come to its end" if run else f"cannot be read: {error.strerror}"
+        raise UserError(f"{path}: {what}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except NoRecord:

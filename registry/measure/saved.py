@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, FailFast, Field, TypeAdapter
 
 from registry.core.errors import UserError
-from registry.files.json_files import MOST_CHANGES, STRICT, Digested, Number, kept
+from registry.files.json_files import ANYTHING, MOST_CHANGES, STRICT, Digested, Number, kept, with_digest
 from registry.files.locate import RECIPE
 from registry.recipe.resolved import UNTRAINED, without_unlearned
 from registry.recipe.texts import read_tables
@@ -126,6 +126,15 @@ def kept_table(run: Path) -> Quality | None:
     """The table in a run's folder, if it can be read and is not that of another run."""
     found = kept(run / "quality.json", QUALITY)
     return found if found and is_of(found, run) else None
+
+
+def beside(recipe: Mapping[str, Any], run: Path) -> bytes | None:
+    """A run's own table as it is to stand beside the recipe that the run goes on by; None if it may stay as it is."""
+    table, learned = kept_table(run), digest_of_learned(recipe)
+    content = kept(run / "quality.json", ANYTHING)
+    if table is None or content is None or table.learned_by in (None, learned):
+        return None
+    return (json.dumps(with_digest(content | {"learned_by": learned}), indent=1) + "\n").encode()
 
 
 def is_of(table: Quality, run: Path) -> bool:
