@@ -104,8 +104,10 @@ def ask_again(block: Block) -> None:
         with _asking:
             handler = signal.getsignal(signal.SIGTERM)
             noted = isinstance(handler, MethodType) and handler.__self__ in _entered
-            if block not in _droppable or not noted:
+            if block not in _droppable:
                 return
+            if not noted:  # the block has a handler of its own for a while
+                continue
             signal.pthread_kill(_thread_of_signals(), signal.SIGTERM)
 
 
@@ -164,7 +166,8 @@ def forget_in_a_child() -> None:
     """A copy of this process, such as a worker of a plugin's pool, ends at the SIGTERM that the pool sends. The other signals,
     which a terminal or a scheduler sends to all processes, are for this process to answer. (They are not ignored: what the copy
     starts would ignore them, too.)"""
-    global _copied
+    global _copied, _asking
+    _asking = threading.Lock()  # whoever held it is not here
     _copied = _copied or bool(_entered)
     _entered.clear()
     _droppable.clear()

@@ -67,8 +67,8 @@ def place_of_notes(patience: timedelta) -> Store:
         store: Store = next(iter(rendezvous("env://", timeout=patience)))[0]
         return store
     address, port = os.environ["MASTER_ADDR"], number("MASTER_PORT")
-    if number("RANK") == 0:  # by a name that is always its own: torch waits for another one, and answers no signal
-        return TCPStore("localhost", port, is_master=True, timeout=patience, wait_for_workers=False)
+    if number("RANK") == 0:  # by an address that is always its own: torch waits for another one, and answers no signal
+        return TCPStore("127.0.0.1", port, is_master=True, timeout=patience, wait_for_workers=False)
     patiently(patience, lambda wait: socket.create_connection((address, port), wait.total_seconds()).close())
     known = lambda wait: TCPStore(address, port, is_master=False, timeout=max(wait, ASK), wait_for_workers=False)  # noqa: E731
     found = patiently(patience, known)  # another program may answer there, or a network that takes all connections

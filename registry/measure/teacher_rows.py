@@ -121,7 +121,7 @@ def keep(path: Path, rows: dict[str, dict[str, Any]]) -> str:
     """Add rows to those saved in a file, and say so. If some there are damaged, it is set aside with them. A file of another kind
     that has this name stays."""
     entries = [with_digest({"measured": json.loads(key), **value}) for key, value in (read_kept(path) | rows).items()]
-    aside = ""
+    aside, damaged = "", None
     try:
         if path.exists() and is_damaged(path):
             if not content(path).startswith(BEGINNING):
@@ -131,6 +131,10 @@ def keep(path: Path, rows: dict[str, dict[str, Any]]) -> str:
         write_atomically(path, (json.dumps(entries, indent=1) + "\n").encode())
         return f"the teacher's rows are saved in {path}{aside}"
     except (UserError, OSError, NoRecord):
+        with suppress(OSError):
+            if damaged is not None:  # its whole rows are of use
+                damaged.rename(path)
+                aside = ""
         return f"the teacher's rows could not be saved in {path.parent}; they will be measured again{aside}"
 
 

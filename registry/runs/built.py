@@ -202,6 +202,8 @@ def told_of(choice: Choice) -> Iterator[None]:
     try:
         yield
     except BrokenContract as error:
+        if error.__cause__ is not None and fault_of(error.__cause__):  # which names file and line, perhaps of another plugin
+            raise error.__cause__ from None
         raise UserError(f"{choice.who}: {error}") from error
 
 

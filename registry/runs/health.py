@@ -22,7 +22,7 @@ nothing, and will not."""
 
 
 def check_health(learners: Mapping[str, Learner], nimg: int, strict: bool, begin: bool, end: bool) -> bool:
-    """Whether all is well: no learner was without any image, or most of its gradient, in its last step.
+    """Whether all is well: no learner was without any image in its last step.
 
     Raises Diverged, in all processes, if a learner's weights or moments are not finite, or nothing was left to learn from in its
     last steps (after the first one, and at the `end` of a run: in that one), or hardly anything of a gradient. With `strict`, also
@@ -43,7 +43,7 @@ def check_health(learners: Mapping[str, Learner], nimg: int, strict: bool, begin
         elif dead[name] >= (1 if end else DEAD):
             steps = f"{dead[name]} step{'s' * (dead[name] > 1)}"
             problem = Diverged(f"the {name}'s loss was not finite for any image in its last {steps}", nimg)
-        elif lost[name] and lost[name] >= (min(learner.tally.steps, DEAD) if end else DEAD):
+        elif lost[name] >= DEAD or (end and 0 < lost[name] == learner.tally.steps and lost[name] * learner.batch >= nimg):
             steps = f"{lost[name]} step{'s' * (lost[name] > 1)}"
             advice = "look at the loss's gradient, and at the scaling of losses"
             problem = Diverged(f"most of the {name}'s gradient was not finite in its last {steps}", nimg, advice)
@@ -54,7 +54,7 @@ def check_health(learners: Mapping[str, Learner], nimg: int, strict: bool, begin
     for found in distributed.gather(problem):  # a network's statistics may be unlike in the processes
         if found is not None:
             raise found
-    return not any((*dead.values(), *lost.values()))
+    return not any(dead.values())
 
 
 def changed_types(learners: Mapping[str, Learner]) -> UserError | None:
