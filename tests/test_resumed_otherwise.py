@@ -71,7 +71,7 @@ def test_the_table_stays_the_runs_own_when_it_goes_on_with_other_settings(
     with pytest.raises(Interrupted):
         again(finished, run, "auto", "train.duration_kimg=9.216", "train.lr=0.002")
     now = json.loads((run / "quality.json").read_text())
-    assert now["learned_by"] == learned_by(run / "recipe.toml") != before["learned_by"]
+    assert now["stands_beside"] == learned_by(run / "recipe.toml") != now["learned_by"] == before["learned_by"]
     assert now["rows"] == before["rows"] and read_results(str(run))[0].row.name == "generator"
 
 

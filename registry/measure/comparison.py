@@ -53,7 +53,7 @@ def read_results(source: str) -> list[Result]:
     except NoRecord:
         raise UserError(f"{path}: neither a result of `distill evaluate` (.json) nor a run's quality.json, or damaged") from None
     if isinstance(found, Quality):
-        if not is_of(found, path.parent):
+        if not is_of(found, path.resolve().parent):
             raise UserError(f"{path}: is the table of another run than the recipe.toml beside it")
         measured = path.resolve().parent
         rows = [Row(shown(row.name), row.evaluations, escaped(row.values)) for row in found.rows]

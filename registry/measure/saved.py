@@ -72,6 +72,8 @@ class Quality(Saved):
     """What it learned otherwise from some number of images on, if it was resumed with other settings."""
     learned_by: Name | None = None
     """The digest of the recipe that the run has learned by."""
+    stands_beside: Name | None = None
+    """That of the recipe in its folder, if the run goes on by another one since."""
     made_from: dict[Name, Name] = Field({}, max_length=10)
     """Hashes of what the run has loaded."""
     columns: dict[Name, Annotated[list[Name], Field(min_length=1, max_length=MOST_COLUMNS), FailFast()]] = Field(
@@ -132,14 +134,15 @@ def beside(recipe: Mapping[str, Any], run: Path) -> bytes | None:
     """A run's own table as it is to stand beside the recipe that the run goes on by; None if it may stay as it is."""
     table, learned = kept_table(run), digest_of_learned(recipe)
     content = kept(run / "quality.json", ANYTHING)
-    if table is None or content is None or table.learned_by in (None, learned):
+    if table is None or content is None or (table.stands_beside or table.learned_by) in (None, learned):
         return None
-    return (json.dumps(with_digest(content | {"learned_by": learned}), indent=1) + "\n").encode()
+    return (json.dumps(with_digest(content | {"stands_beside": learned}), indent=1) + "\n").encode()
 
 
 def is_of(table: Quality, run: Path) -> bool:
     """Whether a table is that of the run in this folder, as far as both say what was learned by."""
-    return table.learned_by is None or learned_by(run / RECIPE) in (None, table.learned_by)
+    recipe = table.stands_beside or table.learned_by
+    return recipe is None or learned_by(run / RECIPE) in (None, recipe)
 
 
 QUALITY = TypeAdapter(Quality)
