@@ -107,7 +107,7 @@ def save_curves(path: Path, panels: Sequence[tuple[str, dict[str, tuple[list[flo
         if logarithmic and all(v > 0 for _, y in curves.values() for v in y):
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-            ax.yaxis.set_major_formatter("{x:.3g}")
+            ax.yaxis.set_major_formatter("{x:.4g}")  # of numbers that hardly change, three digits may be alike
             ax.yaxis.set_minor_formatter("")
         ax.set_ylabel(shown(label, MOST_OF_LABEL), color=INK, fontsize=10)
         if len(curves) > 1:
