@@ -108,11 +108,7 @@ def ask_again(block: Block) -> None:
                 return
             if not noted:  # the block has a handler of its own for a while
                 continue
-            signal.pthread_kill(_thread_of_signals(), signal.SIGTERM)
-
-
-def _thread_of_signals() -> int:
-    return threading.main_thread().ident or 0
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 @contextmanager
