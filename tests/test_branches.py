@@ -226,6 +226,14 @@ def test_the_settings_of_matplotlibs_user_end_no_run(what: str, recipe_file: Wri
     assert ("no picture: matplotlib cannot be used: UnicodeDecodeError" in (run / "log.txt").read_text()) == ("text" in what)
 
 
+def test_the_backend_that_an_environment_names_is_that_of_the_users_own_figures() -> None:
+    """A notebook may distil before it draws."""
+    twice = "from registry.show.figures import drawing\nfor _ in range(2):\n  with drawing(): pass\n"
+    code = f"{twice}import matplotlib\nprint(matplotlib.get_backend())"
+    done = subprocess.run([sys.executable, "-c", code], env=environment({"MPLBACKEND": "svg"}), capture_output=True, text=True)
+    assert done.stdout == "svg\n", done.stderr
+
+
 def test_a_users_file_in_the_place_of_the_teachers_rows_stays(recipe_file: Write, tmp_path: Path) -> None:
     mine = tmp_path / "teacher.quality.json"
     mine.write_text('{"mine": 1}')

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ipfm_plugin.noise import ElectrostaticNoise
 from registry.core.contracts import Metric, Teacher
 from registry.core.errors import Interrupted, UserError
-from registry.core.interruption import Interruption
+from registry.core.interruption import Interruption, leave_if_copied
 from registry.core.settings import Config
 from registry.core.surroundings import surroundings_restored
 from registry.measure.guarded import Guarded
@@ -370,6 +370,27 @@ def test_a_copy_of_the_process_that_a_metric_makes_ends_at_a_signal() -> None:
     with Interruption() as interruption:
         assert guarded(odd(compare=forks)).compare(torch.zeros(2, 1)) == {"brightness": 1.0}
         assert ended == [-signal.SIGTERM] and not interruption.number
+
+
+def test_a_copy_may_measure_and_begin_a_run_of_its_own() -> None:
+    """Both end where they are done, and the copy goes on; back from the metric it would be a second run."""
+    said, say = os.pipe()
+
+    def copies(self: Metric, rows: Tensor) -> dict[str, float]:
+        pid = os.fork()
+        if pid == 0:
+            inner = guarded(odd()).compare(torch.zeros(2, 1))
+            with Interruption():
+                leave_if_copied()
+                inner |= guarded(odd()).compare(torch.zeros(2, 1))
+            os.write(say, json.dumps(inner).encode())
+            return inner
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+        return {"brightness": 1.0}
+
+    with Interruption():
+        assert guarded(odd(compare=copies)).compare(torch.zeros(2, 1)) == {"brightness": 1.0}
+    assert json.loads(os.read(said, 1000)) == {"brightness": 0.0}
 
 
 def test_a_copy_that_is_signalled_at_once_ends() -> None:

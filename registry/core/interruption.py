@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType, FunctionType, MethodType, TracebackType
+from typing import NoReturn
 
 from registry.core.errors import Interrupted
 
@@ -117,18 +118,21 @@ def dropped_at_a_signal(when: str, within: FrameType | None = None) -> Iterator[
     anywhere, as a metric's arithmetic. What else is raised after a signal is its consequence: workers have ended, perhaps.
     `within`: the frame whose block it is, if that is not the caller's."""
     stop_if_signalled(when)
+    here = os.getpid()
     _droppable.append(Block(when, within or sys._getframe(2)))  # beyond this function's and contextlib's
     try:
         yield
     except BaseException as error:
-        leave_if_copied(error)
+        if os.getpid() != here:
+            leave(error)
         _droppable.clear()
         if isinstance(error, Exception):
             stop_if_signalled(when)
         raise
     finally:
         _droppable.clear()
-    leave_if_copied()
+    if os.getpid() != here:
+        leave()
     stop_if_signalled(when)  # it came during an import, or was caught
 
 
@@ -175,12 +179,17 @@ def forget_in_a_child() -> None:
 
 def leave_if_copied(error: BaseException | None = None) -> None:
     """A copy that a plugin has made, and that comes back out of the plugin's code, by an `error` or without one, ends here: it
-    would go on as a second run, and write into the same files."""
-    if _copied:
-        asked = isinstance(error, SystemExit)
-        if error is not None and not asked:
-            os.write(2, f"distill: a copy of this process, made by a plugin, has ended by {type(error).__name__}\n".encode())
-        os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else int(not asked))
+    would go on as a second run, and write into the same files. A run that a copy has begun itself is its own."""
+    if _copied and not _entered:
+        leave(error)
+
+
+def leave(error: BaseException | None = None) -> NoReturn:
+    """End this copy of the process at once."""
+    asked = isinstance(error, SystemExit)
+    if error is not None and not asked:
+        os.write(2, f"distill: a copy of this process, made by a plugin, has ended by {type(error).__name__}\n".encode())
+    os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else int(not asked))
 
 
 def left_to_the_parent(number: int, frame: FrameType | None) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,9 +52,9 @@ def drawing() -> Iterator[None]:
 def load_matplotlib() -> None:
     """Load it without the backend that the environment names for windows and notebooks, and that may be missing here. Raises
     UserError."""
-    backend = os.environ.pop("MPLBACKEND", None)
+    backend, first = os.environ.pop("MPLBACKEND", None), "matplotlib" not in sys.modules
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib
     except ImportError:
         raise UserError(f"figures need matplotlib: {install('plots')}") from None
     except Exception as error:  # its user's settings cannot be read
@@ -61,6 +62,9 @@ def load_matplotlib() -> None:
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
+    if backend and first:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend  # for what else may draw in this process
 
 
 def _figure(rows: int, size: tuple[float, float], left: float) -> tuple[Figure, Any]:
