@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,34 @@ def test_a_run_whose_gradients_are_all_replaced_has_diverged(kimg: float, key: s
     done = here("--recipe", recipe_file(("duration_kimg = 0.048", f"duration_kimg = {kimg}")), "--set", f"train.{key}=1e300")
     who = "student" if key == "loss_scaling" else "generator"
     assert done.returncode == Diverged.code and f"most of the {who}'s gradient was not finite in its last " in done.stderr
+
+
+@pytest.mark.parametrize(("lost", "diverges"), [(range(1, 7), True), (range(2, 7), False)])
+def test_steps_that_are_lost_count_over_a_resumption(
+    lost: range, diverges: bool, recipe_file: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In six steps. A whole run has diverged only if all of them were lost, and so has one that was interrupted after the third."""
+
+    class Signalled(IPFMLoss):
+        step = 0
+
+        def generator(self, *args: Any) -> Tensor:
+            Signalled.step += 1
+            if Signalled.step == 3:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            values = super().generator(*args)
+            values.register_hook(lambda gradient: gradient * (math.nan if Signalled.step in lost else 1))
+            return values
+
+    monkeypatch.setattr("ipfm_plugin.loss.build", lambda config, domain: Signalled())
+    recipe = str(recipe_file())
+    with pytest.raises(Interrupted) as caught:
+        distill(recipe)
+    tally = load(str(caught.value.state), STATE)["parts"]["generator"]["tally"]
+    assert tally == {"lost": 3 - lost.start + 1, "steps": 3}
+    with pytest.raises(Diverged, match="in its last 6 steps") if diverges else nullcontext():
+        distill(recipe, resume="auto")
+    assert Signalled.step == 6
 
 
 def test_a_few_bad_images_do_not_end_a_run_but_the_log_says_since_when(recipe_file: Write, poison: Any) -> None:

@@ -20,7 +20,6 @@ from registry.files.bounds import STATE
 from registry.files.formats import load_network, save_network
 from registry.files.plain import load, save
 from registry.measure.comparison import read_results
-from registry.measure.saved import learned_by
 from registry.recipe.texts import read_tables
 from registry.runs.checkpoints import learned_otherwise
 from registry.runs.distill import distill
@@ -63,16 +62,23 @@ def test_a_last_snapshot_is_measured_though_an_older_table_is_there(
     assert best == [path.read_bytes() for path in (run / "best.json", run / "network-snapshot-best.pkl")]
 
 
-def test_the_table_stays_the_runs_own_when_it_goes_on_with_other_settings(
-    finished: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sets", [(), ("train.lr=0.002",)])
+def test_a_run_that_goes_on_has_no_table_until_its_end(
+    sets: tuple[str, ...], finished: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """That of its former end would be believed to be its own, perhaps beside other settings."""
     before = json.loads((run / "quality.json").read_text())
     monkeypatch.setattr("registry.runs.distill.measure_snapshot", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted):
-        again(finished, run, "auto", "train.duration_kimg=9.216", "train.lr=0.002")
-    now = json.loads((run / "quality.json").read_text())
-    assert now["stands_beside"] == learned_by(run / "recipe.toml") != now["learned_by"] == before["learned_by"]
-    assert now["rows"] == before["rows"] and read_results(str(run))[0].row.name == "generator"
+        again(finished, run, "auto", "train.duration_kimg=9.216", *sets)
+    assert json.loads((run / "quality.json.later").read_text()) == before and (run / "quality.txt.later").is_file()
+    with pytest.raises(UserError, match="its run has not come to its end"):
+        read_results(str(run))
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        read_results(str(run / "quality.jsn"))
+    monkeypatch.undo()
+    again(finished, run, "auto", "train.duration_kimg=4.096", *sets)
+    assert read_results(str(run))[0].row.name == "generator"
 
 
 @pytest.mark.parametrize("how", ["removed", "another"])

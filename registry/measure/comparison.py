@@ -45,7 +45,7 @@ def read_results(source: str) -> list[Result]:
     try:
         found = read_record(path, EITHER)
     except FileNotFoundError as error:
-        run = (path.parent / RECIPE).is_file()
+        run = path.name == "quality.json" and (path.parent / RECIPE).is_file()
         what = "its run has not come to its end" if run else f"cannot be read: {error.strerror}"
         raise UserError(f"{path}: {what}") from None
     except OSError as error:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, FailFast, Field, TypeAdapter
 
 from registry.core.errors import UserError
-from registry.files.json_files import ANYTHING, MOST_CHANGES, STRICT, Digested, Number, kept, with_digest
+from registry.files.json_files import MOST_CHANGES, STRICT, Digested, Number, kept
 from registry.files.locate import RECIPE
 from registry.recipe.resolved import UNTRAINED, without_unlearned
 from registry.recipe.texts import read_tables
@@ -72,8 +72,6 @@ class Quality(Saved):
     """What it learned otherwise from some number of images on, if it was resumed with other settings."""
     learned_by: Name | None = None
     """The digest of the recipe that the run has learned by."""
-    stands_beside: Name | None = None
-    """That of the recipe in its folder, if the run goes on by another one since."""
     made_from: dict[Name, Name] = Field({}, max_length=10)
     """Hashes of what the run has loaded."""
     columns: dict[Name, Annotated[list[Name], Field(min_length=1, max_length=MOST_COLUMNS), FailFast()]] = Field(
@@ -130,19 +128,9 @@ def kept_table(run: Path) -> Quality | None:
     return found if found and is_of(found, run) else None
 
 
-def beside(recipe: Mapping[str, Any], run: Path) -> bytes | None:
-    """A run's own table as it is to stand beside the recipe that the run goes on by; None if it may stay as it is."""
-    table, learned = kept_table(run), digest_of_learned(recipe)
-    content = kept(run / "quality.json", ANYTHING)
-    if table is None or content is None or (table.stands_beside or table.learned_by) in (None, learned):
-        return None
-    return (json.dumps(with_digest(content | {"stands_beside": learned}), indent=1) + "\n").encode()
-
-
 def is_of(table: Quality, run: Path) -> bool:
     """Whether a table is that of the run in this folder, as far as both say what was learned by."""
-    recipe = table.stands_beside or table.learned_by
-    return recipe is None or learned_by(run / RECIPE) in (None, recipe)
+    return table.learned_by is None or learned_by(run / RECIPE) in (None, table.learned_by)
 
 
 QUALITY = TypeAdapter(Quality)

@@ -6,7 +6,6 @@ import errno
 import glob
 import os
 import time
-import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +21,6 @@ from registry.core.joining import tell_launcher
 from registry.core.locks import lock_on, taken
 from registry.core.text import shown
 from registry.files.json_lines import STATISTICS, append_line, kimg_of, readable_lines, whole_lines
-from registry.measure.saved import beside
 from registry.recipe.resolved import Tables, dumps
 from registry.runs.states import LATER, NUMBERED
 from registry.show.journal import Journal
@@ -195,10 +193,8 @@ class RunFolder:
                 (self.path / name).unlink()
 
     def write_recipe(self, tables: Tables) -> None:
-        """recipe.toml: the resolved recipe, which reproduces the run. A table of the run that is there already stays its own."""
+        """recipe.toml: the resolved recipe, which reproduces the run."""
         self._recipe = dumps(tables).encode()
-        if self.writes and (table := beside(tomllib.loads(self._recipe.decode()), self.path)):
-            self.write("quality.json", table)
         self.write("recipe.toml", self._recipe)
 
     def append(self, entry: dict[str, Any], name: str = STATISTICS) -> None:

@@ -159,7 +159,7 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
         due = content.get("snapshot_due", False) and not distributed.by_rank0(lambda: is_made(*where, written))
     saved.snapshot_due = due and (finished or not otherwise)
     if folder.writes:
-        leave_behind(begun, folder, run.nimg, saved, content["recipe"], bool(otherwise), written)
+        leave_behind(begun, folder, run.nimg, saved, content["recipe"], bool(otherwise), written, finished)
     journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {begun}")
     if finished:
         journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
@@ -175,10 +175,18 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
 
 
 def leave_behind(
-    state: Path, folder: RunFolder, nimg: int, saved: Saved, before: Tables, otherwise: bool, written: Sequence[str]
+    state: Path,
+    folder: RunFolder,
+    nimg: int,
+    saved: Saved,
+    before: Tables,
+    otherwise: bool,
+    written: Sequence[str],
+    finished: bool,
 ) -> None:
     """Set aside what the folder has of more images than the state, as far as the run does not write it again just so: it may go on
-    `otherwise` than the tables `before`, or than those of whoever wrote here last, or end elsewhere, or have other snapshots."""
+    `otherwise` than the tables `before`, or than those of whoever wrote here last, or end elsewhere, or have other snapshots. And
+    set aside its table, unless it is `finished`."""
     recorded, now = complete_tables(folder.path / "recipe.toml") or before, saved.tables
     left = otherwise or bool(learned_otherwise(recorded, now, nimg)) or is_other(before, recorded, now, TICKS)
     ends = [all_images(tables) for tables in (before, recorded)]
@@ -187,7 +195,7 @@ def leave_behind(
     branch = left or bool(aside)
     remeasured = is_other(before, recorded, now, {"eval": (*MEASURED, *now["eval"]["metrics"])})
     aside += set_best_aside(folder.path, nimg) if branch or remeasured else []
-    aside += set_table_aside(folder.path, nimg)
+    aside += set_table_aside(folder.path, nimg, finished)
     aside += folder.forget_after(nimg / 1000, None if branch else written, saved.snapshot_due, keep=branch or remeasured)
     if aside:
         which = " of another branch" if branch else ""

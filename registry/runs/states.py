@@ -183,10 +183,11 @@ def set_best_aside(folder: Path, nimg: int) -> list[Path]:
     return renamed_later([folder / "best.json", *copies])
 
 
-def set_table_aside(folder: Path, nimg: int) -> list[Path]:
-    """Rename a table of more images than the run that goes on has seen: what is due before its end would be taken for done."""
+def set_table_aside(folder: Path, nimg: int, finished: bool) -> list[Path]:
+    """Rename the table of a run that goes on: it is not that of the run's end any more, and perhaps of other settings. Of a
+    finished run, rename one of more images than it has seen: what is due before its end would be taken for done."""
     table = kept(folder / "quality.json", QUALITY)
-    if table is None or (table.nimg or 0) <= nimg:
+    if table is None or (finished and (table.nimg or 0) <= nimg):
         return []
     found = [path for name in ("quality.json", "quality.txt") if (path := folder / name).is_file()]
     return renamed_later(found)

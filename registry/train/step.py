@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -178,13 +178,15 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         companion = {} if self.companion is None else {"companion": self.companion.state_dict()}
-        return {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict(), **companion}
+        tally = {"tally": lost} if (lost := self.tally.unwell()) else {}
+        return {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict(), **companion, **tally}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.net.load_state_dict(split_state(state["net"], self.net.state_dict()))
         if self.companion is not None:
             self.companion.load_state_dict(state["companion"])
         self.optimiser.load_state_dict(state["optimiser"])
+        self.tally.resume(state.get("tally"))
 
 
 class Tally:
@@ -198,6 +200,17 @@ class Tally:
         """The last steps, in a row, in which most values of the gradient were not finite."""
         self.steps = 0
         self.clear()
+
+    def unwell(self) -> dict[str, int]:
+        """What a state says of steps that were lost, in a row; nothing if the last one was not."""
+        lost = int(self.lost.item())
+        return {"lost": lost, "steps": self.steps} if lost else {}
+
+    def resume(self, saved: Mapping[str, int] | None) -> None:
+        """Go on counting from what a state says. If it says nothing, there has been a step that was not lost."""
+        saved = saved or {"lost": 0, "steps": 1}
+        self.lost = torch.full_like(self.lost, saved["lost"])
+        self.steps = saved["steps"]
 
     def revive(self) -> None:
         """Begin anew, after a rollback."""
