@@ -73,6 +73,23 @@ def test_a_thread_that_a_plugin_has_left_behind_is_told_of(tmp_path: Path) -> No
     assert done.returncode == 0 and done.stderr.count("\n") == 1 and "(uploads)" in done.stderr
 
 
+def test_what_a_plugin_does_at_the_end_is_done_though_its_workers_are_deaf(tmp_path: Path) -> None:
+    """After a signal: they are killed, and the process does not wait for them. Its own handlers run, for a while."""
+    script = (
+        "import atexit, multiprocessing, os, signal, sys, tempfile, time\nfrom registry.cli import group\n"
+        "fork = multiprocessing.get_context('fork')\nready = fork.Event()\n"
+        "def deaf():\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    ready.set()\n    time.sleep(60)\n"
+        "worker = fork.Process(target=deaf)\nworker.start()\nready.wait()\nprint(worker.pid, flush=True)\n"
+        "kept = tempfile.TemporaryDirectory(dir=sys.argv[1])\natexit.register(time.sleep, 60)\n"
+        "atexit.register(print, 'uploaded', flush=True)\ngroup.leave(143)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    pid, *said = done.stdout.splitlines()
+    left = Path("/proc", pid, "stat")  # until whoever adopts orphans has taken note
+    assert done.returncode == 143 and said == ["uploaded"] and (not left.exists() or " Z " in left.read_text()), done.stderr
+
+
 def test_what_starts_again_goes_on_from_the_newest_state(tmp_path: Path) -> None:
     run, note = tmp_path / "00001-run", tmp_path / "note"
     run.mkdir()

@@ -40,6 +40,8 @@ BUG = 70
 """The exit code if the fault is ours (EX_SOFTWARE)."""
 PATIENCE = 3.0
 """Seconds that threads have to end after all is done, until it is said that they are waited for."""
+SOON = 1.0
+"""Seconds that a plugin's workers have to end when they are told to."""
 COMPLETION = "_DISTILL_COMPLETE"
 """In the environment when a shell asks how a word may go on (click's name for it)."""
 PARENT = "DISTILL_LAUNCHER"
@@ -201,18 +203,18 @@ def leave(code: int) -> NoReturn:
     except ValueError:  # somebody closed them
         os._exit(code)
     ended = (several() or code > 128) and end_workers(0.0 if code > 128 else PATIENCE)  # Python waits for them, or never does
-    if several() or ended or any(thread.name == WRITER for thread in threading.enumerate()):
+    if several() or any(thread.name == WRITER for thread in threading.enumerate()):
         os._exit(code)
-    told = threading.Timer(PATIENCE, say_who_stays)
-    told.daemon = True
+    late = threading.Timer(PATIENCE, cut_off, (code,)) if ended else threading.Timer(PATIENCE, say_who_stays)
+    late.daemon = True
     with suppress(RuntimeError):  # no more threads may be begun
-        told.start()
+        late.start()
     sys.exit(code)
 
 
 def end_workers(patience: float) -> bool:
     """End what a plugin has started by multiprocessing and left behind, if it does not end within so many seconds. Whether there
-    was any: then Python's shutdown must not come, which would wait for their locks."""
+    was any: then Python's shutdown may wait for their locks for ever."""
     if "multiprocessing" in sys.modules:
         import multiprocessing
 
@@ -224,8 +226,21 @@ def end_workers(patience: float) -> bool:
         left = multiprocessing.active_children()
         for process in left:
             process.terminate()
+        end = time.monotonic() + SOON
+        for process in left:
+            process.join(max(end - time.monotonic(), 0.0))
+            process.kill()
         return bool(left)
     return False
+
+
+def cut_off(code: int) -> NoReturn:
+    """Exit without what is left of Python's shutdown. A pool may have begun workers anew."""
+    import multiprocessing
+
+    for process in multiprocessing.active_children():
+        process.kill()
+    os._exit(code)
 
 
 def say_who_stays() -> None:
