@@ -186,10 +186,11 @@ def leave_if_copied(error: BaseException | None = None) -> None:
 
 def leave(error: BaseException | None = None) -> NoReturn:
     """End this copy of the process at once."""
-    asked = isinstance(error, SystemExit)
-    if error is not None and not asked:
-        os.write(2, f"distill: a copy of this process, made by a plugin, has ended by {type(error).__name__}\n".encode())
-    os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else int(not asked))
+    if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+        os._exit(error.code or 0)
+    how = "came back out of its code, and was ended" if error is None else f"has ended by {type(error).__name__}"
+    os.write(2, f"distill: a copy of this process, made by a plugin, {how}\n".encode())
+    os._exit(1)
 
 
 def left_to_the_parent(number: int, frame: FrameType | None) -> None:
