@@ -170,6 +170,12 @@ def test_the_paired_test_is_scipys_on_logarithms() -> None:
     assert (found.low, found.high) == pytest.approx((math.exp(interval.low), math.exp(interval.high)))
 
 
+def test_an_interval_may_be_wider_than_numbers_are() -> None:
+    """One of two seeds has diverged."""
+    found = paired({0: 1.0, 1: 1e60}, {0: 1.0, 1: 1.0})
+    assert found is not None and found.high == math.inf and math.isclose(found.estimate, 1e30)
+
+
 def test_the_paired_test_by_hand() -> None:
     """Ratios e, e, e³: mean of logarithms 5/3, standard error 2/3; t = 2.5 with two degrees of freedom, quantile 4.302653."""
     found = paired({0: math.e, 1: 2 * math.e, 2: math.e**3}, {0: 1.0, 1: 2.0, 2: 1.0, 3: 9.0})

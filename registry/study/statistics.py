@@ -56,8 +56,16 @@ def averaged(pairs: Iterable[tuple[Values, Values]]) -> Effect | None:
     low, high, p = t_test(differences)
     estimate = statistics.fmean(differences)
     if positive:
-        return Effect("ratio", math.exp(estimate), math.exp(low), math.exp(high), p, len(differences))
+        return Effect("ratio", exponential(estimate), exponential(low), exponential(high), p, len(differences))
     return Effect("difference", estimate, low, high, p, len(differences))
+
+
+def exponential(logarithm: float) -> float:
+    """The number of this natural logarithm; infinity if it is too large a one: of two seeds, intervals are wide."""
+    try:
+        return math.exp(logarithm)
+    except OverflowError:
+        return math.inf
 
 
 def t_test(differences: Sequence[float]) -> tuple[float, float, float]:
