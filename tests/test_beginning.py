@@ -48,7 +48,7 @@ def test_its_tests_pass_as_written_and_the_command_knows_it(typed: str, kind: st
 
 
 @pytest.mark.parametrize(("name", "text"), [
-    ("My Loss", "must be small letters"), ("class", "must be small letters"), ("torch", "is the name of another package here"),
+    ("My Loss", "must be small letters"), ("class", "must be small letters"), ("torch", "is the name of another package here"), ("registry", "is the name of another package here"),
     ("json", "is the name of another package here"), ("../up", "must be small letters"), ("taken", "is there already"),
 ])  # fmt: skip
 def test_a_name_that_cannot_be_one_is_refused(name: str, text: str, cli: Cli, tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "wide": ({"labels": torch.eye(4)[:2]}, r"labels: one-hot rows must have the shape \(2, 3\), not \(2, 4\)"),
     "negative seed": ({"n": None, "seeds": [-1]}, "seeds = -1: must be whole numbers from 0 to"),
     "large seed": ({"n": None, "seeds": [2**64]}, "seeds = 18446744073709551616: must be whole numbers"),
+    "too many seeds": ({"n": None, "seeds": range(10**12)}, "seeds: are more than 10,000,000; more are made in parts"),
     "half a seed": ({"n": None, "seeds": [0.5]}, "seeds = 0.5: must be whole numbers"),
     "no seeds": ({"n": None, "seeds": []}, "seeds: there are none"),
     "both": ({"seeds": [1]}, "seeds: give n or seeds, not both"),

@@ -62,6 +62,14 @@ def test_the_exit_code_is_the_same_where_torchrun_cannot_be_told(recipe_file: Wr
     assert done.returncode == 1 and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("width", ["0", ""])
+def test_a_terminal_without_a_width_is_printed_to(width: str) -> None:
+    """As in some windows of a browser."""
+    command, place = [sys.executable, "-m", "registry.cli", "inspect", "digits_d3"], environment({"COLUMNS": width})
+    done = subprocess.run(command, env=place, capture_output=True, text=True, check=True)
+    assert "digits_d3" in done.stdout
+
+
 def test_a_thread_that_a_plugin_has_left_behind_is_told_of(tmp_path: Path) -> None:
     script = (
         "import threading, time\nfrom registry.cli import group\ngroup.PATIENCE = 0.5\n"

@@ -6,6 +6,7 @@ import keyword
 import re
 import sys
 from importlib.metadata import packages_distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
@@ -27,7 +28,7 @@ def begin_plugin(typed: str, kind: str, templates: Path, parent: Path) -> Path:
     name = typed.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,60}", name) or keyword.iskeyword(name) or name in HOOKS:
         raise SettingError("name", "must be small letters, digits and - or _, such as my_loss", typed)
-    if name in sys.stdlib_module_names or name in packages_distributions():
+    if name in sys.stdlib_module_names or name in packages_distributions() or find_spec(name):
         raise SettingError("name", "is the name of another package here", typed)
     folder = parent / typed
     if folder.exists():

@@ -35,6 +35,8 @@ from registry.show.pictures import as_picture, as_pixels, save_image, save_sampl
 Format = Literal["png", "npz", "grid"]
 MOST_IN_A_GRID = 1024
 NOTE, PARTS = "generate.json", ".parts"
+LAST_CHUNK = b"\0\0\0\0IEND\xaeB`\x82"
+"""With which a PNG ends."""
 MOST_BYTES, MOST_COMPRESSED = 2**28, 100
 """Of the arrays in an .npz file that lies in the folder: so many bytes, or so many times the file."""
 
@@ -43,7 +45,7 @@ def parse_seeds(text: str, limit: int = MOST_SEEDS) -> list[int]:
     """Turn '0-9,20,30-39' into seeds, in that order. Raises UserError, also if one comes twice: it would be one image."""
     seeds: dict[int, None] = {}
     for part in text.split(","):
-        found = re.fullmatch(r"\s*([0-9]{1,12})\s*(?:-\s*([0-9]{1,12})\s*)?", part)
+        found = re.fullmatch(r"\s*([0-9]{1,100})\s*(?:-\s*([0-9]{1,100})\s*)?", part)
         if not found:
             raise SettingError("seeds", "write numbers and ranges, e.g. 0-49999 or 1,2,10-19", text)
         first, last = int(found[1]), int(found[2] or found[1])
@@ -263,6 +265,9 @@ def is_there(path: Path, form: Form) -> bool:
     try:
         if not path.is_file():
             return False
+        with open(path, "rb") as file:  # Pillow does not miss the last chunk
+            if not file.read().endswith(LAST_CHUNK):
+                return False
         with Image.open(path, formats=["PNG"]) as found:
             found.verify()
             return (found.height, found.width, len(found.getbands())) == form.none.shape[1:]

@@ -32,7 +32,7 @@ def parse_seeds(value: Any) -> Any:
         return value
     seeds: list[int] = []
     for part in value.split(","):
-        found = re.fullmatch(r"\s*([0-9]{1,12})\s*(?:-\s*([0-9]{1,12})\s*)?", part)
+        found = re.fullmatch(r"\s*([0-9]{1,100})\s*(?:-\s*([0-9]{1,100})\s*)?", part)
         if not found:
             raise ValueError("write numbers and ranges, such as 0-4 or 0,1,7")
         first, last = int(found[1]), int(found[2] or found[1])
