@@ -219,6 +219,17 @@ def test_a_tarball_is_unpacked_up_to_a_size(here: Cli, tmp_path: Path, monkeypat
     assert "neither a folder of images nor" in error_line(here("dataset", tmp_path / "c.gz", tmp_path / "c.zip"))
 
 
+def test_what_is_no_source_or_no_image_is_said(here: Cli, tmp_path: Path) -> None:
+    pictures(tmp_path / "raw", (8, 8), 2)
+    Image.new("L", (8, 8)).save(tmp_path / "raw" / "old.GIF")
+    (tmp_path / "raw" / "notes").write_text("mine")
+    made = here("dataset", tmp_path / "raw", tmp_path / "set.zip", "--crop")
+    assert made.returncode == 0 and made.stdout.endswith("; files left out: 2 (.gif)\n"), made.stdout + made.stderr
+    assert "set.zip: is a ZIP; unpack it, or use it as it is" in error_line(
+        here("dataset", tmp_path / "set.zip", tmp_path / "b.zip")
+    )
+
+
 @pytest.mark.parametrize("pickled", [b"\x80\x02" + b"N0" * 2**20 + b".", b"\x80\x02(" + b"]" * 2**20 + b"l."])
 def test_a_batch_that_takes_too_many_steps_is_not_unpickled(here: Cli, tmp_path: Path, pickled: bytes) -> None:
     message = error_line(here("dataset", tarball(tmp_path / "c.tar.gz", pickled), tmp_path / "c.zip"))

@@ -62,6 +62,23 @@ def test_the_exit_code_is_the_same_where_torchrun_cannot_be_told(recipe_file: Wr
     assert done.returncode == 1 and "Traceback" not in done.stderr
 
 
+EARLY = """import os, signal, sys
+class Presses:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Presses())
+"""
+
+
+def test_ctrl_c_while_the_command_is_being_loaded_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(EARLY)
+    place = environment({"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])})
+    command = [sys.executable, "-m", "registry", "recipes"]
+    done = subprocess.run(command, env=place, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 @pytest.mark.parametrize("width", ["0", ""])
 def test_a_terminal_without_a_width_is_printed_to(width: str) -> None:
     """As in some windows of a browser."""

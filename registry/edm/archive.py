@@ -28,7 +28,7 @@ from registry.core.errors import SettingError, UserError
 from registry.core.interruption import undisturbed
 from registry.core.text import kind, shown
 from registry.edm.datasets import IMAGES, MOST_CLASSES, grey_or_rgb, readable_labels
-from registry.edm.image_files import files_below, open_picture
+from registry.edm.image_files import LABELS, files_below, open_picture
 
 OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".npz", ".json")
 """Suffixes that would surprise as the name of a folder. Others are part of a folder's name (faces.v2)."""
@@ -110,7 +110,16 @@ def make_dataset(
     assert shape is not None
     classes = len({label for _, label in labels}) if all_known(labels) else 0
     labelled = f"{classes} classes" if classes else "no labels"
-    return f"{dest}: {len(labels)} images of {shape[1][0]}×{shape[1][1]}, {shape[0]}, {labelled}"
+    left = left_out(Path(os.path.expanduser(source)))
+    return f"{dest}: {len(labels)} images of {shape[1][0]}×{shape[1][1]}, {shape[0]}, {labelled}{left}"
+
+
+def left_out(source: Path) -> str:
+    """What to say of files in a folder that are no images of a kind that is read."""
+    files = files_below(source) if source.is_dir() else []
+    others = [path.suffix.lower() for path in files if path.suffix.lower() not in IMAGES and path.name != LABELS]
+    kinds = shown(", ".join(sorted({*others} - {""})), 100)
+    return f"; files left out: {len(others)}{f' ({kinds})' if kinds else ''}" if others else ""
 
 
 def all_known(labels: list[list[Any]]) -> bool:
@@ -170,6 +179,8 @@ def _pictures(source: Path, folder_labels: bool | None) -> Iterator[Picture]:
     try:
         if source.is_dir():
             yield from _folder(source, folder_labels)
+        elif source.is_file() and zipfile.is_zipfile(source):
+            raise UserError(f"{source}: is a ZIP; unpack it, or use it as it is if its images are all of one size")
         elif source.is_file():
             yield from _cifar(source)
         else:

@@ -50,7 +50,12 @@ def evaluate(
         raise SettingError("output", "the result is saved as .json", str(path))
     for setting, file in (("output", path), ("save_reference", save_reference)):
         if file is not None:
-            check_folder(file.parent, setting)
+            try:
+                check_folder(file.parent, setting)
+            except SettingError as error:
+                if file is not output and file is path:  # nobody named it
+                    raise UserError(f"{path}: {error.problem}; name another file for the result") from None
+                raise
     lines = path.with_suffix(".jsonl")
     if lines.exists() and not lines.is_file():
         raise SettingError("output", f"{lines.name} beside it is not a file that lines can be added to", str(path))

@@ -159,7 +159,10 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
         due = content.get("snapshot_due", False) and not distributed.by_rank0(lambda: is_made(*where, written))
     saved.snapshot_due = due and (finished or not otherwise)
     if folder.writes:
-        leave_behind(begun, folder, run.nimg, saved, content["recipe"], bool(otherwise), written, finished)
+        try:
+            leave_behind(begun, folder, run.nimg, saved, content["recipe"], bool(otherwise), written, finished)
+        except OSError as error:
+            raise UserError(f"{error.filename or folder.path}: cannot be set aside: {error.strerror or error}") from None
     journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {begun}")
     if finished:
         journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
