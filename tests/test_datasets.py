@@ -219,6 +219,14 @@ def test_a_tarball_is_unpacked_up_to_a_size(here: Cli, tmp_path: Path, monkeypat
     assert "neither a folder of images nor" in error_line(here("dataset", tmp_path / "c.gz", tmp_path / "c.zip"))
 
 
+@pytest.mark.parametrize("said", [{"size": "1" + 30 * "0"}, {"GNU.sparse.map": "1,x"}, {"GNU.sparse.size": "x"}])
+def test_a_tarball_whose_numbers_are_none_is_damaged(said: dict[str, str], here: Cli, tmp_path: Path) -> None:
+    member = tarfile.TarInfo("data_batch_1")
+    member.pax_headers = said
+    (tmp_path / "c.tar").write_bytes(member.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
+    assert "c.tar: is damaged: ValueError: " in error_line(here("dataset", tmp_path / "c.tar", tmp_path / "c.zip"))
+
+
 def test_what_is_no_source_or_no_image_is_said(here: Cli, tmp_path: Path) -> None:
     pictures(tmp_path / "raw", (8, 8), 2)
     Image.new("L", (8, 8)).save(tmp_path / "raw" / "old.GIF")

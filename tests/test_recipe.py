@@ -209,6 +209,8 @@ def test_a_resolved_recipe_can_be_measured_against_another_reference(tmp_path: P
     [
         ("[swap]\nsid = 3\n", "[swap] sid = 3: must be a table"),
         ('[swap.sid]\nloss = "sid"\n', "[swap] sid.loss = 'sid': must be a table"),
+        ('[swap."\\u001b[31m"]\na = 1\n', "[swap] ?[31m is no loss"),
+        ('["\\u001b[31m"]\na = 1\n', "[?[31m] is no table of a recipe"),
     ],
 )
 def test_a_swap_that_is_not_a_table_is_an_error(swap: str, wanted: str, tmp_path: Path, plugins: Plugins) -> None:

@@ -295,6 +295,8 @@ def tarball(source: Path) -> Iterator[tarfile.TarFile]:
         raise UserError(f"{source}: is damaged, or was not downloaded completely: {error}") from None
     except OSError as error:
         raise UserError(f"{source}: cannot be unpacked: {error.strerror or error}") from None
+    except (ArithmeticError, LookupError, ValueError) as error:  # tarfile trusts the numbers in sparse members' headers
+        raise UserError(f"{source}: is damaged: {type(error).__name__}: {shown(error, 100)}") from None
 
 
 def _cifar(source: Path) -> Iterator[Picture]:

@@ -31,8 +31,9 @@ from registry.runs.ending import interruptible
 from registry.runs.folder import RunFolder
 from registry.runs.health import check_images, check_unchanged, fingerprint
 from registry.runs.outputs import (
-    draw_curves,
+    Curves,
     draw_fakes,
+    draw_page,
     draw_start,
     draw_teacher,
     measure_snapshot,
@@ -117,6 +118,7 @@ def distill(
         needed()
         for line in (introduction(recipe, teacher, noise, generator, device, run.nimg), *teacher.remarks, *phases(run)):
             journal.log(line)
+        curves = Curves(("regression", "student", "generator"), metrics)
         shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
 
         take_up(folder, metrics, recipe, run.nimg, teacher.images)
@@ -126,7 +128,8 @@ def distill(
                 draw_fakes(folder, run.nimg, generator.sample(shown), recipe.log.grid, teacher.images)
                 file = write_network(folder, snapshot_name(run.nimg, saved.tables), "generator", net, saved.facts, run.nimg)
                 measure_snapshot(folder, metrics, generator.sample, recipe.eval, file, run.nimg, saved.clock.seconds)
-            draw_curves(folder, ("regression", "student", "generator"), metrics)
+            curves.draw(folder, saved.clock.seconds, run.nimg >= run.total)
+            draw_page(folder)
 
         if run.nimg == 0:
             with run.averaged():

@@ -205,17 +205,32 @@ def alike(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [line for line in lines if all(line.get(key, last.get(key)) == last.get(key) for key in keys)]
 
 
-def draw_curves(folder: RunFolder, losses: tuple[str, ...], metrics: Metrics) -> None:
-    """report.html, and curves.png: every learner's loss, and the first column of every metric, over kimg."""
-    stats = folder.lines()
-    panels: list[Any] = [(f"{name}'s loss", {name: course(stats, f"Loss/{name}")}, False) for name in losses]
-    panels.append(("gap", {band: course(stats, f"Gap/{band}") for band in ("all", *BANDS)}, True))
-    for choice, metric in metrics:
-        column = metric.columns[0]
-        lines = measurements(folder, choice, column)
-        panels.append((column, {column: ([e["kimg"] for e in lines], [e["results"][column] for e in lines])}, True))
-    folder.picture(lambda place: save_curves(place / "curves.png", panels, place.name))
-    draw_page(folder)
+class Curves:
+    """curves.png: every learner's loss, and the first column of every metric, over kimg. It is drawn at snapshots, but not so often
+    that drawing takes more than a tenth of the time, and at the end: a small network learns much meanwhile."""
+
+    def __init__(self, losses: tuple[str, ...], metrics: Metrics) -> None:
+        self.losses, self.metrics = losses, metrics
+        self.spent, self.takes = 0.0, 0.5  # seconds: of all drawings, of one
+
+    def draw(self, folder: RunFolder, trained: float, last: bool) -> None:
+        """Draw them if it is time. `trained`: seconds of training."""
+        if folder.writes and (last or self.spent + self.takes <= 0.1 * trained):
+            start = time.monotonic()
+            panels = self.panels(folder)
+            folder.picture(lambda place: save_curves(place / "curves.png", panels, place.name))
+            self.takes = time.monotonic() - start
+            self.spent += self.takes
+
+    def panels(self, folder: RunFolder) -> list[Any]:
+        stats = folder.lines()
+        found: list[Any] = [(f"{name}'s loss", {name: course(stats, f"Loss/{name}")}, False) for name in self.losses]
+        found.append(("gap", {band: course(stats, f"Gap/{band}") for band in ("all", *BANDS)}, True))
+        for choice, metric in self.metrics:
+            column = metric.columns[0]
+            lines = measurements(folder, choice, column)
+            found.append((column, {column: ([e["kimg"] for e in lines], [e["results"][column] for e in lines])}, True))
+        return found
 
 
 def course(stats: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:

@@ -30,8 +30,9 @@ from registry.runs.built import check_noise, held
 from registry.runs.ending import interruptible
 from registry.runs.health import check_images
 from registry.runs.outputs import (
-    draw_curves,
+    Curves,
     draw_fakes,
+    draw_page,
     draw_real,
     measure_snapshot,
     snapshot_name,
@@ -85,6 +86,7 @@ def pretrain(
     saved = Saved({"denoiser": run.denoiser, "ema": run.average}, recipe.tables(), facts)
 
     start = partial(start_or_resume, recipe, run, saved, resume, found, journal)
+    curves = Curves(("denoiser",), metrics)
 
     def snapshot() -> None:
         with run.average.averaged() as averaged, sampling(averaged):
@@ -93,7 +95,8 @@ def pretrain(
             draw_fakes(folder, run.nimg, torch.cat(images), recipe.log.grid)
             file = write_network(folder, snapshot_name(run.nimg, saved.tables), "denoiser", averaged, facts, run.nimg)
             measure_snapshot(folder, metrics, sample, recipe.eval, file, run.nimg, saved.clock.seconds)
-        draw_curves(folder, ("denoiser",), metrics)
+        curves.draw(folder, saved.clock.seconds, run.nimg >= run.total)
+        draw_page(folder)
 
     with interruptible(start) as folder, held(None, recipe.noise, noise):
         size = f"{recipe.network.arch} of {parameter_count(net)} parameters"
