@@ -33,7 +33,6 @@ from registry.runs.health import check_images, check_unchanged, fingerprint
 from registry.runs.outputs import (
     Curves,
     draw_fakes,
-    draw_page,
     draw_start,
     draw_teacher,
     measure_snapshot,
@@ -120,7 +119,6 @@ def distill(
             journal.log(line)
         curves = Curves(("regression", "student", "generator"), metrics)
         shown = range(2000 if teacher.image_shape == (2, 1, 1) else recipe.log.grid**2)  # points in the plane are drawn as a cloud
-
         take_up(folder, metrics, recipe, run.nimg, teacher.images)
 
         def snapshot() -> None:
@@ -129,7 +127,6 @@ def distill(
                 file = write_network(folder, snapshot_name(run.nimg, saved.tables), "generator", net, saved.facts, run.nimg)
                 measure_snapshot(folder, metrics, generator.sample, recipe.eval, file, run.nimg, saved.clock.seconds)
             curves.draw(folder, saved.clock.seconds, run.nimg >= run.total)
-            draw_page(folder)
 
         if run.nimg == 0:
             with run.averaged():

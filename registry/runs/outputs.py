@@ -206,21 +206,22 @@ def alike(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class Curves:
-    """curves.png: every learner's loss, and the first column of every metric, over kimg. It is drawn at snapshots, but not so often
-    that drawing takes more than a tenth of the time, and at the end: a small network learns much meanwhile."""
+    """report.html, and curves.png: every learner's loss, and the first column of every metric, over kimg. Both are made at
+    snapshots; curves not so often that they take more than a tenth of the time, and at the end: small networks are fast."""
 
     def __init__(self, losses: tuple[str, ...], metrics: Metrics) -> None:
         self.losses, self.metrics = losses, metrics
         self.spent, self.takes = 0.0, 0.5  # seconds: of all drawings, of one
 
     def draw(self, folder: RunFolder, trained: float, last: bool) -> None:
-        """Draw them if it is time. `trained`: seconds of training."""
+        """Draw the page, and the curves if it is time. `trained`: seconds of training."""
         if folder.writes and (last or self.spent + self.takes <= 0.1 * trained):
             start = time.monotonic()
             panels = self.panels(folder)
             folder.picture(lambda place: save_curves(place / "curves.png", panels, place.name))
             self.takes = time.monotonic() - start
             self.spent += self.takes
+        draw_page(folder)
 
     def panels(self, folder: RunFolder) -> list[Any]:
         stats = folder.lines()

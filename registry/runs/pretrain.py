@@ -32,7 +32,6 @@ from registry.runs.health import check_images
 from registry.runs.outputs import (
     Curves,
     draw_fakes,
-    draw_page,
     draw_real,
     measure_snapshot,
     snapshot_name,
@@ -84,7 +83,6 @@ def pretrain(
     images = {"data": recipe.data.source, "data_hash": data.images.hash()}
     facts = images | {"D": noise.D, "sigma_data": domain.sigma_data, "recipe": training_tables(recipe)}
     saved = Saved({"denoiser": run.denoiser, "ema": run.average}, recipe.tables(), facts)
-
     start = partial(start_or_resume, recipe, run, saved, resume, found, journal)
     curves = Curves(("denoiser",), metrics)
 
@@ -96,7 +94,6 @@ def pretrain(
             file = write_network(folder, snapshot_name(run.nimg, saved.tables), "denoiser", averaged, facts, run.nimg)
             measure_snapshot(folder, metrics, sample, recipe.eval, file, run.nimg, saved.clock.seconds)
         curves.draw(folder, saved.clock.seconds, run.nimg >= run.total)
-        draw_page(folder)
 
     with interruptible(start) as folder, held(None, recipe.noise, noise):
         size = f"{recipe.network.arch} of {parameter_count(net)} parameters"
