@@ -128,7 +128,7 @@ def test_a_teachers_training_does_not_go_on_with_other_images(here: Here, tmp_pa
             "log.snapshot_ticks": 1, "eval.metrics": []}  # fmt: skip
     pretrain("teachers/digits_d128", sets=sets, outdir=tmp_path / "runs")
     Image.new("L", (8, 8)).save(folder / "7.png")
-    with pytest.raises(UserError, match="images holds other images than when this run began"):
+    with pytest.raises(UserError, match="images holds other images, classes or another order than when this run began"):
         pretrain("teachers/digits_d128", sets=sets | {"train.duration_kimg": 0.16}, outdir=tmp_path / "runs", resume="auto")
 
 

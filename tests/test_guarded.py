@@ -157,6 +157,10 @@ def test_any_real_number_will_do(value: Any) -> None:
     [
         (lambda self, x: None, "embed must give rows [n, d], not a NoneType"),
         (lambda self, x: x.numpy(), "embed must give rows [n, d], not a ndarray"),
+        (
+            lambda self, x: torch.nested.nested_tensor([x[0, 0], x[1, 0, :2]], layout=torch.jagged),
+            "embed must give rows [n, d], not a nested tensor",
+        ),
         (lambda self, x: x[1:].flatten(1), "embed must give a row for each of 4 images, and gave [3, 64]"),
         (lambda self, x: x.flatten(1).mean(1), "embed must give a row for each of 4 images, and gave [4]"),
     ],

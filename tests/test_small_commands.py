@@ -57,6 +57,16 @@ def test_a_cache_folder_that_is_none(cli: Cli, tmp_path: Path) -> None:
         assert line.startswith(f"distill: the cache folder {tmp_path / place} {problem}")
 
 
+def test_a_run_needs_no_cache_for_a_shipped_teachers_rows(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    sets = ["warmup.kimg=0", "train.duration_kimg=0.256", "eval.samples=50", "eval.repeats=1", "eval.teacher_steps=[1]"]
+    words = [word for each in (*sets, "eval.snapshot_samples=0") for word in ("--set", each)]
+    done = cli("--recipe", "quickstart", *words, "--outdir", tmp_path / "r", env={"DISTILL_CACHE_DIR": str(tmp_path / "file")})
+    assert done.returncode == 0, done.stderr
+    assert "the teacher's rows are not kept: the cache folder" in done.stdout
+    assert (tmp_path / "r" / "00000-quickstart" / "quality.json").is_file()
+
+
 @pytest.mark.parametrize(("words", "found"), [
     ("distill --recipe ipfm_c", "plain,ipfm_cifar10_d128"), ("distill --recipe quickstart --loss s", "plain,sid"),
     ("distill generate --network edm:c", "plain,edm:cifar10-uncond"), ("distill check teachers/digits_d3", "plain,teachers/digits_d3"),

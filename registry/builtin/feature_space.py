@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -83,14 +84,20 @@ class Real:
         with journal.progress("features of real images", len(self.images)) as bar:
             return torch.cat(distributed.share(len(self.images), self.network.batch, embed, bar.at))
 
+    def kept_at(self) -> Path | None:
+        """Where statistics that take long are kept, if there can be a cache."""
+        with suppress(UserError):
+            return cache_folder() / "statistics" / f"{self.hash}-{self.network.hash}.npz"
+        return None
+
     def statistics(self) -> Statistics:
         """Mean and covariance of the features, from the cache if they are there. All processes must call this."""
-        path = cache_folder() / "statistics" / f"{self.hash}-{self.network.hash}.npz"
-        kept = _read_if_whole(path, self.network.dimension) if self.network.slow else None
+        path = self.kept_at() if self.network.slow else None
+        kept = _read_if_whole(path, self.network.dimension) if path else None
         known: Statistics | None = distributed.from_rank0(kept)
         if known is None:
             known = Statistics(*moments(self.rows), self.images.resolution, len(self.images), self.network.hash)
-            if self.network.slow and distributed.rank() == 0:
+            if path and distributed.rank() == 0:
                 _keep(known, path)
         return known
 

@@ -35,6 +35,8 @@ def locate(name: str, folder: Path | None = None) -> str:
             return str(newest.resolve())
     if _shipped_file(name, ".pt"):
         return name
+    if (there := _existing(name, folder)) is not None and os.path.isdir(there):
+        raise ValueError("is a folder without a network; give a run's own folder, or a file")
     known, short = sorted(p.stem for p in shipped().rglob("*.pt")), load_plugins().names("published")
     names = f"; shipped: {', '.join(known) or 'none'}; published: {', '.join(short) or 'none'}"
     raise ValueError(f"no such file{near(name, [*known, *short]) or names}")

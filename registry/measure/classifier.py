@@ -88,8 +88,8 @@ def train(x: Tensor, classes: Tensor, config: ClassifierConfig, progress: Callab
 
 
 def held_out_accuracy(x: Tensor, classes: Tensor, config: ClassifierConfig, share: float = 0.2) -> float:
-    """Accuracy, from 0 to 1, on a random `share` of the images, of a classifier trained on the rest."""
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(config.seed))
-    held, rest = order[: round(share * len(x))], order[round(share * len(x)) :]
+    """Accuracy, from 0 to 1, on a random `share` of two or more images, of a classifier trained on the rest."""
+    order, n = torch.randperm(len(x), generator=torch.Generator().manual_seed(config.seed)), max(1, round(share * len(x)))
+    held, rest = order[:n], order[n:]
     net = train(x[rest], classes[rest], config)
     return float((net(x[held]).argmax(1) == classes[held]).double().mean())

@@ -66,6 +66,7 @@ class Guarded(Metric):
         with self.contained("while images were measured"):
             rows = self.metric.embed(images.clone())  # which are the next metric's, too
         self.demand(isinstance(rows, Tensor), f"embed must give rows [n, d], not a {kind(rows)}")
+        self.demand(not rows.is_nested, "embed must give rows [n, d], not a nested tensor")
         right = rows.ndim == 2 and len(rows) == len(images)
         self.demand(right, f"embed must give a row for each of {len(images)} images, and gave {list(rows.shape)}")
         plain = rows.layout == torch.strided and not rows.is_meta and not rows.is_complex()

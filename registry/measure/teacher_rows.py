@@ -54,7 +54,11 @@ def teacher_rows(
 
     New rows are saved beside the teacher's file. For a shipped teacher they go to the cache, unless it is our `own` new one.
     """
-    beside, target = places(teacher, own)
+    try:
+        beside, target = places(teacher, own)
+    except UserError as error:
+        journal.log(f"the teacher's rows are not kept: {error}")
+        beside = target = None
     kept: dict[str, Any] = {} if fresh else distributed.from_rank0(read_kept(beside) | read_kept(target))
     rows, said = list[Row](), dict[str, None]()
     for steps in config.teacher_steps:
@@ -87,7 +91,8 @@ def fits(row: dict[str, Any], metrics: Metrics, config: EvalConfig, steps: int) 
 
 
 def places(teacher: Teacher, own: bool) -> tuple[Path | None, Path | None]:
-    """Two paths: the teacher's rows beside its file, and where new rows are saved. None without a file."""
+    """Two paths: the teacher's rows beside its file, and where new rows are saved. None without a file. Raises UserError if there
+    can be no cache."""
     if teacher.path is None:
         return None, None
     beside = teacher.path.with_suffix(".quality.json")

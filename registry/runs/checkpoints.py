@@ -132,7 +132,7 @@ def check_same_sources(state: Path, old: Mapping[str, Any], new: Mapping[str, An
             raise UserError(f"{state}: {teacher} has {key} = {now:g}, and had {before:g} when this run began; put the old one back")
     what = {
         "teacher_weights": f"{new.get('teacher', 'the teacher')} has other weights",
-        "data_hash": f"{new.get('data', 'the data set')} holds other images",
+        "data_hash": f"{new.get('data', 'the data set')} holds other images, classes or another order",
     }
     for key, sentence in what.items():
         before, now = (facts.get(key) for facts in (old, new))

@@ -30,6 +30,9 @@ def train_features(
     if images.classes is None:
         with settings_of(recipe.data):
             raise SettingError("source", "a classifier needs labels, and this set has none", recipe.data.source)
+    if len(images) < 2:
+        with settings_of(recipe.data):
+            raise SettingError("source", "has one image, and none to hold out", recipe.data.source)
     if images.image_shape[-1] not in classifier.RESOLUTIONS:
         few, most = classifier.RESOLUTIONS[0], classifier.RESOLUTIONS[-1]
         what = f"has images of {images.image_shape[-1]} pixels a side, and this network is for {few} to {most}"
