@@ -233,6 +233,8 @@ def test_what_is_no_source_or_no_image_is_said(here: Cli, tmp_path: Path) -> Non
     (tmp_path / "raw" / "notes").write_text("mine")
     made = here("dataset", tmp_path / "raw", tmp_path / "set.zip", "--crop")
     assert made.returncode == 0 and made.stdout.endswith("; files left out: 2 (.gif)\n"), made.stdout + made.stderr
+    inside = here("dataset", tmp_path / "raw", tmp_path / "raw" / "set.zip", "--crop")
+    assert inside.stdout.endswith("; files left out: 2 (.gif)\n"), "not what was just written"
     assert "set.zip: is a ZIP; unpack it, or use it as it is" in error_line(
         here("dataset", tmp_path / "set.zip", tmp_path / "b.zip")
     )

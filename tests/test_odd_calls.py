@@ -39,6 +39,7 @@ CALLS = {
     "a seed of 5,000 digits": (["generate", "--network", "digits_d3", "--outdir", "o", "--seeds", "9" * 5000], "write numbers and ranges"),
     "a seed of twenty digits": (["generate", "--network", "digits_d3", "--outdir", "o", "--seeds", "18446744073709551616"], "a seed must be below 2^32"),
     "no address": (["inspect", "http://[::1"], "http://[::1: not an address"),
+    "no address in a recipe": (["--dry-run", "--recipe", "quickstart", "--set", "teacher.source=http://[::1"], "[teacher] source = 'http://[::1': not an address"),
     "a longer run than ever": (["--recipe", "quickstart", "--set", "train.duration_kimg=1e308"], "duration_kimg = 1e+308: must be less than"),
     "a higher start than the teacher knows": (["--recipe", "quickstart", "--set", "noise.sigma_init=1e308"], "sigma_max = 80.0: must be at least sigma_init"),
     "a home of nobody": (["inspect", "~nosuchuser/x.pkl"], "~nosuchuser/x.pkl: no such file"),

@@ -79,6 +79,15 @@ def test_ctrl_c_while_the_command_is_being_loaded_is_no_traceback(tmp_path: Path
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
+def test_the_command_leaves_ctrl_c_as_it_was_until_it_begins() -> None:
+    """Whoever loads it may be a plugin's worker, or a thread."""
+    code = "import signal, threading\nbefore = signal.getsignal(signal.SIGINT)\nload = lambda: __import__('registry.__main__')\n"
+    for how in ("load()", "thread = threading.Thread(target=load)\nthread.start()\nthread.join()"):
+        command = [sys.executable, "-c", f"{code}{how}\nassert signal.getsignal(signal.SIGINT) is before"]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("width", ["0", ""])
 def test_a_terminal_without_a_width_is_printed_to(width: str) -> None:
     """As in some windows of a browser."""
@@ -98,17 +107,19 @@ def test_a_thread_that_a_plugin_has_left_behind_is_told_of(tmp_path: Path) -> No
     assert done.returncode == 0 and done.stderr.count("\n") == 1 and "(uploads)" in done.stderr
 
 
-def test_what_a_plugin_does_at_the_end_is_done_though_its_workers_are_deaf(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["deaf", "none"])
+def test_what_a_plugin_does_at_the_end_is_done_though_its_workers_are_deaf(workers: str, tmp_path: Path) -> None:
     """After a signal: they are killed, and the process does not wait for them. Its own handlers run, for a while."""
     script = (
         "import atexit, multiprocessing, os, signal, sys, tempfile, time\nfrom registry.cli import group\n"
         "fork = multiprocessing.get_context('fork')\nready = fork.Event()\n"
         "def deaf():\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    ready.set()\n    time.sleep(60)\n"
-        "worker = fork.Process(target=deaf)\nworker.start()\nready.wait()\nprint(worker.pid, flush=True)\n"
+        "worker = fork.Process(target=deaf)\nif sys.argv[2] == 'deaf': worker.start()\n"
+        "if worker.pid: ready.wait()\nprint(worker.pid, flush=True)\n"
         "kept = tempfile.TemporaryDirectory(dir=sys.argv[1])\natexit.register(time.sleep, 60)\n"
         "atexit.register(print, 'uploaded', flush=True)\ngroup.leave(143)\n"
     )
-    command = [sys.executable, "-c", script, str(tmp_path)]
+    command = [sys.executable, "-c", script, str(tmp_path), workers]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
     pid, *said = done.stdout.splitlines()
     left = Path("/proc", pid, "stat")  # until whoever adopts orphans has taken note

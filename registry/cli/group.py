@@ -204,19 +204,19 @@ def leave(code: int) -> NoReturn:
         os._exit(code or 1)
     except ValueError:  # somebody closed them
         os._exit(code)
-    ended = (several() or code > 128) and end_workers(0.0 if code > 128 else PATIENCE)  # Python waits for them, or never does
+    if several() or code > 128:  # Python waits for them, or never does
+        end_workers(0.0 if code > 128 else PATIENCE)
     if several() or any(thread.name == WRITER for thread in threading.enumerate()):
         os._exit(code)
-    late = threading.Timer(PATIENCE, cut_off, (code,)) if ended else threading.Timer(PATIENCE, say_who_stays)
+    late = threading.Timer(PATIENCE, cut_off, (code,)) if code > 128 else threading.Timer(PATIENCE, say_who_stays)
     late.daemon = True
     with suppress(RuntimeError):  # no more threads may be begun
         late.start()
     sys.exit(code)
 
 
-def end_workers(patience: float) -> bool:
-    """End what a plugin has started by multiprocessing and left behind, if it does not end within so many seconds. Whether there
-    was any: then Python's shutdown may wait for their locks for ever."""
+def end_workers(patience: float) -> None:
+    """End what a plugin has started by multiprocessing and left behind, if it does not end within so many seconds."""
     if "multiprocessing" in sys.modules:
         import multiprocessing
 
@@ -232,12 +232,11 @@ def end_workers(patience: float) -> bool:
         for process in left:
             process.join(max(end - time.monotonic(), 0.0))
             process.kill()
-        return bool(left)
-    return False
 
 
 def cut_off(code: int) -> NoReturn:
-    """Exit without what is left of Python's shutdown. A pool may have begun workers anew."""
+    """Exit without what is left of Python's shutdown, which may wait for ever for the locks of workers. A pool may have begun them
+    anew."""
     import multiprocessing
 
     for process in multiprocessing.active_children():

@@ -10,6 +10,7 @@ from registry.cli import completion
 from registry.cli.group import main
 from registry.cli.options import override, recipe_options
 from registry.core.errors import SettingError, UserError
+from registry.core.text import printable
 
 
 @main.command()
@@ -92,13 +93,13 @@ def check(recipes: tuple[str, ...], sets: tuple[str, ...], loss: str | None, ope
                 build(resolved, plugins)
         except UserError as error:
             wrong += 1
-            click.echo(f"{name}: {error}" if isinstance(error, SettingError) else str(error), err=True)
+            click.echo(printable(f"{name}: {error}" if isinstance(error, SettingError) else str(error)), err=True)
         else:
             click.echo(f"{resolved.path}: ok")
             if isinstance(resolved, Recipe) and (remark := resolved.teacher.config.remark()):
-                click.echo(f"{resolved.path}: WARNING: [teacher] {remark}")
+                click.echo(printable(f"{resolved.path}: WARNING: [teacher] {remark}"))
             for doubt in [] if isinstance(resolved, FeaturesRecipe) else doubts(resolved):
-                click.echo(f"{resolved.path}: WARNING: {doubt}")
+                click.echo(printable(f"{resolved.path}: WARNING: {doubt}"))
     if wrong:
         raise UserError(f"{wrong} of {len(recipes)} recipes cannot run")
 

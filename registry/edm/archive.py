@@ -78,6 +78,7 @@ def make_dataset(
         raise UserError(f"{dest}: already exists; give another file or folder, or remove it")
     if target.suffix.lower() in OTHER_ARCHIVES:
         raise UserError(f"{dest}: a data set is a .zip or a folder, not a {target.suffix}")
+    left = left_out(Path(os.path.expanduser(source)))  # before this is written, which may lie there
     labels: list[list[Any]] = []
     shape: tuple[str, tuple[int, int]] | None = None
     Image.init()  # a signal in the middle of an import ends the process at once, without cleaning up
@@ -110,7 +111,6 @@ def make_dataset(
     assert shape is not None
     classes = len({label for _, label in labels}) if all_known(labels) else 0
     labelled = f"{classes} classes" if classes else "no labels"
-    left = left_out(Path(os.path.expanduser(source)))
     return f"{dest}: {len(labels)} images of {shape[1][0]}×{shape[1][1]}, {shape[0]}, {labelled}{left}"
 
 

@@ -129,20 +129,14 @@ class NetworkFile(Entries):
     about: About
 
 
-class Lost(Entries):
-    """Steps in a row that a learner has lost, and how many there have been."""
-
-    lost: Count
-    steps: Count
-
-
 class Part(Entries):
     """What a training state holds of a learner, of an optimiser, or of an average (which is tensors by name)."""
 
     net: Tensors | None = None
     companion: Tensors | None = None
     optimiser: Table | None = None
-    tally: Lost | None = None
+    lost: Annotated[Count, Field(alias="lost steps")] = 0
+    """In a row, at the end. (No weight has a space in its name.)"""
 
 
 class StateFile(Entries):

@@ -9,7 +9,6 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, NamedTuple
-from urllib.parse import urlsplit
 
 from registry.files.locate import is_url, published
 from registry.plugins.component import Published
@@ -73,5 +72,5 @@ def is_published(source: str | Path) -> bool:
 
 def stem_of(source: str | Path) -> str:
     """A file's name without its suffix, and without what the cache of downloads puts in front."""
-    name = Path(urlsplit(str(source)).path if is_url(str(source)) else source).name
+    name = Path(re.sub("[?#].*", "", str(source)) if is_url(str(source)) else source).name
     return re.sub(r"^[0-9a-f]{12}-", "", Path(name).stem)

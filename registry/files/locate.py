@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from registry.core.errors import UserError, near
 from registry.core.text import cut
@@ -26,7 +27,7 @@ def locate(name: str, folder: Path | None = None) -> str:
     the path as typed, then relative to `folder` (the recipe's), then the shipped files. For a folder it is the newest network
     in it. Raises ValueError.
     """
-    if is_url(name) or published(name):
+    if is_address(name) or published(name):
         return name
     for path in [Path(os.path.expanduser(name)), *([folder / name] if folder else [])]:
         if os.path.isfile(path):
@@ -69,7 +70,7 @@ def locate_features(name: str, folder: Path | None = None) -> str:
 
 def locate_file(name: str, folder: Path | None = None) -> str:
     """An existing file, as typed or relative to `folder`; a URL is returned unchanged. Raises ValueError."""
-    if is_url(name):
+    if is_address(name):
         return name
     found = _existing(name, folder)
     if found is None or not os.path.isfile(found):
@@ -84,6 +85,16 @@ def _existing(name: str, folder: Path | None) -> Path | None:
 
 def is_url(name: str) -> bool:
     return name.startswith(("https://", "http://"))
+
+
+def is_address(name: str) -> bool:
+    """Whether this is a URL. Raises ValueError if it is meant to be one."""
+    if is_url(name):
+        try:
+            urlsplit(name)
+        except ValueError as error:
+            raise ValueError(f"not an address: {error}") from None
+    return is_url(name)
 
 
 def published(name: str) -> Published | None:

@@ -43,7 +43,7 @@ def check_health(learners: Mapping[str, Learner], nimg: int, strict: bool, begin
         elif dead[name] >= (1 if end else DEAD):
             steps = f"{dead[name]} step{'s' * (dead[name] > 1)}"
             problem = Diverged(f"the {name}'s loss was not finite for any image in its last {steps}", nimg)
-        elif lost[name] >= DEAD or (end and 0 < lost[name] == learner.tally.steps):
+        elif lost[name] >= DEAD or (end and 0 < lost[name] == learner.steps()):
             steps = f"{lost[name]} step{'s' * (lost[name] > 1)}"
             advice = "look at the loss's gradient, and at the scaling of losses"
             problem = Diverged(f"most of the {name}'s gradient was not finite in its last {steps}", nimg, advice)

@@ -207,15 +207,15 @@ def alike(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 class Curves:
     """report.html, and curves.png: every learner's loss, and the first column of every metric, over kimg. Both are made at
-    snapshots; curves not so often that they take more than a tenth of the time, and at the end: small networks are fast."""
+    snapshots, but after the first one curves no more often than a tenth of the time allows, and at the end."""
 
     def __init__(self, losses: tuple[str, ...], metrics: Metrics) -> None:
         self.losses, self.metrics = losses, metrics
-        self.spent, self.takes = 0.0, 0.5  # seconds: of all drawings, of one
+        self.spent, self.takes = 0.0, 0.0  # seconds: of all drawings, of one
 
     def draw(self, folder: RunFolder, trained: float, last: bool) -> None:
         """Draw the page, and the curves if it is time. `trained`: seconds of training."""
-        if folder.writes and (last or self.spent + self.takes <= 0.1 * trained):
+        if folder.writes and (last or not self.spent or self.spent + self.takes <= 0.1 * trained):
             start = time.monotonic()
             panels = self.panels(folder)
             folder.picture(lambda place: save_curves(place / "curves.png", panels, place.name))

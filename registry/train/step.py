@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -178,15 +178,19 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         companion = {} if self.companion is None else {"companion": self.companion.state_dict()}
-        tally = {"tally": lost} if (lost := self.tally.unwell()) else {}
-        return {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict(), **companion, **tally}
+        lost = {"lost steps": count} if (count := int(self.tally.lost.item())) else {}
+        return {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict(), **companion, **lost}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.net.load_state_dict(split_state(state["net"], self.net.state_dict()))
         if self.companion is not None:
             self.companion.load_state_dict(state["companion"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.tally.resume(state.get("tally"))
+        self.tally.lost = torch.full_like(self.tally.lost, state.get("lost steps", 0))
+
+    def steps(self) -> int:
+        """How many there have been, in all, as Adam has counted them."""
+        return max((int(moments["step"]) for moments in self.optimiser.state.values() if "step" in moments), default=0)
 
 
 class Tally:
@@ -198,24 +202,11 @@ class Tally:
         """The last steps without a single image left, in a row; ticks do not reset it."""
         self.lost = torch.zeros((), device=device)
         """The last steps, in a row, in which most values of the gradient were not finite."""
-        self.steps = 0
         self.clear()
-
-    def unwell(self) -> dict[str, int]:
-        """What a state says of steps that were lost, in a row; nothing if the last one was not."""
-        lost = int(self.lost.item())
-        return {"lost": lost, "steps": self.steps} if lost else {}
-
-    def resume(self, saved: Mapping[str, int] | None) -> None:
-        """Go on counting from what a state says. If it says nothing, there has been a step that was not lost."""
-        saved = saved or {"lost": 0, "steps": 1}
-        self.lost = torch.full_like(self.lost, saved["lost"])
-        self.steps = saved["steps"]
 
     def revive(self) -> None:
         """Begin anew, after a rollback."""
         self.dead, self.lost = torch.zeros_like(self.dead), torch.zeros_like(self.lost)
-        self.steps = 0
         self.clear()
 
     def clear(self) -> None:
@@ -234,7 +225,6 @@ class Tally:
         self.repaired += repaired
         self.dead = torch.where(dropped >= batch, self.dead + 1, 0)
         self.lost = torch.where(2 * repaired > values, self.lost + 1, 0)
-        self.steps += 1
         self.first = torch.where((dropped > 0) & (self.first == 0), self.losses[0], self.first)
 
     def read(self) -> dict[str, float]:
