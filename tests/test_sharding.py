@@ -25,7 +25,7 @@ from registry.train import loop
 from registry.train.generator import Generator
 from registry.train.recompute import blocks
 from registry.train.signs import signs
-from tests.conftest import environment, error_line, grey_images, tiny_network
+from tests.conftest import environment, error_line, grey_images, installed, tiny_network
 from tests.test_loop import everything, resume, run
 from tests.test_processes import COMMAND
 
@@ -240,6 +240,35 @@ def test_the_command_distils_with_split_networks(recipe_file: Callable[..., Path
     assert type(net).__name__ == "EDMPrecond"
     assert facts.recipe["train"]["shard"] is True
     assert (folder / "stats.jsonl").read_text().count("Gap/all") == 3
+
+
+LEAVES = """import contextlib, os, socket, time
+from registry.api import hookimpl
+
+@hookimpl
+def register_losses():
+    import registry.runs.distill as distill
+    go_on = distill.take_up
+
+    def leaves(*arguments):
+        if os.environ["RANK"] == "1":
+            for handle in os.listdir("/proc/self/fd"):
+                with contextlib.suppress(OSError):
+                    socket.socket(fileno=int(handle)).shutdown(socket.SHUT_RDWR)
+            time.sleep(60)
+        go_on(*arguments)
+
+    distill.take_up = leaves
+    return []
+"""
+
+
+def test_a_process_that_is_lost_before_the_first_iteration_is_told_of(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    """Split networks have messages of their own, also for the first pictures."""
+    env = environment(installed(tmp_path / "site", "leaves", LEAVES))
+    command = [*COMMAND, "launch", "--processes", "2", "--recipe", str(recipe_file()), "--set", "train.shard=true"]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode and "process 0 of 2: another process has ended, or does not answer" in done.stderr, done.stderr
 
 
 def test_a_teacher_is_trained_split(tmp_path: Path) -> None:
