@@ -255,7 +255,7 @@ def register_losses():
             for handle in os.listdir("/proc/self/fd"):
                 with contextlib.suppress(OSError):
                     socket.socket(fileno=int(handle)).shutdown(socket.SHUT_RDWR)
-            time.sleep(60)
+            time.sleep(5)
         go_on(*arguments)
 
     distill.take_up = leaves
