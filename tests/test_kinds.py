@@ -226,7 +226,7 @@ def test_a_folder_is_its_newest_network(tmp_path: Path, monkeypatch: pytest.Monk
     folder = tmp_path / "ffhq_ddpm_D_128"
     folder.mkdir()
     assert newest_network(folder) is None and newest_network(tmp_path / "nowhere") is None
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match="is a folder without a network"):
         locate(str(folder))
     for name in (
         "training-state-000012.pt",
