@@ -39,7 +39,8 @@ PR_SET_PDEATHSIG = 1
 BUG = 70
 """The exit code if the fault is ours (EX_SOFTWARE)."""
 PATIENCE = 3.0
-"""Seconds that threads have to end after all is done, until it is said that they are waited for."""
+"""Seconds that threads have to end after all is done, until it is said that they are waited for. After a signal they have no more,
+and what is to be done at the end of the process neither."""
 SOON = 1.0
 """Seconds that a plugin's workers have to end when they are told to."""
 COMPLETION = "_DISTILL_COMPLETE"

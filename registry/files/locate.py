@@ -89,12 +89,13 @@ def is_url(name: str) -> bool:
 
 def is_address(name: str) -> bool:
     """Whether this is a URL. Raises ValueError if it is meant to be one."""
-    if is_url(name):
-        try:
-            urlsplit(name)
-        except ValueError as error:
-            raise ValueError(f"not an address: {error}") from None
-    return is_url(name)
+    if not is_url(name):
+        return False
+    try:
+        urlsplit(name)
+    except ValueError as error:
+        raise ValueError(f"not an address: {error}") from None
+    return True
 
 
 def published(name: str) -> Published | None:

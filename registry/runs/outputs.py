@@ -224,6 +224,7 @@ class Curves:
         draw_page(folder)
 
     def panels(self, folder: RunFolder) -> list[Any]:
+        """The curves of each panel, as `save_curves` wants them."""
         stats = folder.lines()
         found: list[Any] = [(f"{name}'s loss", {name: course(stats, f"Loss/{name}")}, False) for name in self.losses]
         found.append(("gap", {band: course(stats, f"Gap/{band}") for band in ("all", *BANDS)}, True))
