@@ -334,7 +334,7 @@ class Reading:
         """Note an error: `text` follows '[table] key'."""
         path = (*table.split("."), *map(str, keys))
         where = next((o for k, o in self.origins.items() if k == path[: len(k)]), str(self.path))
-        key = " " + ".".join(shown(key, 100) for key in map(str, keys)) if keys else ""
+        key = " " + ".".join(shown(each, 100) for each in keys) if keys else ""
         line = f"{where}: [{shown(table, 100)}]{key} {text}"
         if line not in self.errors:  # a table that is none is looked at by several
             self.errors.append(line)

@@ -288,7 +288,7 @@ class LogConfig(Config):
         50,
         ge=1,
         le=MOST_TICKS,
-        description="ticks between snapshots: network, grid, metrics, curves (if drawn soon); by default less in a short run",
+        description="ticks between snapshots: network, grid, metrics (curves may come later); by default less in a short run",
     )
     state_ticks: int = Field(500, ge=1, le=MOST_TICKS, description="ticks between training states")
     state_minutes: float = Field(

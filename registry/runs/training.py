@@ -132,8 +132,7 @@ def train(
     check_agreement(saved.parts, run.nimg)
     with_known_threads(saved.threads, run.device)
     bars = folder.journal.progress(f"{recipe.name}, kimg", length, lines=False)
-    answered = distributed.answered(nothing_else=False)  # split networks have messages of their own
-    with working_folder_restored(), bars as bar, saved.background, answered:
+    with working_folder_restored(), bars as bar, saved.background:
         before = ProcessSettings.now()
         if saved.snapshot_due:
             with going_on(folder, run.nimg >= run.total):
