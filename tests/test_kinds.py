@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from registry.core.errors import UserError
 from registry.files.formats import load_network, save_network
 from registry.files.kinds import guess_kind, is_published
-from registry.files.locate import locate, newest_network
+from registry.files.locate import locate, locate_file, newest_network
 from registry.runs.distill import distill
 from registry.sample.opening import open_sampler
 from tests.conftest import HERE, error_line, tiny_network
@@ -228,6 +229,10 @@ def test_a_folder_is_its_newest_network(tmp_path: Path, monkeypatch: pytest.Monk
     assert newest_network(folder) is None and newest_network(tmp_path / "nowhere") is None
     with pytest.raises(ValueError, match="is a folder without a network"):
         locate(str(folder))
+    with pytest.raises(ValueError, match="is no regular file"):
+        locate(os.devnull)
+    with pytest.raises(ValueError, match="is a folder; give a file"):
+        locate_file(str(folder))
     for name in (
         "training-state-000012.pt",
         "training-state-000012.pkl",

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from registry.core.errors import SettingError, UserError
+from registry.core.templates import template
 from registry.core.text import printable_values, shown
 from registry.core.version import version
 from registry.files.facts import NetworkFacts
@@ -63,9 +62,7 @@ def card(name: str, facts: NetworkFacts, generator: Mapping[str, Any], license: 
         "trained on": trained_on(facts),
     }
     fence = "`" * (1 + max(3, *(len(run) for run in re.findall("`+", recipe)), 0))
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    template = environment.from_string((Path(__file__).parent / "card.md.j2").read_text(encoding="utf-8"))
-    return template.render(
+    return template(Path(__file__).with_name("card.md.j2")).render(
         name=text(name), name_yaml=json.dumps(shown(name)), dataset_yaml=json.dumps(shown(numbers.dataset)),
         task="unconditional-image-generation", license=license, licence=licence_line(license),
         tags=["distill", "few-step", *([loss] if re.fullmatch(r"[\w-]{1,40}", loss) else [])],

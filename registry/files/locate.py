@@ -36,8 +36,10 @@ def locate(name: str, folder: Path | None = None) -> str:
             return str(newest.resolve())
     if _shipped_file(name, ".pt"):
         return name
-    if (there := _existing(name, folder)) is not None and os.path.isdir(there):
-        raise ValueError("is a folder without a network; give a run's own folder, or a file")
+    if (there := _existing(name, folder)) is not None:
+        if os.path.isdir(there):
+            raise ValueError("is a folder without a network; give a run's own folder, or a file")
+        raise ValueError("is no regular file")
     known, short = sorted(p.stem for p in shipped().rglob("*.pt")), load_plugins().names("published")
     names = f"; shipped: {', '.join(known) or 'none'}; published: {', '.join(short) or 'none'}"
     raise ValueError(f"no such file{near(name, [*known, *short]) or names}")
@@ -73,8 +75,10 @@ def locate_file(name: str, folder: Path | None = None) -> str:
     if is_address(name):
         return name
     found = _existing(name, folder)
-    if found is None or not os.path.isfile(found):
+    if found is None:
         raise ValueError("no such file")
+    if not os.path.isfile(found):
+        raise ValueError("is a folder; give a file" if os.path.isdir(found) else "is no regular file")
     return str(found.resolve())
 
 

@@ -9,10 +9,9 @@ from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
 from registry.core.atomic import new_folder
 from registry.core.errors import SettingError, UserError
+from registry.core.templates import template
 from registry.core.version import DISTRIBUTION
 from registry.plugins.hooks import HOOKS
 
@@ -33,14 +32,13 @@ def begin_plugin(typed: str, kind: str, templates: Path, parent: Path) -> Path:
     folder = parent / typed
     if folder.exists():
         raise UserError(f"{folder}: is there already; give another name")
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     with new_folder(folder) as part:
-        for path, template in FILES.items():
-            source = templates / f"{template.format(kind=kind)}.j2"
+        for path, file in FILES.items():
+            source = templates / f"{file.format(kind=kind)}.j2"
             if source.is_file():
                 target = part / path.format(name=name, kind=kind)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                text = environment.from_string(source.read_text(encoding="utf-8")).render(
+                text = template(source).render(
                     name=name, distribution=name.replace("_", "-"), kind=kind, host=f"{DISTRIBUTION}>=0.1",
                     camel="".join(word.capitalize() for word in name.split("_")).removesuffix("Loss") or "My",
                 )  # fmt: skip

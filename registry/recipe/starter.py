@@ -7,18 +7,16 @@ import math
 import shlex
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
+from registry.core.templates import template
 from registry.files.locate import shipped
 
 SMALL = 3 * 16 * 16
 """Values of an image that is small: the settings that were tried on the digits."""
 
 
-def starter(template: str, **values: object) -> str:
+def starter(kind: str, **values: object) -> str:
     """The text of a recipe."""
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    return environment.from_string((shipped() / "starters" / f"{template}.toml.j2").read_text(encoding="utf-8")).render(values)
+    return template(shipped() / "starters" / f"{kind}.toml.j2").render(values)
 
 
 def distillation(

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from registry.core.atomic import sweep, write_atomically
+from registry.core.templates import template
 from registry.core.version import versions
 from registry.measure.protocol import in_words
 from registry.measure.rows import in_text
@@ -40,11 +40,9 @@ def write_page(folders: Sequence[Path], path: Path) -> Path:
 
 def page(runs: Sequence[History]) -> str:
     """The page as HTML."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((HERE / "page_of_runs.html").read_text(encoding="utf-8"))
     names = distinct_names(runs)
     found = charts(runs, names)
-    return template.render(
+    return template(HERE / "page_of_runs.html").render(
         title=names[0] if len(runs) == 1 else f"{len(runs)} runs",
         runs=runs,
         names=names,

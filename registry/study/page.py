@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
+from registry.core.templates import template
 from registry.core.text import printable
 from registry.measure.protocol import in_words
 from registry.recipe.resolved import dumps
@@ -36,12 +35,9 @@ def page(
     figures: Mapping[str, tuple[bytes, bytes]],
 ) -> str:
     """The page as HTML. `figures` are SVGs for light and for dark pages, by name."""
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        TEMPLATE.read_text(encoding="utf-8")
-    )
     first = summary.columns[0] if summary.columns else ""
     shown = {key: tuple(map(svg_address, pair)) for key, pair in figures.items()}
-    return template.render(
+    return template(TEMPLATE).render(
         name=name,
         about=study.about,
         command=command,
