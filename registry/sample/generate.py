@@ -25,6 +25,7 @@ from registry.core import distributed
 from registry.core.atomic import check_folder, sweep, write_atomically
 from registry.core.errors import SettingError, UserError
 from registry.core.locks import lock_on, taken
+from registry.core.seeds import ranges_of
 from registry.core.text import shown
 from registry.files.json_files import ANYTHING, NoRecord, read_record
 from registry.files.npz import read_npz
@@ -43,21 +44,17 @@ MOST_BYTES, MOST_COMPRESSED = 2**28, 100
 
 def parse_seeds(text: str, limit: int = MOST_SEEDS) -> list[int]:
     """Turn '0-9,20,30-39' into seeds, in that order. Raises UserError, also if one comes twice: it would be one image."""
+    try:
+        ranges = ranges_of(text)
+    except ValueError as error:
+        raise SettingError("seeds", str(error), text) from None
+    if sum(map(len, ranges)) > limit:
+        raise SettingError("seeds", f"more than {limit:,} images; split them among several folders", text)
     seeds: dict[int, None] = {}
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*([0-9]{1,100})\s*(?:-\s*([0-9]{1,100})\s*)?", part)
-        if not found:
-            raise SettingError("seeds", "write numbers and ranges, e.g. 0-49999 or 1,2,10-19", text)
-        first, last = int(found[1]), int(found[2] or found[1])
-        if last < first:
-            raise SettingError("seeds", f"{first}-{last} is empty; write the lower number first", text)
-        if last >= 2**32:
-            raise SettingError("seeds", f"a seed must be below 2^32 = {2**32}", text)
-        if last - first + len(seeds) >= limit:
-            raise SettingError("seeds", f"more than {limit:,} images; split them among several folders", text)
-        if twice := seeds.keys() & range(first, last + 1):
+    for part in ranges:
+        if twice := seeds.keys() & part:
             raise SettingError("seeds", f"{min(twice)} comes twice; a seed is one image", text)
-        seeds |= dict.fromkeys(range(first, last + 1))
+        seeds |= dict.fromkeys(part)
     return list(seeds)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Container, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, fi
 from pydantic_core import ErrorDetails
 
 from registry.core.errors import Mistakes, SettingError, UserError
+from registry.core.seeds import ranges_of
 from registry.core.settings import Config
 from registry.core.text import shown
 from registry.files.locate import locate_study
@@ -30,16 +31,10 @@ def parse_seeds(value: Any) -> Any:
     """'0-2,7' -> (0, 1, 2, 7). Raises ValueError. Anything but a text is left as it is."""
     if not isinstance(value, str):
         return value
-    seeds: list[int] = []
-    for part in value.split(","):
-        found = re.fullmatch(r"\s*([0-9]{1,100})\s*(?:-\s*([0-9]{1,100})\s*)?", part)
-        if not found:
-            raise ValueError("write numbers and ranges, such as 0-4 or 0,1,7")
-        first, last = int(found[1]), int(found[2] or found[1])
-        if last < first or last - first > 10_000:
-            raise ValueError(f"{first}-{last} is {'empty; write the lower number first' if last < first else 'too many'}")
-        seeds += range(first, last + 1)
-    return tuple(seeds)
+    ranges = ranges_of(value)
+    if sum(map(len, ranges)) > MOST_RUNS:
+        raise ValueError(f"at most {MOST_RUNS:,} runs are made")
+    return tuple(chain(*ranges))
 
 
 class Study(Config):
