@@ -314,10 +314,17 @@ def mounted(folder: Path, *options: str) -> Iterator[Callable[[str], None]]:
     folder.mkdir(exist_ok=True)
     source = str(folder) if "--bind" in options else "soak"
     subprocess.run(["mount", *options, source, str(folder)], check=True, capture_output=True)
+
+    def remount(changed: str) -> None:
+        end = time.monotonic() + TRIAL_SECONDS
+        while subprocess.run(["mount", "-o", f"remount,{changed}", str(folder)], capture_output=True).returncode:
+            assert time.monotonic() < end, f"{folder} could not be mounted with {changed}"
+            time.sleep(0.001)  # nothing becomes read-only while a file in it is being written
+
     try:
-        yield lambda changed: subprocess.run(["mount", "-o", f"remount,{changed}", str(folder)], check=True) and None
+        yield remount
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def may_mount() -> bool:
