@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import signal
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -105,6 +106,26 @@ def test_two_plugins_of_one_name(package: Callable[..., dict[str, str]], cli: Cl
     assert "loss_one" in listed
     assert "loss_two" not in listed
     assert "plugin twin 1.2.3 not loaded: package two names its plugin 'twin', as does package one" in listed.replace("\n", " ")
+
+
+SIGNALLED = """
+import os, signal
+from registry.api import hookimpl
+
+@hookimpl
+def register_losses():
+    os.kill(os.getpid(), signal.{name})
+    return []
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT"])
+def test_a_signal_while_a_plugin_is_loaded_is_no_fault_of_the_plugin(
+    name: str, package: Callable[..., dict[str, str]], cli: Cli
+) -> None:
+    """It was set aside, and the command went on without it."""
+    done = cli("plugins", env=package("signalled", SIGNALLED.format(name=name)))
+    assert error_line(done, 128 + signal.Signals[name]) == "distill: interrupted"
 
 
 def test_a_blocked_plugin_is_not_loaded(cli: Cli) -> None:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import pluggy
 
-from registry.core.errors import UserError, near
+from registry.core.errors import Interrupted, UserError, near
 from registry.core.text import shown
 from registry.core.version import DISTRIBUTION
 from registry.plugins import hooks
@@ -152,7 +152,7 @@ def load_plugins(blocked: Iterable[str] | None = None) -> Plugins:
             if entry.name in taken:
                 raise UserError(f"package {package} names its plugin {entry.name!r}, as does package {taken[entry.name]}")
             found = components(entry.load(), entry.name)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted):
             raise
         except BaseException as error:  # a stranger's code may raise anything
             plugins.failures.append(Failure(entry.name, release, _reason(error)))
