@@ -253,6 +253,17 @@ def test_the_page_in_a_browser(width: int, options: list[str], folders: list[Pat
     assert found["wide"]
 
 
+def test_a_picture_that_is_no_grid_is_left_out(folders: list[Path], tmp_path: Path) -> None:
+    """One of 32 GB was read whole, as far as the memory went."""
+    folder = tmp_path / "00007-large"
+    shutil.copytree(folders[0], folder)
+    for name in ("real.png", "fakes_init.png"):
+        with open(folder / name, "ab") as file:
+            file.truncate(1 << 35)
+    assert {"real", "fakes_init"}.isdisjoint(read_history(folder).pictures)
+    assert write_page([folder], tmp_path / "page.html").stat().st_size < 5 << 20
+
+
 @pytest.mark.parametrize("name", ["recipe.toml", "stats.jsonl"])
 @pytest.mark.parametrize("kind", ["a device", "a pipe", "a large file"])
 def test_what_is_no_file_of_a_run_is_not_waited_for(name: str, kind: str, tmp_path: Path, here: Here) -> None:

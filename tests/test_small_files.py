@@ -30,6 +30,7 @@ from registry.runs.states import recorded_tables
 from registry.sample.generate import Form, images_in, parts_in, write_part
 from registry.sample.pairs import kept as kept_pairs
 from registry.sample.pairs import save
+from registry.study.attempts import last_error
 from registry.study.cells import Status, read_attempt
 from tests.conftest import environment, error_line, tiny_network
 
@@ -320,6 +321,31 @@ def test_a_run_that_goes_on_says_which_lines_are_damaged(recipe_file: Callable[.
     again = here(*words, "--resume", "auto")
     assert again.returncode == 0 and f"WARNING {file.name}: 1 damaged line is left out" in again.stdout
     assert file.read_bytes() == b"".join(later)
+
+
+@pytest.mark.parametrize("name", ["stats.jsonl", "metric-sliced_wasserstein.jsonl"])
+def test_a_run_goes_on_without_lines_that_cannot_be_read(
+    name: str, recipe_file: Callable[..., Path], here: Cli, tmp_path: Path
+) -> None:
+    words = ["--recipe", recipe_file(), "--set", 'eval.metrics=["sliced_wasserstein"]', "--set", "eval.reference=digits"]
+    assert here(*words).returncode == 0
+    file = tmp_path / "runs" / "00000-short" / name
+    with open(file, "ab") as large:
+        large.truncate(3 << 30)
+    again = here(*words, "--resume", "auto")
+    assert again.returncode == 0 and f"WARNING {name}: is too long; was renamed to {name}.damaged" in again.stdout
+    assert file.with_name(f"{name}.damaged").stat().st_size == 3 << 30
+    assert not file.exists() or file.stat().st_size < 1 << 20
+
+
+def test_the_reason_of_a_run_stands_at_the_end_of_its_errors(tmp_path: Path) -> None:
+    with open(tmp_path / "errors.txt", "wb") as file:
+        file.truncate(1 << 35)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\n" + b"x" * 70_000 + b"\ndistill: there is not enough memory\n")
+    assert last_error(tmp_path, 1) == "there is not enough memory"
+    (tmp_path / "errors.txt").write_bytes(b"\xff\n")
+    assert last_error(tmp_path, 1) == "\ufffd"
 
 
 def test_a_name_in_two_lines_is_one_line(recipe_file: Callable[..., Path], here: Cli, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def _is_whole(path: Path, sha256: str | None) -> bool:
             return False
         with open(path, "rb") as file:
             return bool(hashlib.file_digest(file, "sha256").hexdigest() == noted["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -196,8 +196,8 @@ class _Unwanted(Exception):
 def _continue(url: str, part: Path, sha256: str | None) -> None:
     """Append the missing bytes to the part file, or start over if the server cannot resume."""
     tag = _tag(part)
-    known = tag.read_text() if part.exists() and tag.exists() else ""
-    known = known if known.isprintable() else ""
+    known = tag.read_text("utf-8", errors="replace") if part.exists() and tag.exists() else ""
+    known = known if known.isascii() and known.isprintable() else ""
     sure = part.exists() and (known or sha256)  # of an unknown version, nothing can be appended to
     have = part.stat().st_size if sure else 0
     headers = {"User-Agent": f"distill/{version()}", "Accept-Encoding": "identity"}
@@ -212,7 +212,7 @@ def _continue(url: str, part: Path, sha256: str | None) -> None:
         coding = answer.headers.get("Content-Encoding", "identity")
         if coding.strip().lower() != "identity":
             raise _Unwanted(f"the server sent it packed ({shown(coding, 20)}), which was not asked for")
-        tag.write_text(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
+        tag.write_text(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "", "utf-8")
         announced = answer.headers.get("Content-Length")
         total = have + int(announced) if announced and announced.isdecimal() else None
         free = shutil.disk_usage(part.parent).free

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ from registry.recipe.texts import read_text_and_tables
 MOST_SNAPSHOTS = 24
 """Pictures of a page's slider."""
 PNG = b"\x89PNG\r\n\x1a\n"
+MOST_PICTURE = 2**26
+"""Bytes of a grid."""
 Line = Mapping[str, Any]
 
 
@@ -183,7 +186,10 @@ def read_history(path: Path) -> History:
 def reason(path: Path) -> str:
     """Why a run failed, by the file that says so; nothing if there is none."""
     try:
-        return shown(path.read_bytes()[:2000].decode(errors="replace"), 500) if path.is_file() else ""
+        if not path.is_file():
+            return ""
+        with open(path, "rb") as file:
+            return shown(file.read(2000).decode(errors="replace"), 500)
     except OSError:
         return ""
 
@@ -197,12 +203,13 @@ def grids(path: Path) -> list[tuple[float, Path]]:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is a PNG: a page holds all that is in it, and in a stranger's folder it may be a link to anything."""
+    """Whether a file is a PNG, and not too large: a page holds all that is in it, and in a stranger's folder it may be a link to
+    anything."""
     try:
         if not path.is_file():
             return False
         with open(path, "rb") as file:
-            return file.read(len(PNG)) == PNG
+            return file.read(len(PNG)) == PNG and os.fstat(file.fileno()).st_size <= MOST_PICTURE
     except OSError:
         return False
 

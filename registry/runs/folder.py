@@ -20,9 +20,10 @@ from registry.core.interruption import leave_if_copied
 from registry.core.joining import tell_launcher
 from registry.core.locks import lock_on, taken
 from registry.core.text import shown
+from registry.files.json_files import NoRecord
 from registry.files.json_lines import STATISTICS, append_line, kimg_of, readable_lines, whole_lines
 from registry.recipe.resolved import Tables, dumps
-from registry.runs.states import LATER, NUMBERED
+from registry.runs.states import LATER, NUMBERED, set_aside
 from registry.show.journal import Journal
 from registry.show.trackers import Trackers
 
@@ -222,8 +223,13 @@ class RunFolder:
         for path in (self.path / STATISTICS, *metrics) if self.writes else ():
             if not path.is_file():
                 continue
-            whole = whole_lines(path)
-            if damaged := sum(bool(line.strip()) for line in path.read_bytes().splitlines()) - len(whole):
+            try:
+                whole, before = whole_lines(path), path.read_bytes()
+            except (OSError, NoRecord) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
+                self.journal.log(f"WARNING {path.name}: {reason}; {set_aside(path)}")
+                continue
+            if damaged := sum(bool(line.strip()) for line in before.splitlines()) - len(whole):
                 self.journal.log(f"WARNING {path.name}: {damaged} damaged line{'s are' * (damaged > 1) or ' is'} left out")
             again = [kimg] if snapshot_due and path.name != STATISTICS else []
             kept, left = list[str](), list[str]()
@@ -232,7 +238,7 @@ class RunFolder:
             if keep and left and (path.name != STATISTICS or written is None):
                 aside.append(unused(path.with_name(path.name + LATER)))
                 write_atomically(aside[-1], as_lines(left))
-            if as_lines(kept) != path.read_bytes():
+            if as_lines(kept) != before:
                 write_atomically(path, as_lines(kept))
         return aside
 

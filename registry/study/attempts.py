@@ -25,6 +25,8 @@ from registry.study.machine import code, made_with
 from registry.study.sources import held_now
 
 LOCK, OUTPUT, ERRORS = "lock", "output.txt", "errors.txt"
+LAST_WORDS = 2**16
+"""Bytes at the end of its errors in which a run's reason is looked for."""
 
 
 @dataclass
@@ -139,5 +141,7 @@ def last_error(folder: Path, code: int) -> str:
     if code < 0:
         known = {s.value: s.name for s in signal.Signals}  # not all that a system has
         return f"ended by signal {known.get(-code, -code)}"
-    lines = (folder / ERRORS).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    with open(folder / ERRORS, "rb") as file:
+        file.seek(-min(LAST_WORDS, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        lines = file.read(LAST_WORDS).decode(errors="replace").strip().splitlines()
     return lines[-1].strip().removeprefix("distill: ") if lines else f"exit code {code}"
