@@ -86,8 +86,10 @@ def check_teacher(teacher: Teacher, noise: Noise | None = None) -> None:
         type(teacher.label_dim) is int and teacher.label_dim >= 0, f"teacher.label_dim = {teacher.label_dim!r}; 0 means no labels"
     )
     demand(0 < sigma_data < math.inf, f"teacher.sigma_data = {sigma_data}; it must be the data's standard deviation")
+    path = teacher.path
+    demand(path is None or isinstance(path, Path), f"teacher.path is {path!r}; it must be None or a pathlib.Path")
     demand(
-        teacher.path is None or bool(teacher.weights),
+        path is None or bool(teacher.weights),
         "teacher.path is given without teacher.weights; without this hash, saved numbers would be reused after the weights change",
     )
     if noise is not None:

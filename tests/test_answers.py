@@ -166,6 +166,9 @@ ODD_FACTS: dict[str, tuple[dict[str, Any], str]] = {
     "other images": ({"images": torch.zeros(2, 3, 8, 8)}, "images must be None or a tensor [M, 1, 8, 8], not a Tensor"),
     "a huge D": ({"D": 10**400}, "D must be a positive number, not 1000"),
     "a text as D": ({"D": "128"}, "D must be a positive number, not '128'"),
+    "a text as path": ({"path": "teacher.pt"}, "path must be None or the pathlib.Path of its file, not 'teacher.pt'"),
+    "a path of nothing": ({"path": Path()}, "path must be None or the pathlib.Path of its file, not PosixPath('.')"),
+    "a file's weights without a hash": ({"weights": ""}, "path needs weights, a hash of them: numbers beside the file are theirs"),
     "huge classes": ({"label_dim": 10**400}, "label_dim must be 0 or a number of labels, not 1000"),
 }
 

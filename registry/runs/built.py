@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +44,10 @@ def check_facts(choice: Choice, teacher: Any) -> Teacher:
     demand(choice, listed, f"remarks must be lines of text, not {cut(text_of(lines), 60)}")
     for name, text in (("origin", teacher.origin), ("weights", teacher.weights)):
         demand(choice, is_text(text), f"{name} must be text, not {cut(text_of(text), 60)}")
+    path = teacher.path
+    named = path is None or (isinstance(path, Path) and path.name != "")
+    demand(choice, named, f"path must be None or the pathlib.Path of its file, not {cut(text_of(path), 60)}")
+    demand(choice, path is None or teacher.weights != "", "path needs weights, a hash of them: numbers beside the file are theirs")
     made = teacher.trainable
     demand(choice, made is None or callable(made), f"trainable must be None or make a network, not be a {kind(made)}")
     if teacher.images is not None:
