@@ -25,17 +25,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ipfm_plugin.loss import IPFMLoss
 from ipfm_plugin.noise import ElectrostaticNoise
+from registry.builtin.loss import SiDLoss
 from registry.core.contracts import Metric, Teacher
 from registry.core.errors import Interrupted, UserError
 from registry.core.interruption import Interruption, leave_if_copied
 from registry.core.settings import Config
-from registry.core.surroundings import surroundings_restored
+from registry.core.surroundings import settings_restored, surroundings_restored
 from registry.measure.guarded import Guarded
 from registry.measure.measuring import measure
 from registry.plugins.component import Component
 from registry.recipe.resolved import Choice
-from registry.runs.built import check_answer, check_facts, check_noise
+from registry.runs.built import check_answer, check_facts, check_loss, check_noise
 from tests.conftest import environment, error_line, installed, tiny_network
 
 SHAPE = (1, 8, 8)
@@ -238,6 +240,12 @@ def test_a_denoiser_that_answers_something_else(answer: Any, told: str) -> None:
     assert told in str(caught.value)
 
 
+def on_the_meta_device(rng: Any) -> Tensor:
+    found = torch.ones(2)
+    torch.set_default_device("meta")
+    return found
+
+
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
@@ -247,6 +255,8 @@ def test_a_denoiser_that_answers_something_else(answer: Any, told: str) -> None:
         ("prior", lambda shape, sigma, rng: torch.ones(2, 1, 4, 8), "must give [2, 1, 8, 8], and gave [2, 1, 4, 8] of torch.float32"),
         ("student_sigma", lambda rng: torch.ones(2, 1), "student_sigma(rng) must give [2], and gave [2, 1]"),
         ("generator_sigma", lambda rng: torch.ones(1), "generator_sigma(rng) must give [2], and gave [1]"),
+        ("prior", 3, "prior must be a method, not a int"),
+        ("generator_sigma", on_the_meta_device, "generator_sigma(rng) has changed torch's default device to meta"),
         ("perturb", lambda x, sigma, rng: x[:1], "perturb(x, sigma, rng) must give [2, 1, 8, 8], and gave [1, 1, 8, 8]"),
     ],
 )  # fmt: skip
@@ -254,9 +264,31 @@ def test_a_noise_that_is_none(name: str, value: Any, told: str) -> None:
     noise = ElectrostaticNoise(128.0)
     check_noise(choice("noise"), noise, SHAPE)
     setattr(noise, name, value)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as caught, settings_restored():
         check_noise(choice("noise"), noise, SHAPE)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("of", "thing", "told"),
+    [
+        ("noise", {}, "its build must give an object with prior, perturb, student_sigma, generator_sigma, D, sigma_init, "),
+        ("noise", ElectrostaticNoise, "its build must give an object with prior, "),
+        ("loss", IPFMLoss, "its build must give an object with student and generator, not a "),
+        ("loss", {}, "its build must give an object with student and generator, not a dict"),
+        ("loss", lambda *arguments: 0, "its build must give an object with student and generator, not a function"),
+        ("loss", SimpleNamespace(student=abs, generator=3), "generator must be a method, not a int"),
+    ],
+)
+def test_another_thing_than_a_noise_or_a_loss(of: str, thing: Any, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_noise(choice(of), thing, SHAPE) if of == "noise" else check_loss(choice(of), thing)
+    assert str(caught.value).startswith(f"plugin 'strangers': {of} 'odd': {told}")
+
+
+def test_every_loss_and_noise_of_ours_is_one() -> None:
+    for loss in (IPFMLoss(1.0), SiDLoss(1.0)):
+        assert check_loss(choice("loss"), loss) is loss
 
 
 def test_a_copy_that_is_no_network() -> None:

@@ -93,6 +93,7 @@ class Teacher(Domain):
         return net.requires_grad_(True)
 
 
+@runtime_checkable
 class Noise(Protocol):
     """A perturbation kernel p_r(x_r | x), r = sigma·√D, and the two laws of noise levels. B = len(rng)."""
 
@@ -135,6 +136,7 @@ class RealBatch(NamedTuple):
     labels: Tensor | None
 
 
+@runtime_checkable
 class Loss(Protocol):
     """The two sides of the game. Both give unreduced values [B, C, H, W]; the loop alone reduces, scales, differentiates.
 

@@ -25,7 +25,7 @@ from registry.recipe.arguments import check_path
 from registry.recipe.reading import check_fit
 from registry.recipe.resolved import Choice, Recipe, dumps, settings_of, training_tables
 from registry.recipe.tables import DataConfig, GeneratorConfig
-from registry.runs.built import check_answer, check_facts, check_noise, check_state, check_trainable
+from registry.runs.built import check_answer, check_facts, check_loss, check_noise, check_trainable
 from registry.show.images import read_images
 from registry.train.data import RealImages
 from registry.train.generator import Generator
@@ -44,14 +44,12 @@ def build(recipe: Recipe, plugins: Plugins, teacher: Teacher | None = None) -> t
         raise UserError(f"{recipe.path}: noise {recipe.noise.name!r} has D = {noise.D:g}, the teacher has D = {teacher.D:g}")
     check_levels(recipe, teacher, noise)
     with settings_restored(), weights_of_seed(recipe.train.seed):
-        loss: Loss = recipe.loss.make(teacher)
+        loss = check_loss(recipe.loss, recipe.loss.make(teacher))
     if hidden := hidden_network(loss):
         raise UserError(
             f"plugin {recipe.loss.owner!r}: its loss {recipe.loss.name!r} has a network in .{hidden} but is not a torch.nn.Module, "
             "so that network would not learn"
         )
-    if isinstance(loss, nn.Module):
-        check_state(recipe.loss, "the loss", loss)
     check_shared_pass(recipe, noise, loss)
     return teacher, noise, loss
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from registry.core.contracts import Domain, Noise, Teacher
+from registry.core.contracts import Domain, Loss, Noise, Teacher
 from registry.core.errors import BrokenContract, UserError
 from registry.core.settings import can_be_spaced
 from registry.core.streams import Streams
-from registry.core.surroundings import autocasts, set_autocasts
+from registry.core.surroundings import ProcessSettings, autocasts, set_autocasts
 from registry.core.text import cut, is_text, kind, shown, text_of
 from registry.plugins.faults import fault_of
 from registry.recipe.resolved import Choice
@@ -95,8 +95,10 @@ def check_answer(choice: Choice, domain: Domain, net: nn.Module, sigma: float, n
     demand(choice, x.is_meta or bool((x == 1).all()), f"{name} writes to the images that it is given")
 
 
-def check_noise(choice: Choice, noise: Noise, shape: tuple[int, int, int]) -> None:
+def check_noise(choice: Choice, noise: Any, shape: tuple[int, int, int]) -> None:
     """A noise whose levels are positive, and whose draws have the right shapes."""
+    has = "prior, perturb, student_sigma, generator_sigma, D, sigma_init, sigma_min, sigma_max and rho"
+    demand(choice, is_object(noise, Noise), f"its build must give an object with {has}, not a {kind(noise)}")
     for name, value in (("D", noise.D), ("sigma_init", noise.sigma_init), ("sigma_min", noise.sigma_min),
                         ("sigma_max", noise.sigma_max), ("rho", noise.rho)):  # fmt: skip
         demand(choice, type(value) in (int, float) and value > 0, f"{name} must be a positive number, not {value!r}")
@@ -106,15 +108,37 @@ def check_noise(choice: Choice, noise: Noise, shape: tuple[int, int, int]) -> No
                "student_sigma": noise.student_sigma, "generator_sigma": noise.generator_sigma}  # fmt: skip
     for name, method in methods.items():
         demand(choice, callable(method), f"{name} must be a method, not a {kind(method)}")
-    n, rng, autocast = 2, Streams.derived("check", range(2)), autocasts()
-    with told_of(choice):
-        drawn = noise.prior(shape, noise.sigma_init, rng)
-    check_tensor(choice, "prior(shape, sigma, rng)", drawn, (n, *shape))
-    check_tensor(choice, "student_sigma(rng)", noise.student_sigma(rng), (n,))
-    check_tensor(choice, "generator_sigma(rng)", noise.generator_sigma(rng), (n,))
+    n, rng, before = 2, Streams.derived("check", range(2)), ProcessSettings.now()
     x, sigma = torch.zeros(n, *shape), torch.full((n,), float(noise.sigma_init))
-    check_tensor(choice, "perturb(x, sigma, rng)", noise.perturb(x, sigma, rng), (n, *shape))
-    demand_autocast(choice, autocast)
+    calls: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+        "prior(shape, sigma, rng)": (lambda: noise.prior(shape, noise.sigma_init, rng), (n, *shape)),
+        "student_sigma(rng)": (lambda: noise.student_sigma(rng), (n,)),
+        "generator_sigma(rng)": (lambda: noise.generator_sigma(rng), (n,)),
+        "perturb(x, sigma, rng)": (lambda: noise.perturb(x, sigma, rng), (n, *shape)),
+    }
+    for call, (made, wanted) in calls.items():
+        with told_of(choice):
+            found = made()
+        check_tensor(choice, call, found, wanted)
+        demand_autocast(choice, before.autocast)
+        changed = before.changed()
+        demand(choice, changed is None, f"{call} has changed {changed}")
+
+
+def check_loss(choice: Choice, loss: Any) -> Loss:
+    """A loss that has both sides of the game."""
+    demand(choice, is_object(loss, Loss), f"its build must give an object with student and generator, not a {kind(loss)}")
+    checked: Loss = loss
+    for name, method in (("student", checked.student), ("generator", checked.generator)):
+        demand(choice, callable(method), f"{name} must be a method, not a {kind(method)}")
+    if isinstance(checked, nn.Module):
+        check_state(choice, "the loss", checked)
+    return checked
+
+
+def is_object(made: Any, contract: type) -> bool:
+    """Whether this has all that a contract names, and is no class that was not called."""
+    return isinstance(made, contract) and not isinstance(made, type)
 
 
 def check_tensor(choice: Choice, call: str, found: Any, shape: tuple[int, ...], device: torch.device | None = None) -> None:
