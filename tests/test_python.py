@@ -6,6 +6,7 @@ import pydoc
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -121,6 +122,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "negative seed": ({"n": None, "seeds": [-1]}, "seeds = -1: must be whole numbers from 0 to"),
     "large seed": ({"n": None, "seeds": [2**64]}, "seeds = 18446744073709551616: must be whole numbers"),
     "too many seeds": ({"n": None, "seeds": range(10**12)}, "seeds: are more than 10,000,000; more are made in parts"),
+    "a queue without seeds": ({"n": None, "seeds": deque()}, "seeds: there are none"),
     "half a seed": ({"n": None, "seeds": [0.5]}, "seeds = 0.5: must be whole numbers"),
     "no seeds": ({"n": None, "seeds": []}, "seeds: there are none"),
     "both": ({"seeds": [1]}, "seeds: give n or seeds, not both"),

@@ -238,11 +238,13 @@ def end_workers(patience: float) -> None:
 def cut_off(code: int) -> NoReturn:
     """Exit without what is left of Python's shutdown, which may wait for ever for the locks of workers. A pool may have begun them
     anew."""
-    import multiprocessing
+    try:
+        import multiprocessing
 
-    for process in multiprocessing.active_children():
-        process.kill()
-    os._exit(code)
+        for process in multiprocessing.active_children():
+            process.kill()
+    finally:
+        os._exit(code)
 
 
 def say_who_stays() -> None:

@@ -158,11 +158,8 @@ def go_on_from(state: Path, folder: RunFolder, run: Training, saved: Saved, resu
     else:
         due = content.get("snapshot_due", False) and not distributed.by_rank0(lambda: is_made(*where, written))
     saved.snapshot_due = due and (finished or not otherwise)
-    if folder.writes:
-        try:
-            leave_behind(begun, folder, run.nimg, saved, content["recipe"], bool(otherwise), written, finished)
-        except OSError as error:
-            raise UserError(f"{error.filename or folder.path}: cannot be set aside: {error.strerror or error}") from None
+    left = (begun, folder, run.nimg, saved, content["recipe"], bool(otherwise), written, finished)
+    distributed.by_rank0(lambda: leave_behind(*left))
     journal.log(f"resuming at {run.nimg / 1000:.3f} kimg from {begun}")
     if finished:
         journal.log("this run is finished; only its table is made again. For more images, set train.duration_kimg")
@@ -189,20 +186,23 @@ def leave_behind(
 ) -> None:
     """Set aside what the folder has of more images than the state, as far as the run does not write it again just so: it may go on
     `otherwise` than the tables `before`, or than those of whoever wrote here last, or end elsewhere, or have other snapshots. And
-    set aside its table, unless it is `finished`."""
-    recorded, now = complete_tables(folder.path / "recipe.toml") or before, saved.tables
-    left = otherwise or bool(learned_otherwise(recorded, now, nimg)) or is_other(before, recorded, now, TICKS)
-    ends = [all_images(tables) for tables in (before, recorded)]
-    left = left or any(nimg < end and not has_a_snapshot(now, end) for end in ends)
-    aside = set_later_aside(folder.path, state, nimg, left, teacher="network" in now)
-    branch = left or bool(aside)
-    remeasured = is_other(before, recorded, now, {"eval": (*MEASURED, *now["eval"]["metrics"])})
-    aside += set_best_aside(folder.path, nimg) if branch or remeasured else []
-    aside += set_table_aside(folder.path, nimg, finished)
-    aside += folder.forget_after(nimg / 1000, None if branch else written, saved.snapshot_due, keep=branch or remeasured)
-    if aside:
-        which = " of another branch" if branch else ""
-        folder.journal.log(f"later files{which} were set aside: {', '.join(path.name for path in aside)}")
+    set aside its table, unless it is `finished`. Raises UserError if the disk does not allow it."""
+    try:
+        recorded, now = complete_tables(folder.path / "recipe.toml") or before, saved.tables
+        left = otherwise or bool(learned_otherwise(recorded, now, nimg)) or is_other(before, recorded, now, TICKS)
+        ends = [all_images(tables) for tables in (before, recorded)]
+        left = left or any(nimg < end and not has_a_snapshot(now, end) for end in ends)
+        aside = set_later_aside(folder.path, state, nimg, left, teacher="network" in now)
+        branch = left or bool(aside)
+        remeasured = is_other(before, recorded, now, {"eval": (*MEASURED, *now["eval"]["metrics"])})
+        aside += set_best_aside(folder.path, nimg) if branch or remeasured else []
+        aside += set_table_aside(folder.path, nimg, finished)
+        aside += folder.forget_after(nimg / 1000, None if branch else written, saved.snapshot_due, keep=branch or remeasured)
+        if aside:
+            which = " of another branch" if branch else ""
+            folder.journal.log(f"later files{which} were set aside: {', '.join(path.name for path in aside)}")
+    except OSError as error:
+        raise UserError(f"{error.filename or folder.path}: cannot be set aside: {error.strerror or error}") from None
 
 
 def has_a_snapshot(tables: Tables, nimg: int) -> bool:

@@ -234,11 +234,11 @@ def roll_back(
         times = f" after {run.rollbacks} rollbacks" if run.rollbacks else ""
         raise Diverged(f"the run has diverged{times}: {error}{where}; {error.advice}", error.nimg, error.advice)
     rollbacks = run.rollbacks + 1
+    for learner in (*learners().values(), *(part for part in saved.parts.values() if isinstance(part, Learner))):
+        learner.tally.revive()
     with distributed.everywhere(state) as file:
         run.nimg = restore_state(state, read_state(file, saved.parts), saved.parts)
     run.rollbacks = rollbacks
-    for learner in (*learners().values(), *(part for part in saved.parts.values() if isinstance(part, Learner))):
-        learner.tally.revive()
     ticks.forget()
     back = f"back to {run.nimg / 1000:.3f} kimg, with other draws (rollback {rollbacks})"
     folder.journal.log(f"WARNING the run has diverged: {error}; {back}")

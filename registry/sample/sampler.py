@@ -211,7 +211,11 @@ class Sampler:
             if n is not None and (type(n) is not int or not 1 <= n <= MOST_SEEDS):
                 raise SettingError("n", f"must be a whole number from 1 to {MOST_SEEDS:,}; more are made in parts", n)
             return list(range(16 if n is None else n))
-        if isinstance(seeds, Sequence) and len(seeds[: MOST_SEEDS + 1]) > MOST_SEEDS:  # len of a range has a limit of its own
+        try:
+            many = isinstance(seeds, Sequence) and len(seeds) > MOST_SEEDS
+        except OverflowError:  # of a range
+            many = True
+        if many:
             raise SettingError("seeds", f"are more than {MOST_SEEDS:,}; more are made in parts")
         try:
             found: list[Any] = list(seeds) if isinstance(seeds, Sequence | np.ndarray | Tensor) and np.ndim(seeds) else [seeds]
