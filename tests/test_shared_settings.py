@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ipfm_plugin.loss import IPFMLoss
+from ipfm_plugin.noise import ElectrostaticNoise
 from registry.core.errors import UserError
 from registry.runs.distill import distill
 
@@ -70,6 +71,27 @@ def test_a_loss_that_changes_what_all_share_is_told_so(
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert distill(str(recipe_file()), outdir="runs", resume="auto").folder.name == folder.name
+
+
+def test_an_error_of_ours_after_such_a_change_is_its_consequence(
+    recipe_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step draws more after the noise has changed the device, and was called a bug in distill."""
+
+    class Elsewhere(ElectrostaticNoise):
+        drawn = 0
+
+        def prior(self, *args: Any) -> Tensor:
+            self.drawn += 1
+            if self.drawn == 5:
+                torch.set_default_device("meta")
+            return super().prior(*args)
+
+    before = shared()
+    monkeypatch.setattr("ipfm_plugin.noise.build", lambda config, domain: Elsewhere(domain.D))
+    with pytest.raises(UserError, match="has changed torch's default device to meta"):
+        distill(str(recipe_file()), outdir=str(tmp_path / "runs"))
+    assert shared() == before
 
 
 @pytest.mark.parametrize("what", CHANGES)

@@ -21,6 +21,7 @@ from registry.core import distributed
 from registry.core.errors import Diverged, Interrupted, UserError
 from registry.core.interruption import signalled
 from registry.core.surroundings import ProcessSettings, working_folder_restored
+from registry.plugins.faults import fault_of
 from registry.recipe.resolved import PretrainRecipe, Recipe
 from registry.recipe.tables import PretrainConfig, TrainConfig
 from registry.runs.background import Background
@@ -152,6 +153,8 @@ def train(
             except (RuntimeError, TypeError) as error:
                 if changed := changed_types(learners()):
                     raise changed from error
+                if not fault_of(error):
+                    check_process_settings(before)  # it may be the consequence
                 raise
             except Diverged as error:
                 roll_back(run, recipe.train, saved, folder, learners, ticks, error)
