@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import builtins
+import hashlib
 import itertools
 import os
 import random
@@ -37,8 +38,9 @@ from registry.cli import main
 from registry.files.formats import save_network
 from registry.runs import distill  # noqa: F401
 from registry.runs.states import states
-from tests.conftest import RECIPE, ROOT, environment, tiny_network
+from tests.conftest import RECIPE, ROOT, environment, grey_images, tiny_network
 
+FEATURES = str(ROOT / "recipes" / "features" / "digits_features.toml")
 CHANGES = (
     ("batch = 8", "batch = 512"), ("duration_kimg = 0.048", "duration_kimg = 2.048"), ("tick_kimg = 0.016", "tick_kimg = 1.024"),
     ("state_ticks = 1", "state_ticks = 1\nkeep_states = 2"), ("snapshot_ticks = 1", "snapshot_ticks = 2"),
@@ -47,7 +49,22 @@ CHANGES = (
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 RUN = ("--recipe", "short.toml", "--resume", "auto")
 MEASURED = ("--set", 'eval.metrics=["sliced_wasserstein"]', "--set", "eval.reference=digits", "--set", "eval.samples=3000")
-STOP_SECONDS = 10.0
+READERS = (
+    ("report", "runs/00000-short"), ("runs",), ("table", "runs/00000-short"), ("inspect", "runs/00000-short"),
+    ("export", "runs/00000-short", "hub"), ("generate", "--network", "runs/00000-short", "--seeds", "0", "--outdir", "out"),
+)  # fmt: skip
+"""Commands that read a run's folder."""
+COMMANDS = (
+    ("dataset", "../pictures", "out.zip"),
+    ("dataset", "../pictures", "out", "--resolution", "4"),
+    ("generate", "--network", "../net.pt", "--seeds", "0-299", "--outdir", "out", "--format", "png", "--format", "npz"),
+    ("convert", "../net.pt", "out.pkl"),
+    ("convert", "../net.pt", "out.safetensors"),
+    ("export", "../net.pt", "out"),
+    ("features", "--recipe", FEATURES, "--set", "classifier.epochs=1", "--save", "out.pt"),
+)
+"""Commands that write `out`, in the same bytes each time."""
+STOP_SECONDS, READ_SECONDS = 10.0, 20.0
 TRIAL_SECONDS = 120.0
 
 
@@ -115,7 +132,12 @@ class Soak:
             assert old in text
             text = text.replace(old, new)
         (folder / "short.toml").write_text(text)
+        save_network(folder / "net.pt", "generator", tiny_network(), {"D": 128.0, "sigma_init": 2.5})
+        (folder / "pictures").mkdir()
+        grey_images(folder / "pictures", 64)
         self.references: dict[tuple[str, ...], Path] = {}
+        self.made: dict[tuple[str, ...], tuple[float, dict[str, str]]] = {}
+        """Of other commands: the seconds that they take, and what they make."""
         start = time.monotonic()
         self.reference()
         self.seconds, self.calls = time.monotonic() - start, self.count_calls()
@@ -141,7 +163,8 @@ class Soak:
         assert resumed.wait() == 0, resumed.text()
         self.compare(cwd, *more)
 
-    def compare(self, cwd: Path, *more: str) -> None:
+    def compare(self, cwd: Path, *more: str, lines: int = 2) -> None:
+        """The run in a folder against the one that nothing happened to: weights, snapshots, and the number of its lines."""
         wanted, found = self.reference(*more), max(p for p in (cwd / "runs").iterdir() if states(p))
         a, b = (torch.load(states(p)[0], weights_only=True) for p in (wanted, found))
         assert a["nimg"] == b["nimg"], (a["nimg"], b["nimg"])
@@ -149,7 +172,7 @@ class Soak:
         for path in wanted.glob("network-snapshot-*.pkl"):
             assert (found / path.name).read_bytes() == path.read_bytes(), f"another {path.name}"
         assert not list(found.glob(".*.distill")), "left behind by a killed write"
-        assert (found / "stats.jsonl").read_text().count("\n") == 2, "lines of statistics"
+        assert lines == 0 or (found / "stats.jsonl").read_text().count("\n") == lines, "lines of statistics"
 
     def count_calls(self) -> int:
         """System calls with which the whole run writes files."""
@@ -195,6 +218,54 @@ class Soak:
         damage(newest, rng)
         self.finish(cwd)
         assert newest.with_name(newest.name + ".damaged").is_file()
+
+    def damaged_folder(self, cwd: Path, rng: random.Random) -> None:
+        """Some files of an unfinished run, but for states and snapshots, are damaged, gone, or something else. Whatever reads the
+        folder ends with a reason, and the run goes on, at the latest when what is no file is gone."""
+        folder = cwd / "runs" / "00000-short"
+        shutil.copytree(self.reference(*MEASURED), folder)
+        for last in (states(folder)[0], folder / "quality.json", folder / "quality.txt"):
+            last.unlink()
+        others = [p for p in folder.iterdir() if not p.name.startswith(("training-state", "network-snapshot", "run.lock"))]
+        for path in rng.sample(sorted(others), rng.randint(1, 3)):
+            harm(path, rng)
+        reader = Run(cwd, *rng.choice(READERS))
+        assert reader.wait(READ_SECONDS) in (0, 1), reader.text()
+        resumed = Run(cwd, *RUN, *MEASURED)
+        code = resumed.wait()
+        assert code in (0, 1), resumed.text()
+        if code == 1:
+            assert resumed.text().count("distill: ") == 1, resumed.text()
+            for path in others:
+                remove_unless_file(path)
+            resumed = Run(cwd, *RUN, *MEASURED)
+            assert resumed.wait() == 0, resumed.text()
+        self.compare(cwd, *MEASURED, lines=0)
+
+    def other_command(self, cwd: Path, rng: random.Random) -> None:
+        """A signal, or SIGKILL, at a random moment of another command than a run. The same command again comes to the same."""
+        words = rng.choice(COMMANDS)
+        if words not in self.made:
+            alone = self.new(f"made{len(self.made)}")
+            start = time.monotonic()
+            assert Run(alone, *words).wait() == 0
+            self.made[words] = time.monotonic() - start, fingerprints(alone)
+        seconds, wanted = self.made[words]
+        run, number = Run(cwd, *words), rng.choice((*SIGNALS, signal.SIGKILL))
+        time.sleep(rng.uniform(0, 1.1 * seconds))
+        run.send(number)
+        start = time.monotonic()
+        code = run.wait(STOP_SECONDS)
+        self.slowest = max(self.slowest, time.monotonic() - start)
+        assert code in (0, 128 + number, -number), (code, run.text())
+        self.kills += number == signal.SIGKILL
+        found = fingerprints(cwd)
+        assert code or found == wanted, "another output"
+        assert all(wanted.get(name) == value for name, value in found.items() if words[0] != "generate"), "half-written"
+        if code:
+            again = Run(cwd, *words)
+            assert again.wait() == 0, again.text()
+            assert fingerprints(cwd) == wanted, "another output"
 
     def damaged_network(self, cwd: Path, rng: random.Random) -> None:
         """A network's file with a flipped bit, a lost end or a page of zeros is refused."""
@@ -299,7 +370,8 @@ class Soak:
 
 
 KINDS = {
-    "killed": 10, "killed_in_a_write": 15, "signalled": 4, "damaged_state": 8, "damaged_network": 12, "full_disk": 3,
+    "killed": 10, "killed_in_a_write": 15, "signalled": 4, "damaged_state": 8, "damaged_network": 12, "damaged_folder": 4,
+    "other_command": 8, "full_disk": 3,
     "small_disk": 1, "read_only_disk": 1, "folder_gone": 1, "clock_jumps": 1, "killed_rank": 1,
 }  # fmt: skip
 """The ways to break a run, and how often each comes."""
@@ -358,6 +430,42 @@ def damage(path: Path, rng: random.Random) -> None:
     else:
         content[place] ^= 1 << rng.randrange(8)
     path.write_bytes(content)
+
+
+def harm(path: Path, rng: random.Random) -> None:
+    """Damage a file, or put something else in its place."""
+    kind = rng.choice(["damage"] * 6 + ["empty", "gone", "pipe", "folder", "loop", "huge", "another"])
+    other = rng.choice(sorted(p for p in path.parent.iterdir() if p.is_file() and p.stat().st_size < 2**24)).read_bytes()
+    if kind == "damage" and path.stat().st_size:
+        return damage(path, rng)
+    if kind == "huge":
+        return os.truncate(path, 2**35)
+    path.unlink()
+    match kind:
+        case "empty":
+            path.touch()
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "loop":
+            path.symlink_to(path.name)
+        case "another":
+            path.write_bytes(other)
+
+
+def remove_unless_file(path: Path) -> None:
+    """Remove a folder, a pipe or a link."""
+    if path.is_dir():
+        path.rmdir()
+    elif path.is_symlink() or path.is_fifo():
+        path.unlink()
+
+
+def fingerprints(cwd: Path) -> dict[str, str]:
+    """What a command has made there, but for what a killed write has left behind."""
+    files = [p for p in cwd.rglob("*") if p.is_file() and "out" in {p.stem, p.relative_to(cwd).parts[0]}]
+    return {str(p.relative_to(cwd)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files if not p.name.endswith(".distill")}
 
 
 def children(pid: int) -> list[int]:

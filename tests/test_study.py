@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from registry.cli.study_commands import cell_command
 from registry.core.errors import UserError
 from registry.measure.saved import learned_by
 from registry.plugins.loading import Plugins
+from registry.report.history import PNG
 from registry.study import attempts
 from registry.study.attempts import write_note
 from registry.study.cells import Cell, Status, prepare, read_attempt, run_folder, status
@@ -191,12 +193,18 @@ def test_a_run_that_another_study_has_made_is_copied(
     note.write_text(json.dumps(content))
     seeds = tmp_path / "third" / "cells" / "glr-0.001"
     (seeds / ".seed-5.0123abcd.distill").mkdir(parents=True)  # of a copy that was killed
-    dangling = tmp_path / "again" / "cells" / "glr-0.001" / "seed-5" / "elsewhere"
-    dangling.symlink_to("nowhere")
-    with pytest.raises(UserError, match=r"elsewhere: cannot be copied: .*No such file"):
+    other = tmp_path / "again" / "cells" / "glr-0.001" / "seed-5" / "elsewhere"
+    for leads_to in ("nowhere", ".", "elsewhere", "/dev/zero"):
+        other.symlink_to(leads_to)
+        with pytest.raises(UserError, match="elsewhere: cannot be copied: a run's folder holds files, folders and links to files"):
+            reuse(cells, tmp_path / "again")
+        assert not list(seeds.iterdir())
+        other.unlink()
+    os.mkfifo(other)
+    with pytest.raises(UserError, match="elsewhere: cannot be copied: "):
         reuse(cells, tmp_path / "again")
-    assert not list(seeds.iterdir())
-    dangling.unlink()
+    other.unlink()
+    other.symlink_to("attempt.json")
     assert [cell.combination.slug for cell in reuse(cells, tmp_path / "again")] == ["glr-0.001"]  # the other is by other code
     assert [cell.combination.slug for cell in reuse(cells, toys)] == ["glr-0.01"]  # the one that diverged is not copied
 
@@ -622,15 +630,26 @@ def test_an_empty_folder_is_no_run_of_a_cell(tmp_path: Path) -> None:
     assert run_folder(tmp_path) == tmp_path / "100000-short"
 
 
-def test_a_pipe_in_a_grids_place_is_no_grid(copied: Path, here: Here, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("what", ["a pipe", "a secret", "a large file"])
+def test_what_is_no_grid_is_not_on_the_page(what: str, copied: Path, here: Here, monkeypatch: Any) -> None:
     monkeypatch.chdir(copied.parents[1])
+    (copied.parents[1] / "secret.txt").write_text("a secret")
     grids = [path for path in copied.rglob("fakes_*.png") if path.name != "fakes_init.png"]
     assert grids
     for path in grids:
         path.unlink()
-        os.mkfifo(path)
+        if what == "a pipe":
+            os.mkfifo(path)
+        elif what == "a secret":
+            path.symlink_to(copied.parents[1] / "secret.txt")
+        else:
+            with open(path, "wb") as file:
+                file.write(PNG)
+                file.truncate(1 << 30)
     done = here("study", str(copied), "--report-only")
     assert done.returncode == 0, done.stderr
+    page = (copied / "index.html").read_text()
+    assert len(page) < 5 << 20 and base64.b64encode(b"a secret").decode()[:10] not in page
 
 
 def test_a_number_that_became_another_processs_gets_no_signal(tmp_path: Path) -> None:

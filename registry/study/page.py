@@ -14,6 +14,7 @@ from registry.core.templates import template
 from registry.core.text import printable
 from registry.measure.protocol import in_words
 from registry.recipe.resolved import dumps
+from registry.report.history import grids
 from registry.show.journal import duration
 from registry.study.cells import Status
 from registry.study.definition import Study
@@ -119,11 +120,11 @@ def pictures(summary: Summary) -> list[tuple[str, str]]:
     found = []
     for group in summary.groups[:MOST_PICTURES]:
         runs = [r.run for r in group.results if r.status is Status.DONE and r.run]
-        grids = sorted(path for path in runs[0].glob("fakes_[0-9]*.png") if path.is_file()) if runs else []
-        if grids:
+        drawn = [path for _, path in grids(runs[0]) if path.stem != "fakes_init"] if runs else []
+        if drawn:
             label = named([name for name, _ in summary.axes], group.labels) or "generator"
             with suppress(OSError):  # it was there a moment ago
-                found.append((label, address(grids[-1].read_bytes(), "image/png")))
+                found.append((label, address(max(drawn).read_bytes(), "image/png")))
     return found
 
 

@@ -64,8 +64,17 @@ def copy(folder: Path, target: Path) -> None:
     """Copy a cell's folder, whole or not at all, and note in it which study it came from. Raises UserError."""
     with new_folder(target) as part:
         try:
-            shutil.copytree(folder, part, dirs_exist_ok=True)
+            shutil.copytree(folder, part, dirs_exist_ok=True, ignore=refuse_others)
         except shutil.Error as error:
             source, _, reason = error.args[0][0]
             raise UserError(f"{source}: cannot be copied: {reason}") from None
         write_note(part, {**read_attempt(part), "copied_from": folder.parents[2].as_posix()})
+
+
+def refuse_others(folder: str, names: list[str]) -> list[str]:
+    """Raises UserError if one of these is neither a file nor a folder: a link to a folder may lead back to it, a device has no
+    end."""
+    for path in (Path(folder, name) for name in names):
+        if not path.is_file() and (path.is_symlink() or not path.is_dir()):
+            raise UserError(f"{path}: cannot be copied: a run's folder holds files, folders and links to files")
+    return []
