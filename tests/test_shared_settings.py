@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ipfm_plugin.loss import IPFMLoss
 from ipfm_plugin.noise import ElectrostaticNoise
+from registry.builtin import tensorboard
 from registry.core.errors import UserError
 from registry.runs.distill import distill
 
@@ -107,4 +108,22 @@ def test_what_changes_while_a_component_is_built_is_put_back(
 
     monkeypatch.setattr("ipfm_plugin.loss.build", build)
     assert distill(str(recipe_file()), outdir="runs").folder.is_dir()
+    assert shared() == before and not any(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_a_trackers_build_changes_is_put_back(
+    what: str, elsewhere: Path, recipe_file: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run with one that changes the working folder went into another folder."""
+    pytest.importorskip("tensorboard")
+    before, build = shared(), tensorboard.build
+
+    def odd(config: Any) -> Any:
+        CHANGES[what](elsewhere)
+        return build(config)
+
+    monkeypatch.setattr("registry.builtin.tensorboard.build", odd)
+    found = distill(str(recipe_file()), sets={"log.trackers": ["tensorboard"], "eval.metrics": []}, outdir="runs").folder
+    assert (found / "recipe.toml").is_file()
     assert shared() == before and not any(elsewhere.iterdir())

@@ -302,7 +302,7 @@ def reason(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
             return f"there is not enough memory; fewer images at a time (batch_gpu, --batch) need less ({cut(text, 100)})", 1
         case ValueError() if "I/O operation on closed file" in text:
             return "the output has been closed", 1
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EIO, filename=None):
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EIO | errno.EBADF, filename=None):
             return f"the output cannot be written: {error.strerror}", 1
         case OSError() if error.filename:  # a name that the system refuses, a disk that fails
             return f"{shown(error.filename, 200)}: {error.strerror}", 1

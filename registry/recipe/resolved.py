@@ -91,9 +91,12 @@ class Choice:
         return f"{self.kind} {self.name} ({self.owner} {self.version})"
 
     def make(self, *domain: Domain) -> Any:
-        """Build the component. Raises UserError, with the plugin's name if it fails in any other way."""
+        """Build the component. What it changes meanwhile for all code, such as the working folder, is then as before. Raises
+        UserError, with the plugin's name if it fails in any other way."""
+        from registry.core.surroundings import settings_restored  # torch, which recipes are read without
+
         try:
-            with settings_of(self):
+            with settings_of(self), settings_restored():
                 made = self.component.make(self.config, *domain)
         except SettingError as error:
             if error.setting in self.origins:

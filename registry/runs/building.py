@@ -16,7 +16,6 @@ from registry.core.contracts import Domain, KnowsLevels, Loss, Metric, Noise, Te
 from registry.core.errors import SettingError, UserError
 from registry.core.levels import generator_levels, spaced
 from registry.core.settings import NoiseConfig
-from registry.core.surroundings import settings_restored
 from registry.edm.augment import LABELS
 from registry.files.formats import SUFFIXES, load_network, misfit
 from registry.measure.guarded import Guarded
@@ -33,17 +32,15 @@ from registry.train.generator import Generator
 
 def build(recipe: Recipe, plugins: Plugins, teacher: Teacher | None = None) -> tuple[Teacher, Noise, Loss]:
     """Teacher, noise and loss of a recipe, or with this teacher. Raises UserError where they do not fit each other."""
-    with settings_restored():
-        teacher = teacher or check_facts(recipe.teacher, recipe.teacher.make())
+    teacher = teacher or check_facts(recipe.teacher, recipe.teacher.make())
     check_fit(recipe, teacher.D, plugins)
     check_augment(recipe, teacher)
-    with settings_restored():
-        noise: Noise = recipe.noise.make(teacher)
-        check_noise(recipe.noise, noise, teacher.image_shape)
+    noise: Noise = recipe.noise.make(teacher)
+    check_noise(recipe.noise, noise, teacher.image_shape)
     if noise.D != teacher.D:
         raise UserError(f"{recipe.path}: noise {recipe.noise.name!r} has D = {noise.D:g}, the teacher has D = {teacher.D:g}")
     check_levels(recipe, teacher, noise)
-    with settings_restored(), weights_of_seed(recipe.train.seed):
+    with weights_of_seed(recipe.train.seed):
         loss = check_loss(recipe.loss, recipe.loss.make(teacher))
     if hidden := hidden_network(loss):
         raise UserError(

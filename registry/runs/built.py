@@ -16,7 +16,7 @@ from registry.core.contracts import Domain, Loss, Noise, Teacher
 from registry.core.errors import BrokenContract, UserError
 from registry.core.settings import can_be_spaced
 from registry.core.streams import Streams
-from registry.core.surroundings import ProcessSettings, autocasts, set_autocasts
+from registry.core.surroundings import ProcessSettings, autocasts, set_autocasts, settings_restored
 from registry.core.text import cut, is_text, kind, shown, text_of
 from registry.plugins.faults import fault_of
 from registry.recipe.resolved import Choice
@@ -117,12 +117,13 @@ def check_noise(choice: Choice, noise: Any, shape: tuple[int, int, int]) -> None
         "perturb(x, sigma, rng)": (lambda: noise.perturb(x, sigma, rng), (n, *shape)),
     }
     for call, (made, wanted) in calls.items():
-        with told_of(choice):
-            found = made()
-        check_tensor(choice, call, found, wanted)
-        demand_autocast(choice, before.autocast)
-        changed = before.changed()
-        demand(choice, changed is None, f"{call} has changed {changed}")
+        with settings_restored():
+            with told_of(choice):
+                found = made()
+            check_tensor(choice, call, found, wanted)
+            demand_autocast(choice, before.autocast)
+            changed = before.changed()
+            demand(choice, changed is None, f"{call} has changed {changed}")
 
 
 def check_loss(choice: Choice, loss: Any) -> Loss:
