@@ -147,6 +147,11 @@ def test_wrong_arguments_are_one_line_and_name_the_argument(case: str, classes: 
     assert "\n" not in str(found.value)
 
 
+def test_draws_that_nobody_knows_are_refused(classes: Path) -> None:
+    with pytest.raises(UserError, match=r"rng = 'Torch': must be one of distill, torch, pfgmpp \(did you mean 'torch'\?\)"):
+        load_generator(classes, rng="Torch")  # type: ignore[arg-type]
+
+
 def test_a_network_without_classes_takes_no_labels(teacher: Sampler) -> None:
     with pytest.raises(UserError, match="labels = 1: digits_d128 was trained without classes"):
         teacher.sample(2, labels=1)

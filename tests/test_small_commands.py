@@ -213,3 +213,10 @@ def test_a_fixed_number_of_threads_is_that_of_the_run_and_not_of_the_caller(
     before = torch.get_num_threads()
     distill(recipe_file(), sets={"train.threads": before + 1, "log.snapshot_ticks": 100})
     assert set(seen) == {before + 1} and torch.get_num_threads() == before
+
+
+def test_a_recipes_name_is_shown_on_one_line_without_codes(cli: Cli, tmp_path: Path) -> None:
+    for name in ("x\u202egpj.toml", "e\x1b[31mred\n.toml"):
+        (tmp_path / name).write_text((ROOT / "recipes" / "quickstart.toml").read_text())
+    done = cli("check", *sorted(tmp_path.glob("*.toml")))
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/e?[31mred?.toml: ok\n{tmp_path}/x?gpj.toml: ok\n")

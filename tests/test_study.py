@@ -194,9 +194,9 @@ def test_a_run_that_another_study_has_made_is_copied(
     seeds = tmp_path / "third" / "cells" / "glr-0.001"
     (seeds / ".seed-5.0123abcd.distill").mkdir(parents=True)  # of a copy that was killed
     other = tmp_path / "again" / "cells" / "glr-0.001" / "seed-5" / "elsewhere"
-    for leads_to in ("nowhere", ".", "elsewhere", "/dev/zero"):
+    for leads_to in ("nowhere", ".", "elsewhere", "/dev/zero", "attempt.json"):
         other.symlink_to(leads_to)
-        with pytest.raises(UserError, match="elsewhere: cannot be copied: a run's folder holds files, folders and links to files"):
+        with pytest.raises(UserError, match="elsewhere: cannot be copied: a study copies files and folders, and no links"):
             reuse(cells, tmp_path / "again")
         assert not list(seeds.iterdir())
         other.unlink()
@@ -204,7 +204,6 @@ def test_a_run_that_another_study_has_made_is_copied(
     with pytest.raises(UserError, match="elsewhere: cannot be copied: "):
         reuse(cells, tmp_path / "again")
     other.unlink()
-    other.symlink_to("attempt.json")
     assert [cell.combination.slug for cell in reuse(cells, tmp_path / "again")] == ["glr-0.001"]  # the other is by other code
     assert [cell.combination.slug for cell in reuse(cells, toys)] == ["glr-0.01"]  # the one that diverged is not copied
 
@@ -601,6 +600,52 @@ def test_a_pipe_in_a_cells_place_is_not_waited_for(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"{name}: is no file; remove it"):
             attempts.begin(tmp_path, [sys.executable, "-c", "pass"], {}, {})
         (tmp_path / name).unlink()
+        (tmp_path / "victim").write_text("my thesis")
+        (tmp_path / name).symlink_to("victim")
+        with pytest.raises(UserError, match=f"{name}: is a link; remove it"):
+            attempts.begin(tmp_path, [sys.executable, "-c", "pass"], {}, {})
+        assert (tmp_path / "victim").read_text() == "my thesis"
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["log.txt", "study.lock"])
+def test_links_and_pipes_in_a_studys_folder(name: str, copied: Path, here: Here, monkeypatch: Any) -> None:
+    monkeypatch.chdir(copied.parents[1])
+    victim = copied.parents[1] / "victim.txt"
+    victim.write_text("my thesis")
+    (copied / name).unlink(missing_ok=True)
+    (copied / name).symlink_to(victim)
+    assert f"{name}: is a link; remove it" in error_line(here("study", str(copied)))
+    assert victim.read_text() == "my thesis"
+    (copied / name).unlink()
+    os.mkfifo(copied / name)
+    assert f"{name}: is no file; remove it" in error_line(here("study", str(copied)))
+
+
+def test_another_study_does_not_go_into_a_studys_folder(copied: Path, here: Here, monkeypatch: Any) -> None:
+    """Its report would have taken the place of the other's."""
+    monkeypatch.chdir(copied.parents[1])
+    before = (copied / "study.json").read_bytes()
+    words = ["--recipe", "toy_2d", "--vary", "train.student_steps=1", "--seeds", "5", *sets(), "--outdir", copied]
+    line = error_line(here("study", *words))
+    assert "holds a study that varies " in line and "this one varies train.student_steps; give another folder" in line
+    assert (copied / "study.json").read_bytes() == before
+
+
+def test_the_words_of_an_attempt_are_shown_without_codes(copied: Path, here: Here, monkeypatch: Any) -> None:
+    monkeypatch.chdir(copied.parents[1])
+    note = next(copied.glob("cells/*/seed-*/attempt.json"))
+    found = json.loads(note.read_text())
+    found["made_with"] |= {"cpu": "\x1b[5m\u202eX"}
+    note.write_text(json.dumps(found | {"exit": 4, "error": "\x1b[2JALL FINE\u202e" + "x" * 10**6}))
+    done = here("study", str(copied), "--report-only")
+    texts = [
+        done.stdout,
+        done.stderr,
+        *((copied / name).read_text() for name in ("index.html", "results.csv", "study.json", "table.md")),
+    ]
+    assert "?[2JALL FINE?x" in texts[0] + texts[1]
+    assert not any(code in text for text in texts for code in ("\x1b", "\u202e", "\\u001b", "\\u202e", "x" * 2000))
 
 
 def test_an_attempt_is_written_down_whatever_the_clock_and_the_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from registry.plugins.loading import Plugins
 from registry.study.cells import Cell, prepare, record
 from registry.study.conduct import conduct, strict
 from registry.study.definition import Study, checked, read_study
-from registry.study.grid import as_text, axes_of, combinations, split_values
+from registry.study.grid import as_text, axes_of, combinations, slugs, split_values
 from registry.study.local import environment
 from registry.study.sheets import estimate
 from registry.study.statistics import Effect, averaged, band, common_end, holm, paired, t_test, value_at
@@ -43,6 +43,7 @@ def test_the_grid_is_the_product_and_every_combination_has_a_folder_of_its_own()
     assert [c.slug for c in found] == [f"alpha-{a}_method-{m}" for a in ("0.5", "1") for m in "ab"]
     awkward = combinations(axes_of({"m": {"a b": {}, "a-b": {"x.y": 1}, "a/b": {"x.y": 2}, "é" * 200: {"x.y": 3}}}), {}, (), {})
     assert len({c.slug for c in awkward}) == 4
+    assert slugs(["a"], [("t/x",)]) == slugs(["a"], [("t/x",), ("t-x",), ("T-X",)])[:1]  # of which the run may be there
     assert all(re.fullmatch(r"[\w.+-]{1,100}", c.slug, re.ASCII) for c in awkward)
     (alone,) = combinations((), {}, (), {})
     assert (alone.labels, alone.slug) == ((), "all")

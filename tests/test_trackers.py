@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from registry.builtin import WandbConfig
-from registry.builtin.wandb import build
+from registry.builtin.wandb import build, known_id
 from registry.core.errors import UserError
 from registry.runs.distill import distill
 from tests.conftest import ROOT, environment, error_line, installed
@@ -88,6 +89,18 @@ def records(file: Path) -> Iterator[Any]:
             record.ParseFromString(message)
             yield record
             message = b""
+
+
+def test_a_damaged_name_of_a_run_at_weights_and_biases_is_made_anew(tmp_path: Path) -> None:
+    first = known_id(tmp_path)
+    assert known_id(tmp_path) == first
+    for damaged in (b"", b"\xff", b"another run"):
+        (tmp_path / "wandb-id.txt").write_bytes(damaged)
+        assert known_id(tmp_path) not in (first, damaged.decode(errors="replace"))
+    (tmp_path / "wandb-id.txt").unlink()
+    os.mkfifo(tmp_path / "wandb-id.txt")
+    with pytest.raises(UserError, match="is a device or a pipe"):  # which is not waited for
+        known_id(tmp_path)
 
 
 def test_weights_and_biases_writes_an_offline_run_that_is_one_after_a_resumption(recipe_file: Write, here: Here) -> None:

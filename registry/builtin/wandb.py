@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import re
 import secrets
 import threading
 from collections.abc import Callable, Mapping
@@ -16,9 +17,11 @@ from urllib.parse import urlsplit
 
 from registry.api import Tracker, UserError
 from registry.builtin import WandbConfig
+from registry.core.atomic import write_atomically
 from registry.core.interruption import WRITER, signalled
 from registry.core.text import shown
 from registry.core.version import install
+from registry.files.json_files import content
 
 PATIENCE, STEP = 3.0, 0.1
 """Seconds that a server is waited for once the run is asked to stop; between two looks at whether it is."""
@@ -35,13 +38,10 @@ class Wandb(Tracker):
     def begin(self, folder: Path, recipe: Mapping[str, Any], nimg: int) -> None:
         import wandb
 
-        known = folder / ID
-        if not known.is_file():
-            known.write_text(secrets.token_hex(4) + "\n")
         self.run = unless_signalled(partial(
             wandb.init,
             project=self.config.project, entity=self.config.entity, mode=self.config.mode, dir=folder, name=folder.name,
-            id=known.read_text().strip(), resume="allow", config=dict(recipe),
+            id=known_id(folder), resume="allow", config=dict(recipe),
             settings=wandb.Settings(silent=True, console="off", disable_code=True, disable_git=True),
         ))  # fmt: skip
         self.run.define_metric("kimg")
@@ -57,6 +57,17 @@ class Wandb(Tracker):
 
     def end(self) -> None:
         unless_signalled(self.run.finish)
+
+
+def known_id(folder: Path) -> str:
+    """The run's name at wandb, under which a resumed one goes on; a new one if the folder has none that is whole."""
+    with suppress(OSError, ValueError):
+        known = content(folder / ID).decode().strip()
+        if re.fullmatch("[0-9a-f]{8}", known):
+            return known
+    new = secrets.token_hex(4)
+    write_atomically(folder / ID, f"{new}\n".encode())
+    return new
 
 
 def unless_signalled(call: Callable[[], Any]) -> Any:

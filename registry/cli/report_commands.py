@@ -22,10 +22,10 @@ def report(runs: tuple[Path, ...], output: Path | None) -> None:
     The page is one file that needs no network. By default it is the run's report.html; that of several runs is ./report.html.
     """
     from registry.core.errors import SettingError
-    from registry.core.text import printable
+    from registry.core.text import one_line
     from registry.report.render import REPORT, write_page
 
     if output and output.suffix.lower() not in (".html", ".htm"):
         raise SettingError("output", "a page's name ends in .html", str(output))
     path = output or (runs[0] / REPORT if len(runs) == 1 else Path(REPORT))
-    click.echo(f"the page is in {printable(str(write_page(runs, path)))}")
+    click.echo(f"the page is in {one_line(write_page(runs, path))}")

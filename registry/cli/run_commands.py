@@ -10,7 +10,7 @@ from registry.cli import completion
 from registry.cli.group import main
 from registry.cli.options import override, recipe_options
 from registry.core.errors import SettingError, UserError
-from registry.core.text import printable
+from registry.core.text import one_line, printable
 
 
 @main.command()
@@ -95,11 +95,12 @@ def check(recipes: tuple[str, ...], sets: tuple[str, ...], loss: str | None, ope
             wrong += 1
             click.echo(printable(f"{name}: {error}" if isinstance(error, SettingError) else str(error)), err=True)
         else:
-            click.echo(f"{resolved.path}: ok")
+            where = one_line(resolved.path)
+            click.echo(f"{where}: ok")
             if isinstance(resolved, Recipe) and (remark := resolved.teacher.config.remark()):
-                click.echo(printable(f"{resolved.path}: WARNING: [teacher] {remark}"))
+                click.echo(f"{where}: WARNING: [teacher] {one_line(remark)}")
             for doubt in [] if isinstance(resolved, FeaturesRecipe) else doubts(resolved):
-                click.echo(printable(f"{resolved.path}: WARNING: {doubt}"))
+                click.echo(f"{where}: WARNING: {one_line(doubt)}")
     if wrong:
         raise UserError(f"{wrong} of {len(recipes)} recipes cannot run")
 

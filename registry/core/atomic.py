@@ -273,6 +273,15 @@ def unused(path: Path) -> Path:
     return path if not path.exists() else next(p for p in numbered if not p.exists())
 
 
+def check_in_place(path: Path) -> None:
+    """Check that what is written where it stands, as a lock or line by line, is a file of its own folder, if there is one. Raises
+    UserError: a link's target may be anybody's, and a pipe would be waited for."""
+    if path.is_symlink():
+        raise UserError(f"{path}: is a link; remove it: what is written here stays in this folder")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no file; remove it")
+
+
 def check_folder(folder: Path, setting: str) -> None:
     """Check that the folder exists or can be made. Raises SettingError. Leaves nothing behind."""
     try:

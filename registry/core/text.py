@@ -11,6 +11,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
+def one_line(text: object) -> str:
+    """The same for ends of lines, too: a file's name may have some."""
+    return printable(str(text)).replace("\n", "?")
+
+
 def shown(text: object, most: int = 200) -> str:
     """Text from a file or an error, on one line of a terminal."""
     words = text_of(text, str)
@@ -31,13 +36,13 @@ def text_of(value: object, of: Callable[[object], str] = repr) -> str:
         return f"{kind(value)} without a text"
 
 
-def printable_values(value: Any) -> Any:
-    """Plain values, with all text in them as a terminal may show it."""
+def printable_values(value: Any, most: int | None = None) -> Any:
+    """Plain values, with all text in them as a terminal may show it, and of at `most` so many characters."""
     if isinstance(value, Mapping):
-        return {printable(str(key)): printable_values(inner) for key, inner in value.items()}
+        return {printable(str(key)): printable_values(inner, most) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [printable_values(inner) for inner in value]
-    return printable(value) if isinstance(value, str) else value
+        return [printable_values(inner, most) for inner in value]
+    return printable(value if most is None else cut(value, most)) if isinstance(value, str) else value
 
 
 def is_text(value: object) -> bool:

@@ -6,12 +6,12 @@ import math
 import os
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from registry.core import distributed
-from registry.core.errors import SettingError, UserError
+from registry.core.errors import SettingError, UserError, near
 from registry.core.surroundings import torch_left_alone, usual_torch
 from registry.core.text import cut, shown
 from registry.edm.networks import Precond
@@ -118,6 +118,8 @@ def open_sampler(
     may not state it. Raises UserError.
     """
     check_kinds(key=key, rng=rng, precision=precision)
+    if rng not in get_args(Rng):
+        raise SettingError("rng", f"must be one of {', '.join(get_args(Rng))}{near(rng, get_args(Rng))}", rng)
     check_flag("compile", compile)
     for name, number in (("sigma_init", sigma_init), ("D", D)):
         if number is not None and (not isinstance(number, Real) or isinstance(number, bool) or not number > 0):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from registry.core.atomic import write_atomically
+from registry.core.atomic import check_in_place, write_atomically
 from registry.core.errors import UserError
 from registry.study.cells import ATTEMPT, read_attempt
 from registry.study.machine import code, made_with
@@ -80,8 +80,7 @@ def begin(folder: Path, command: list[str], environment: Mapping[str, str], sour
     folders that the recipe names have held. Raises UserError."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in (folder / LOCK, folder / OUTPUT, folder / ERRORS):
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise UserError(f"{path}: is no file; remove it")
+        check_in_place(path)
     with open(folder / LOCK, "w") as lock, open(folder / OUTPUT, "ab") as output, open(folder / ERRORS, "wb") as errors:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

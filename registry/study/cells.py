@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 from registry.core.atomic import write_atomically
 from registry.core.errors import Diverged, Mistakes, SettingError, UserError
 from registry.core.interruption import SIGNALS
-from registry.core.text import shown
+from registry.core.text import printable_values, shown
 from registry.files.json_files import kept
 from registry.files.json_lines import STATISTICS, readable_lines
 from registry.files.locate import locate_recipe
@@ -71,6 +71,8 @@ class Note(TypedDict, total=False):
 
 
 NOTE = TypeAdapter(Note)
+MOST_WORDS = 1000
+"""Characters of a text that an attempt leaves."""
 
 
 @dataclass(frozen=True)
@@ -264,8 +266,11 @@ def kimg(cell: Cell) -> float:
 
 
 def read_attempt(folder: Path) -> Note:
-    """What the last attempt left in a cell's folder; empty before the first, or if it cannot be read."""
-    return kept(folder / ATTEMPT, NOTE) or Note()
+    """What the last attempt left in a cell's folder, its words as they may be shown; empty before the first, or if it cannot be
+    read."""
+    note = kept(folder / ATTEMPT, NOTE) or Note()
+    words = {name: printable_values(note[name], MOST_WORDS) for name in ("error", "made_with", "copied_from") if name in note}
+    return cast(Note, {**note, **words})
 
 
 def last_line(path: Path) -> dict[str, Any]:

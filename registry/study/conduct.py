@@ -15,13 +15,15 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from typing_extensions import TypedDict
 
-from registry.core.atomic import check_folder, unused, write_atomically
+from registry.core.atomic import check_folder, check_in_place, unused, write_atomically
 from registry.core.errors import SettingError, UserError
 from registry.core.locks import locked
+from registry.core.text import shown
 from registry.files.json_files import kept
 from registry.measure.saved import kept_table
 from registry.plugins.loading import Plugins
 from registry.recipe.resolved import dumps
+from registry.recipe.texts import read_tables
 from registry.show.journal import Journal
 from registry.study.attempts import write_note
 from registry.study.cells import Cell, Command, Status, check_unchanged, is_longer, prepare, status
@@ -72,6 +74,7 @@ def conduct(
     """
     journal = journal or Journal()
     check_folder(outdir, "outdir")
+    check_same_axes(study, outdir)
     cells = prepare(study, outdir, plugins, command)
     check_unchanged(cells, outdir, plugins)
     if report_only:
@@ -96,6 +99,18 @@ def conduct(
         return summary
 
 
+def check_same_axes(study: Study, outdir: Path) -> None:
+    """Check that a folder that holds a study holds one of these axes: its report would no longer be that of its runs. Raises
+    SettingError."""
+    try:
+        held = read_tables(outdir / STUDY).get("vary", {})
+    except UserError:  # there is none, or it is damaged
+        return
+    if isinstance(held, dict) and held.keys() != study.vary.keys():
+        of, now = (", ".join(map(shown, sorted(names))) or "nothing" for names in (held, study.vary))
+        raise SettingError("outdir", f"holds a study that varies {of}, and this one varies {now}; give another folder", str(outdir))
+
+
 def check_all_ran(cells: Sequence[Cell]) -> None:
     """Raises UserError, or SettingError, if runs have failed or were killed. One that has diverged is a result like others."""
     found = [status(cell)[0] for cell in cells]
@@ -111,8 +126,11 @@ def check_all_ran(cells: Sequence[Cell]) -> None:
 def alone(outdir: Path) -> Iterator[None]:
     """Keep other studies out of the folder. Raises SettingError if one is in it."""
     outdir.mkdir(parents=True, exist_ok=True)
+    lock = outdir / "study.lock"
+    for path in (lock, outdir / "log.txt"):
+        check_in_place(path)
     try:
-        with locked(outdir / "study.lock"):
+        with locked(lock):
             yield
     except Timeout:
         raise SettingError("outdir", "another study is running in this folder", str(outdir)) from None

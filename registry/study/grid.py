@@ -188,15 +188,16 @@ def as_label(value: Any) -> str:
 
 
 def slugs(names: Sequence[str], combinations: Sequence[tuple[str, ...]]) -> list[str]:
-    """Names for the combinations' folders, each once: 'alpha-0.5_steps-2'. Where two would be the same, they get a number."""
+    """Names for the combinations' folders, each once: 'alpha-0.5_steps-2'. What would have the name of another before it gets a
+    number, so that a value that is added behind changes no name."""
     last = [name.rpartition(".")[2] for name in names]
     short = [name if last.count(end) > 1 else end for name, end in zip(names, last, strict=True)]
     texts = ["_".join(f"{name}-{label}" for name, label in zip(short, labels, strict=True)) or "all" for labels in combinations]
     plain = [re.sub(r"[^\w.+-]+", "-", text, flags=re.ASCII)[:90] for text in texts]
-    alike = Counter(text.lower() for text in plain)
+    first = {slug.lower(): i for i, slug in reversed([*enumerate(plain)])}
     return [
-        f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:6]}" if alike[slug.lower()] > 1 or len(text) > 90 else slug
-        for text, slug in zip(texts, plain, strict=True)
+        f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:6]}" if first[slug.lower()] < i or len(text) > 90 else slug
+        for i, (text, slug) in enumerate(zip(texts, plain, strict=True))
     ]
 
 

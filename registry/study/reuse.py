@@ -72,9 +72,9 @@ def copy(folder: Path, target: Path) -> None:
 
 
 def refuse_others(folder: str, names: list[str]) -> list[str]:
-    """Raises UserError if one of these is neither a file nor a folder: a link to a folder may lead back to it, a device has no
-    end."""
+    """Raises UserError if one of these is neither a file nor a folder: a link may lead back to its folder, or to what is nobody
+    else's business, and a device has no end."""
     for path in (Path(folder, name) for name in names):
-        if not path.is_file() and (path.is_symlink() or not path.is_dir()):
-            raise UserError(f"{path}: cannot be copied: a run's folder holds files, folders and links to files")
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path}: cannot be copied: a study copies files and folders, and no links")
     return []
