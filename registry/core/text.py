@@ -12,7 +12,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: object) -> str:
-    """The same for ends of lines, too: a file's name may have some."""
+    """Text with a question mark for ends of lines, too: a file's name may have some."""
     return printable(str(text)).replace("\n", "?")
 
 
