@@ -205,6 +205,9 @@ def test_a_loss_that_reads_values_cannot_be_planned() -> None:
         def student(self, f: Denoiser, x: Tensor, *_: Any) -> Tensor:
             return x * x.sum().item()
 
+        def generator(self, teacher: Denoiser, f: Denoiser, x: Tensor, *_: Any) -> Tensor:
+            return x
+
     wanted = recipe()
     component = Component("reads", Config, lambda config, domain: Reads(), "reads a value")
     with pytest.raises(UserError, match=r"cannot be planned, for a component reads the values of tensors"):
